@@ -1,0 +1,5 @@
+"""``python -m budgetft``."""
+
+from budgetft.cli import run
+
+run()

@@ -1,0 +1,77 @@
+"""``budgetft estimate``: what one setting would need, without planning and without a card."""
+
+from typing import Annotated
+
+import typer
+
+from budgetft.cli import options
+
+
+def estimate(
+    gpu: options.Gpu_,
+    model: options.Model_ = options.DEFAULT_MODEL,
+    budget: options.Budget = None,
+    image: options.Image = "448x448",
+    images: options.Images = 1,
+    text_tokens: options.TextTokens = 256,
+    supervised_tokens: options.SupervisedTokens = 160,
+    max_pixels: options.MaxPixels = None,
+    max_length: options.MaxLength = None,
+    rank: options.Rank = None,
+    targets: options.Targets = None,
+    effective_batch: options.EffectiveBatch = None,
+    knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
+    from budgetft.cli.show import print_estimate
+    from budgetft.errors import UsageError
+    from budgetft.gpu import load_gpu
+    from budgetft.knobs import parse_knob
+    from budgetft.measure.job import Job
+    from budgetft.model import load_model
+    from budgetft.plan import knob_problems
+    from budgetft.predict.estimator import Estimator
+    from budgetft.search.space import settings
+    from budgetft.units import parse_size
+    from budgetft.workload import Workload
+
+    given = dict(parse_knob(text) for text in knob or [])
+    card, architecture = load_gpu(gpu), load_model(model)
+    width, height = parse_size(image or "448x448")
+    contract, _ = options.contract_from(
+        max_pixels=max_pixels or str(width * height),
+        max_length=max_length,
+        rank=rank,
+        targets=targets,
+        effective_batch=effective_batch,
+    )
+    shape = options.typed_shape(
+        f"{width}x{height}", images, text_tokens, supervised_tokens, model=architecture, contract=contract
+    )
+    job = Job(
+        gpu=card,
+        budget_bytes=options.budget_bytes(budget, card),
+        model=architecture,
+        contract=contract,
+        workload=Workload.uniform(shape),
+        evidence="predicted",
+    )
+    grid = settings(job)
+    if "micro_batch" in given:
+        given.setdefault("grad_accum", contract.effective_batch // max(1, given["micro_batch"]))
+    wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
+    wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, card)]
+    if not wanted or any(knobs.checkpointed_layers > architecture.layers for knobs in wanted):
+        problems = knob_problems(grid[0].replace(**given), contract, card)
+        problems.append(f"checkpointed_layers is 0 to {architecture.layers}")
+        raise UsageError("; ".join(problems))
+    estimator = Estimator(job)
+    rated = [(knobs, estimator.estimate(knobs)) for knobs in wanted]
+    fitting = [pair for pair in rated if pair[1].fits]
+    best = (
+        max(fitting, key=lambda pair: pair[1].samples_per_second or 0)
+        if fitting
+        else min(rated, key=lambda pair: pair[1].process_peak_bytes)
+    )
+    print_estimate(*best, job=job, calibration=estimator.calibration, json_output=json_output)

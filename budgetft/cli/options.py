@@ -1,0 +1,104 @@
+"""Options that several commands share, and how they become values."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from budgetft.contract import Contract
+from budgetft.errors import UsageError
+from budgetft.gpu import Gpu
+from budgetft.model import Model
+from budgetft.units import format_gib, parse_bytes, parse_size
+from budgetft.workload import Shape
+
+Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
+Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
+Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
+MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LOW..HIGH prices the steps up.")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
+Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the steps up and plans the floor.")]
+Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
+EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
+Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
+Images = Annotated[int, typer.Option(help="Images per example, with --image.")]
+TextTokens = Annotated[int, typer.Option(help="Text tokens per example, with --image; prompt and answer.")]
+SupervisedTokens = Annotated[int, typer.Option(help="Answer tokens per example, with --image.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+DEFAULT_MODEL = "qwen2.5-vl-3b"
+
+
+def budget_bytes(text: str | None, gpu: Gpu) -> int:
+    """The budget in bytes; more than the card has is refused."""
+    if text is None:
+        return gpu.budget_bytes
+    size = parse_bytes(text)
+    if not 0 < size <= gpu.memory_bytes:
+        raise UsageError(f"--budget {text} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
+    return size
+
+
+def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
+    """The contract with its ranges at their floor, and the further values of each range: doublings up to its end."""
+    chosen: dict[str, Any] = {}
+    ranges: dict[str, list[int]] = {}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if name in ("rank", "max_pixels"):
+            low, steps = _range(name, value)
+            chosen[name] = low
+            if steps:
+                ranges[name] = steps
+        elif name == "targets":
+            chosen[name] = tuple(part.strip() for part in value.split(","))
+        else:
+            chosen[name] = value
+    if "rank" in chosen:
+        chosen["alpha"] = 2 * chosen["rank"]
+    return Contract.make(**chosen), ranges
+
+
+def _range(name: str, text: str) -> tuple[int, list[int]]:
+    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text.strip())
+    if match is None:
+        raise UsageError(f"--{name.replace('_', '-')} must be a number or LOW..HIGH, not {text!r}")
+    low = int(match[1])
+    high = int(match[2] or low)
+    if low < 1 or high < low:
+        raise UsageError(f"--{name.replace('_', '-')} {text}: the range must rise from at least 1")
+    steps, value = [], low * 2
+    while value < high:
+        steps.append(value)
+        value *= 2
+    return low, [*steps, high] if high > low else []
+
+
+def typed_shape(
+    image: str, images: int, text_tokens: int, supervised_tokens: int, *, model: Model, contract: Contract
+) -> Shape:
+    """The shape that the user typed, its images resized as the model's processor would."""
+    from budgetft.data.tokens import resized_size
+
+    width, height = parse_size(image)
+    size = resized_size(width, height, model, contract)
+    shape = Shape.make(images=(size,) * images, text_tokens=text_tokens, supervised_tokens=supervised_tokens)
+    tokens = shape.total_tokens(model.pixel_step)
+    if supervised_tokens >= text_tokens:
+        raise UsageError(f"--supervised-tokens {supervised_tokens} must be fewer than --text-tokens {text_tokens}")
+    if tokens > contract.max_length:
+        raise UsageError(
+            f"the example has {tokens} tokens ({shape.visual_tokens(model.pixel_step)} of them visual);"
+            f" the limit is {contract.max_length}",
+            hint="raise --max-length or lower --max-pixels; examples are never cut",
+        )
+    return shape
+
+
+def cache_folder() -> Path:
+    """Where studies, ledgers and the sample live unless told otherwise: ``$BUDGETFT_CACHE`` or the user's cache."""
+    import os
+
+    return Path(os.environ.get("BUDGETFT_CACHE") or Path.home() / ".cache" / "budgetft")

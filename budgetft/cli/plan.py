@@ -1,0 +1,121 @@
+"""``budgetft plan``: find the fastest setting that stays under the budget, and write it down with its proof."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from budgetft.cli import options
+
+if TYPE_CHECKING:
+    from budgetft.contract import Contract
+    from budgetft.model import Model
+    from budgetft.workload import Workload
+
+Probe = Literal["auto", "always", "never"]
+
+
+def plan(
+    gpu: options.Gpu_,
+    model: options.Model_ = options.DEFAULT_MODEL,
+    budget: options.Budget = None,
+    data: Annotated[Path | None, typer.Option(help="A dataset folder (budgetft data); drawn samples when left out.")] = None,
+    image: options.Image = None,
+    images: options.Images = 1,
+    text_tokens: options.TextTokens = 256,
+    supervised_tokens: options.SupervisedTokens = 160,
+    max_pixels: options.MaxPixels = None,
+    max_length: options.MaxLength = None,
+    rank: options.Rank = None,
+    targets: options.Targets = None,
+    effective_batch: options.EffectiveBatch = None,
+    probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
+    max_probes: Annotated[int, typer.Option(min=3, help="Most probes, baseline and confirmation included.")] = 20,
+    sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
+    from budgetft.cli.show import event_line, print_plan
+    from budgetft.gpu import load_gpu
+    from budgetft.model import load_model
+    from budgetft.plan import write_plan
+    from budgetft.search.run import PlanRequest, make_plan
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    card = load_gpu(gpu)
+    budget_bytes = options.budget_bytes(budget, card)
+    architecture = load_model(model)
+    if image is not None and max_pixels is None:
+        from budgetft.units import parse_size
+
+        width, height = parse_size(image)
+        max_pixels = str(width * height)
+    contract, ranges = options.contract_from(
+        max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
+    )
+    cache = options.cache_folder()
+    if data is None and image is None:
+        data = _sample(cache / "sample", say)
+
+    def workload_under(changed: "Contract") -> "Workload":
+        return _workload(data, image, images, text_tokens, supervised_tokens, architecture, changed)
+
+    request = PlanRequest(
+        gpu=card,
+        budget_bytes=budget_bytes,
+        model=architecture,
+        contract=contract,
+        ranges=ranges,
+        workload_under=workload_under,
+        data=None if data is None else str(data.resolve()),
+        probe=probe,
+        max_probes=max_probes,
+        sampler=sampler,
+        storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
+        ledger=ledger or cache / "ledger.sqlite3",
+        on_event=lambda event: say(event_line(event)),
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    made = make_plan(request)
+    write_plan(made, out)
+    if json_output:
+        print(made.model_dump_json(indent=2))
+    else:
+        print_plan(made, str(out))
+
+
+def _sample(folder: Path, say: Any) -> Path:
+    """The drawn sample dataset, made once; a whole one is recognised by being readable."""
+    from budgetft.data.examples import read_dataset
+    from budgetft.data.sample import write_sample
+    from budgetft.errors import UsageError
+
+    try:
+        read_dataset(folder)
+    except UsageError:
+        say(f"no --data and no --image: planning for the drawn sample dataset in {folder}")
+        write_sample(folder, overwrite=folder.exists())
+    return folder
+
+
+def _workload(
+    data: Path | None, image: str | None, images: int, text: int, supervised: int, model: "Model", contract: "Contract"
+) -> "Workload":
+    from budgetft.workload import Workload
+
+    if image is not None:
+        return Workload.uniform(options.typed_shape(image, images, text, supervised, model=model, contract=contract))
+    from budgetft.data.examples import read_dataset
+    from budgetft.data.processor import load_processor
+    from budgetft.data.stats import measure_workload
+
+    assert data is not None
+    return measure_workload(read_dataset(data), load_processor(model), model, contract)

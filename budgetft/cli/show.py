@@ -1,0 +1,80 @@
+"""Plans and estimates for people: plain lines, readable in a log file and without colour."""
+
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.outcome import Estimate
+from budgetft.plan import Candidate, Plan
+from budgetft.predict.calibrate import Calibration
+from budgetft.search.planner import Event, describe
+from budgetft.units import format_gib
+
+
+def print_estimate(knobs: Knobs, estimate: Estimate, *, job: Job, calibration: Calibration, json_output: bool) -> None:
+    """One estimate on stdout."""
+    if json_output:
+        print(estimate.model_dump_json(indent=2))
+        return
+    share = calibration.uncertainty_share
+    print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
+    print(f"  knobs         {describe(knobs)}")
+    verdict = "fits" if estimate.fits else "does not fit"
+    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
+    print(f"  speed         {rate(estimate)}")
+    print_terms(estimate)
+
+
+def print_terms(estimate: Estimate) -> None:
+    """Where the bytes go, largest first."""
+    print("  where the bytes go")
+    for term in sorted(estimate.terms, key=lambda term: term.memory_bytes, reverse=True):
+        print(f"    {format_gib(term.memory_bytes):>11}  {term.name}")
+
+
+def rate(estimate: Estimate) -> str:
+    """Samples per second, with where the number is from."""
+    if estimate.samples_per_second is None:
+        return "unknown: the card's rates are not in its profile"
+    return f"{estimate.samples_per_second:.2f} samples/s ({estimate.evidence})"
+
+
+def print_plan(plan: Plan, path: str) -> None:
+    """The plan on stdout: what to run, what it needs, how sure it is, and what to do next."""
+    estimate = plan.estimate
+    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}")
+    print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
+    print(f"  run           {describe(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step")
+    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
+    print(f"  speed         {rate(estimate)}")
+    print(f"  stock recipe  {_compared(plan.baseline, estimate)}")
+    print_terms(estimate)
+    for row in plan.price_list:
+        speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"
+        print(f"  price         {row.axis} {row.value}: {speed}, {format_gib(row.process_peak_bytes)} ({row.evidence})")
+    print(f"\nwritten to {path}; next: budgetft train --plan {path} --out runs/first")
+
+
+def _compared(baseline: Candidate | None, estimate: Estimate) -> str:
+    if baseline is None:
+        return "does not fit at any micro-batch"
+    peak = format_gib(baseline.estimate.process_peak_bytes)
+    text = f"{rate(baseline.estimate)}, {peak}, micro_batch {baseline.knobs.micro_batch}"
+    if baseline.estimate.samples_per_second and estimate.samples_per_second:
+        text += f"; the plan is {estimate.samples_per_second / baseline.estimate.samples_per_second:.2f}x as fast"
+    return text
+
+
+def event_line(event: Event) -> str:
+    """One line of progress."""
+    if event.outcome is None:
+        return f"[{event.stage}] {event.number}: {event.text}" if event.number else f"[{event.stage}] {event.text}"
+    outcome = event.outcome
+    predicted = format_gib(event.estimate.process_peak_bytes) if event.estimate else "-"
+    known = " (known)" if event.from_ledger else ""
+    if outcome.samples_per_second is None:
+        where = f" in {outcome.phase}" if outcome.phase else ""
+        return f"[{event.stage}] {event.number}: {outcome.status}{where}{known}; predicted {predicted}: {outcome.detail[:160]}"
+    retries = f", {outcome.alloc_retries} allocator retries" if outcome.alloc_retries else ""
+    return (
+        f"[{event.stage}] {event.number}: {outcome.samples_per_second:.2f} samples/s,"
+        f" {format_gib(outcome.process_peak_bytes)} (predicted {predicted}){retries}{known}, {outcome.wall_seconds:.0f} s"
+    )

@@ -1,0 +1,139 @@
+"""``budgetft train``: run a plan into a folder, with its progress on stderr and its summary on stdout."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from budgetft.plan import read_plan
+from budgetft.units import format_gib
+
+if TYPE_CHECKING:
+    from budgetft.train.record import Record, Summary
+
+LINES = 50
+"""About so many plain progress lines a run."""
+
+Note = Callable[[str], None]
+Progress = Callable[["Record"], None]
+
+
+def train(
+    plan: Annotated[Path, typer.Option("--plan", help="The plan to run, as budgetft plan wrote it.")],
+    out: Annotated[Path, typer.Option("--out", help="The run folder: log, checkpoints, adapter, summary.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset folder; the plan's when left out.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the plan's when left out.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of the whole run; the contract's epochs when left out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="A tracker that accelerate knows, for example tensorboard; repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
+    planned = read_plan(plan)
+    from budgetft.train.loop import run_training
+
+    with _progress(planned.gpu.budget_bytes, quiet=quiet) as (on_progress, on_note):
+        summary = run_training(
+            planned,
+            out=out,
+            data=data,
+            weights=weights,
+            steps=steps,
+            resume=resume,
+            save_every=save_every,
+            device=device,
+            on_progress=on_progress,
+            on_note=on_note,
+            trackers=tracker or (),
+        )
+    if json_output:
+        print(summary.model_dump_json(indent=2))
+    else:
+        _print_summary(summary, out)
+
+
+@contextmanager
+def _progress(budget_bytes: int, *, quiet: bool) -> Iterator[tuple[Progress, Note]]:
+    """What to call with records and notes: a bar on a terminal, else plain lines; quiet, only warnings are told."""
+    if quiet:
+        yield (lambda record: None), (lambda note: _say(note) if note.startswith("warning") else None)
+    elif sys.stderr.isatty():
+        with _bar(budget_bytes) as calls:
+            yield calls
+    else:
+        yield _lines(budget_bytes), _say
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _lines(budget_bytes: int) -> Progress:
+    def show(record: "Record") -> None:
+        every = max(1, record.steps // LINES)
+        if record.step % every == 0 or record.step in (1, record.steps) or not record.finite:
+            _say(f"step {record.step}/{record.steps}  {describe(record, budget_bytes)}")
+
+    return show
+
+
+@contextmanager
+def _bar(budget_bytes: int) -> Iterator[tuple[Progress, Note]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def show(record: "Record") -> None:
+            text = describe(record, budget_bytes)
+            bar.update(task, total=record.steps, completed=record.step, description=text, visible=True)
+
+        yield show, lambda note: bar.console.print(note, markup=False, highlight=False)
+
+
+def describe(record: "Record", budget_bytes: int) -> str:
+    """A record in one line: loss, rate, and memory now, at its peak and of the budget."""
+    loss = "not finite, skipped" if not record.finite or record.loss is None else f"{record.loss:.4f}"
+    return (
+        f"loss {loss}  {record.samples_per_second:.2f} samples/s  memory {format_gib(record.process_bytes)}"
+        f" peak {format_gib(record.process_peak_bytes)} of {format_gib(budget_bytes)}"
+    )
+
+
+def _print_summary(summary: "Summary", out: Path) -> None:
+    over = "OVER the budget" if summary.over_budget else "of the budget"
+    rows = {
+        "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)",
+        "loss": " to ".join("-" if loss is None else f"{loss:.4f}" for loss in (summary.first_loss, summary.last_loss)),
+        "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
+        "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"
+        f" (allocated {format_gib(summary.allocated_peak_bytes)}, reserved {format_gib(summary.reserved_peak_bytes)})",
+        "out of memory": f"{summary.ooms} times, {summary.alloc_retries} allocator retries",
+        "evidence": f"{summary.evidence}: {summary.note}",
+        "adapter": str(out / "adapter"),
+    }
+    width = max(len(name) for name in rows)
+    for name, text in rows.items():
+        print(f"{name:<{width}}  {text}")

@@ -1,0 +1,1 @@
+"""Examples, converters, the processor, collation and length statistics: everything before the model."""

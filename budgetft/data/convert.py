@@ -1,0 +1,195 @@
+"""Other people's files as canonical examples: JSON or JSONL, three layouts, one turn each."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetft.data.examples import Example, problem_report, problems_of
+from budgetft.errors import UsageError
+
+_TAG = "<image>"
+_LAYOUTS = "a row needs {id, images, prompt, answer}, {image, conversations} or {messages}"
+
+
+class _BadRow(Exception):
+    """One row cannot be used: ``field: reason``."""
+
+
+def convert_file(path: Path) -> list[Example]:
+    """The examples in ``path``: canonical rows, LLaVA conversations or chat messages, freely mixed.
+
+    Image paths are kept as they are written (relative ones start at the file's folder). Rows without an id get
+    ``row-<number>``. Raises one ``UsageError`` that names every bad row by number (the line number in JSONL).
+    """
+    examples, problems = [], []
+    for number, row in _rows(path):
+        try:
+            if isinstance(row, _BadRow):
+                raise row
+            example = _example(row, number)
+        except _BadRow as bad:
+            problems.append(f"row {number}: {bad}")
+            continue
+        except UsageError as error:  # a wrong type, found by the value itself
+            problems.append(f"row {number}: {error.message.splitlines()[-1].strip()}")
+            continue
+        problems += [f"row {number}: {problem}" for problem in problems_of(example)]
+        examples.append(example)
+    if problems:
+        raise problem_report(str(path), problems)
+    if not examples:
+        raise UsageError(f"{path} holds no rows", hint=_LAYOUTS)
+    return examples
+
+
+def _rows(path: Path) -> list[tuple[int, Any]]:
+    """``(number, row)`` pairs; a line that is not JSON is a ``_BadRow`` in its place."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        try:
+            whole = json.loads(text) if text.strip() else []
+        except (ValueError, RecursionError) as error:
+            # Many tools write one object a line under the name .json; an array that does not parse is just broken.
+            if text.lstrip()[:1] != "{" or "Extra data" not in str(error):
+                raise UsageError(f"{path} is not JSON: {error}", hint="is the file complete?") from None
+        else:
+            rows = whole if isinstance(whole, list) else [whole]
+            return list(enumerate(rows, start=1))
+    return [(number, _line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return _BadRow(f"not JSON: {error}")
+
+
+def _example(row: Any, number: int) -> Example:
+    if not isinstance(row, Mapping):
+        raise _BadRow(f"a JSON {type(row).__name__}, not an object; {_LAYOUTS}")
+    name = row.get("id", f"row-{number:06d}")
+    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    if "conversations" in row:
+        images, prompt, answer = _from_conversations(row)
+    elif "messages" in row:
+        images, prompt, answer = _from_messages(row)
+    elif "prompt" in row or "answer" in row:
+        unknown = sorted(set(row) - set(Example.model_fields))
+        if unknown:
+            raise _BadRow(f"{unknown[0]}: unknown key; known: {', '.join(Example.model_fields)}")
+        if not isinstance(row.get("images"), list):
+            raise _BadRow("images: must be a list of paths")
+        return Example.read({**row, "id": name}, source="row")
+    else:
+        raise _BadRow(f"keys {', '.join(sorted(row)) or 'none'}; {_LAYOUTS}")
+    extra = {key: row[key] for key in ("source_id", "weight") if key in row}
+    fields = {"id": name, "images": images, "prompt": prompt, "answer": answer, **extra}
+    return Example.read(fields, source="row")
+
+
+def _from_conversations(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
+    """LLaVA: alternating ``human`` and ``gpt`` turns, the place of images marked by ``<image>``."""
+    turns = _turns(row["conversations"], field="conversations", role="from", text="value")
+    prompt, answer = _one_turn(turns, "conversations", user=("human", "user"), assistant=("gpt", "assistant"))
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        raise _BadRow("conversations: value must be text")
+    images = _paths(row.get("image", row.get("images", [])), "image")
+    return images, _without_tags(prompt, len(images), "conversations"), _untagged(answer, "conversations")
+
+
+def _from_messages(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
+    """Chat messages: content is text, or a list of text and image parts; images may also stand beside them."""
+    turns = _turns(row["messages"], field="messages", role="role", text="content")
+    user, assistant = _one_turn(turns, "messages", user=("user",), assistant=("assistant",))
+    images, prompt = _content(user)
+    drawn, answer = _content(assistant)
+    if drawn:
+        raise _BadRow("messages: the answer holds an image")
+    if not images:
+        images = _paths(row.get("images", row.get("image", [])), "images")
+    return images, _without_tags(prompt, len(images), "messages"), _untagged(answer, "messages")
+
+
+def _turns(value: Any, *, field: str, role: str, text: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) and {role, text} <= set(turn) for turn in value):
+        raise _BadRow(f"{field}: must be a list of {{{role}, {text}}}")
+    return [(str(turn[role]), turn[text]) for turn in value]
+
+
+def _one_turn(
+    turns: list[tuple[str, Any]], field: str, *, user: tuple[str, ...], assistant: tuple[str, ...]
+) -> tuple[Any, Any]:
+    roles = [role for role, _ in turns]
+    if roles[:1] == ["system"]:
+        raise _BadRow(f"{field}: system messages are not supported; put the text into the prompt")
+    if len(turns) > 2:
+        raise _BadRow(f"{field}: {len(turns)} messages; only a single question and answer is supported")
+    if len(turns) < 2 or roles[0] not in user or roles[1] not in assistant:
+        raise _BadRow(f"{field}: needs one {user[0]} and one {assistant[0]} message, has {', '.join(roles) or 'none'}")
+    return turns[0][1], turns[1][1]
+
+
+def _content(content: Any) -> tuple[list[str], str]:
+    if isinstance(content, str):
+        return [], content
+    if not isinstance(content, list):
+        raise _BadRow("messages: content must be text or a list of parts")
+    images, texts = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("image", "image_url"):
+            if texts:
+                raise _BadRow("messages: an image after text; images must come first")
+            images += _paths(_image_of(part), "messages")
+        else:
+            raise _BadRow(f"messages: a part of type {kind!r}; known: text, image")
+    return images, "\n".join(texts)
+
+
+def _image_of(part: Mapping[str, Any]) -> Any:
+    for key in ("image", "path", "url", "image_url"):
+        if key in part:
+            value = part[key]
+            return value.get("url") if isinstance(value, Mapping) else value
+    raise _BadRow("messages: an image part without a path")
+
+
+def _paths(value: Any, field: str) -> list[str]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise _BadRow(f"{field}: must be a path or a list of paths")
+    paths = [path.removeprefix("file://") for path in paths]
+    remote = [path for path in paths if path.startswith(("http://", "https://", "data:"))]
+    if remote:
+        raise _BadRow(f"{field}: {remote[0][:60]!r} is not a file; download images first")
+    return paths
+
+
+def _without_tags(prompt: str, images: int, field: str) -> str:
+    """``prompt`` without its image marks, which must agree with the number of images when there are any."""
+    tags = prompt.count(_TAG)
+    if not tags:
+        return prompt.strip()
+    if tags != images:
+        raise _BadRow(f"{field}: {tags} {_TAG} marks for {images} images")
+    text = prompt.replace(_TAG, "").strip()
+    # One image may be marked anywhere: LLaVA's own loader moves it to the front. Of several, the place has a meaning.
+    lead = prompt[: prompt.rfind(_TAG)].replace(_TAG, "")
+    if images > 1 and lead.strip():
+        raise _BadRow(f"{field}: text between {_TAG} marks; images must come first")
+    return text
+
+
+def _untagged(answer: str, field: str) -> str:
+    if _TAG in answer:
+        raise _BadRow(f"{field}: {_TAG} in the answer")
+    return answer.strip()

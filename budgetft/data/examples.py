@@ -1,0 +1,262 @@
+"""The canonical example, and the folder that holds many: an Arrow table with the images beside it.
+
+A dataset folder is what ``datasets.Dataset.save_to_disk`` writes, plus ``images/``. Image files are named by their
+content, so the rows alone identify the data.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, overload
+
+from pydantic import Field
+
+from budgetft.data.images import check_image
+from budgetft.errors import UsageError
+from budgetft.value import Value, read_json
+
+if TYPE_CHECKING:
+    import datasets
+
+COLUMNS = ("id", "images", "prompt", "answer", "source_id", "weight")
+_MAX_LISTED = 20
+_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+
+
+class Example(Value):
+    """One prompt about some images, and the answer to learn."""
+
+    id: str
+    images: tuple[str, ...]
+    """Paths, relative to the dataset folder or absolute; they come before the prompt, in this order."""
+    prompt: str
+    answer: str
+    source_id: str | None = None
+    """What must not be split between training and validation, for example a scenario."""
+    weight: float = Field(default=1.0, gt=0.0)
+
+
+def problems_of(example: Example) -> list[str]:
+    """What keeps ``example`` from being learned from, as ``field: reason``; empty when nothing does."""
+    found = [f"{name}: empty" for name in ("id", "prompt", "answer") if not getattr(example, name).strip()]
+    if not example.images:
+        found.append("images: none")
+    for name in ("prompt", "answer"):
+        token = _CONTROL_TOKEN.search(getattr(example, name))
+        if token:
+            # It would be read as the model's own marker: an image placeholder or the end of the turn.
+            found.append(f"{name}: holds the control token {token[0]}")
+    return found
+
+
+def problem_report(source: str, problems: Sequence[str], *, hint: str | None = None) -> UsageError:
+    """One error for all ``problems`` of ``source``; a long list is cut and counted."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = list(problems[:_MAX_LISTED])
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"... and {len(problems) - _MAX_LISTED} more")
+    return UsageError(f"{source}: {count}\n  " + "\n  ".join(lines), hint=hint)
+
+
+class Examples(Sequence[Example]):
+    """The examples of a dataset folder, read as they are asked for; image paths are absolute."""
+
+    def __init__(self, folder: Path, table: "datasets.Dataset") -> None:
+        self.folder = folder
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        row = self._table[index]
+        images = tuple(str(self.folder / image) for image in row["images"])
+        return Example.make(**{**{name: row[name] for name in COLUMNS}, "images": images})
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all rows in order, image contents included: equal for equal data on any machine."""
+        digest = hashlib.sha256()
+        rows: Any = self._table  # iterating a table gives dicts, which its type does not say
+        for row in rows:
+            digest.update(json.dumps([row[name] for name in COLUMNS]).encode() + b"\n")
+        return digest.hexdigest()[:32]
+
+
+def read_dataset(folder: Path) -> Examples:
+    """The examples in ``folder``.
+
+    Raises ``UsageError`` when the folder is missing, is not a dataset, has no rows or lacks columns or images.
+    """
+    hint = "make one with: budgetft data sample OUT, or budgetft data convert FILE --out DIR"
+    if not folder.is_dir():
+        raise UsageError(f"dataset folder {folder} does not exist", hint=hint)
+    if (folder / "dataset_dict.json").is_file():
+        raise UsageError(f"{folder} holds several splits", hint="name the folder of one split")
+    if not _is_dataset(folder):
+        raise UsageError(f"{folder} is not a dataset: it has no dataset_info.json and state.json", hint=hint)
+    # The writer saves no rows as no files, and the reader then dies of an IndexError.
+    if read_json(folder / "state.json").get("_data_files") == []:
+        raise UsageError(f"the dataset {folder} has no rows", hint=hint)
+    import datasets
+
+    try:
+        table = datasets.Dataset.load_from_disk(str(folder))
+    except Exception as error:  # the reader raises its own, Arrow's and JSON's errors for damaged files
+        raise UsageError(f"cannot read the dataset {folder}: {type(error).__name__}: {str(error)[:200]}", hint=hint) from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise UsageError(f"the dataset {folder} lacks the columns {', '.join(missing)}", hint=hint)
+    if not len(table):
+        raise UsageError(f"the dataset {folder} has no rows", hint=hint)
+    table = table.select_columns(list(COLUMNS))
+    _check_stored_images(folder, table)
+    return Examples(folder.resolve(), table)
+
+
+def write_dataset(examples: Iterable[Example], out: Path, *, images_root: Path, overwrite: bool = False) -> Examples:
+    """Copy ``examples`` and their images into the new dataset folder ``out``, which appears whole or not at all.
+
+    Relative image paths start at ``images_root`` and may not leave it. ``overwrite`` replaces a dataset that is
+    already there (never a folder of anything else). Raises one ``UsageError`` for everything that is wrong: images
+    that do not decode, repeated ids, empty prompts or answers, no examples at all.
+    """
+    _check_target(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    try:
+        (partial / "images").mkdir(parents=True)
+        _save(_collect(examples, partial / "images", images_root, out), partial)
+        _move_into_place(partial, out)
+    finally:
+        # Also on Ctrl-C: nothing half-written stays behind.
+        shutil.rmtree(partial, ignore_errors=True)
+    return read_dataset(out)
+
+
+def _collect(examples: Iterable[Example], images: Path, images_root: Path, out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    first_row: dict[str, int] = {}
+    stored: dict[str, str] = {}
+    for number, example in enumerate(examples, start=1):
+        found = problems_of(example)
+        if first_row.setdefault(example.id, number) != number:
+            found.append(f"id: already used by row {first_row[example.id]}")
+        for image in example.images:
+            if image in stored:
+                continue
+            try:
+                stored[image] = "images/" + _copy_image(image, images_root, images)
+            except UsageError as error:
+                found.append(f"images: {error.message}")
+        problems += [f"row {number} ({example.id!r}): {problem}" for problem in found]
+        if not problems:
+            names = [stored[image] for image in example.images]
+            rows.append({**example.model_dump(), "images": names})
+    if problems:
+        raise problem_report(f"cannot write {out}", problems)
+    if not rows:
+        raise UsageError(f"cannot write {out}: there are no examples")
+    return rows
+
+
+def _copy_image(image: str, root: Path, images: Path) -> str:
+    """Copy one image under a name made of its content; the name."""
+    if ".." in PurePath(image).parts:
+        raise UsageError(f"{image!r} leaves the folder {root}", hint="put the images below that folder")
+    source = root / image  # an absolute path stands for itself
+    try:
+        content = source.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"image {source} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"cannot read image {source}: {error.strerror}") from None
+    name = f"{hashlib.sha256(content).hexdigest()[:24]}.{check_image(content, source)}"
+    (images / name).write_bytes(content)
+    return name
+
+
+def _save(rows: list[dict[str, Any]], folder: Path) -> None:
+    import datasets
+
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {
+            "id": text,
+            "images": datasets.List(text),
+            "prompt": text,
+            "answer": text,
+            "source_id": text,
+            "weight": datasets.Value("float64"),
+        }
+    )
+    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, features=features)
+    were_disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        table.save_to_disk(str(folder))
+    finally:
+        if not were_disabled:
+            datasets.enable_progress_bars()
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    replaceable = out.is_dir() and not out.is_symlink() and (_is_dataset(out) or not any(out.iterdir()))
+    if not replaceable:
+        raise UsageError(f"{out} exists and is not a dataset folder", hint="choose another folder")
+    if not overwrite and _is_dataset(out):
+        raise UsageError(f"the dataset {out} already exists", hint="add --force to replace it, or choose another folder")
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = partial.with_name(partial.name + "-old")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
+    present = {f"images/{entry.name}" for entry in os.scandir(folder / "images")} if (folder / "images").is_dir() else set()
+    problems = []
+    for number, (name, images) in enumerate(zip(table["id"], table["images"], strict=True), start=1):
+        for image in images:
+            if image in present:
+                continue
+            path = PurePath(image)
+            if path.is_absolute() or ".." in path.parts:
+                problems.append(f"row {number} ({name!r}): image {image!r} is outside the dataset folder")
+            elif not (folder / image).is_file():
+                problems.append(f"row {number} ({name!r}): image {image!r} is missing")
+    if problems:
+        raise problem_report(f"the dataset {folder} is damaged", problems, hint="write it again")

@@ -1,0 +1,87 @@
+"""The model's processor: its own where it has one, else an offline one with the same rules."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetft.data.vocabulary import load_tokenizer
+from budgetft.errors import BudgetftError
+from budgetft.model import Model
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if loop.first and message['role'] != 'system' -%}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+"""ChatML as the Qwen-VL models use it; images only."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+
+
+def load_processor(model: Model) -> "ProcessorMixin":
+    """The processor of ``model``: from its weights folder or hub id, else built offline from its image facts.
+
+    A folder without a tokenizer gets the offline one: all supported families share the vocabulary.
+    Raises ``BudgetftError`` when a processor cannot be loaded, or the offline vocabulary is not installed.
+    """
+    if model.weights is None or _lacks_tokenizer(model.weights):
+        return _offline_processor(model)
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(model.weights)
+    except Exception as error:  # the loader raises many kinds; all mean the same to the user
+        raise BudgetftError(
+            f"cannot load the processor of {model.weights!r}: {type(error).__name__}: {str(error)[:200]}",
+            hint="check that the folder has preprocessor_config.json and the tokenizer's files",
+        ) from None
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = CHAT_TEMPLATE
+    return processor
+
+
+def _lacks_tokenizer(weights: str) -> bool:
+    folder = Path(weights)
+    return folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _offline_processor(model: Model) -> "ProcessorMixin":
+    tokenizer = load_tokenizer()  # first: its error about a missing package is the one to see
+    import transformers
+
+    processors = {
+        "qwen2_vl": (transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor),
+        "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor),
+        "qwen3_vl": (transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor),
+    }
+    kind, video_kind = processors[model.family]
+    image_processor = transformers.Qwen2VLImageProcessor(
+        size={"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels},
+        patch_size=model.patch_size,
+        merge_size=model.merge_size,
+        temporal_patch_size=model.temporal_patch_size,
+        image_mean=list(model.image_mean),
+        image_std=list(model.image_std),
+    )
+    # Never used here, but the processor classes insist on one.
+    video_processor = video_kind(
+        patch_size=model.patch_size, merge_size=model.merge_size, temporal_patch_size=model.temporal_patch_size
+    )
+    return kind(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=video_processor,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -1,0 +1,113 @@
+"""The shapes of a dataset's examples: token counts and image sizes, without decoding an image."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from budgetft.contract import Contract
+from budgetft.data.collate import answer_text, prompt_text, too_long
+from budgetft.data.examples import Example, Examples, problem_report, problems_of
+from budgetft.data.images import image_size, resized_image_size
+from budgetft.errors import UsageError
+from budgetft.model import Model
+from budgetft.workload import Shape, Workload
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+WORST, TYPICAL = 64, 64
+"""How many shapes of each kind a workload keeps: enough for the largest micro-batch that a small card holds."""
+
+
+def measure_shapes(
+    examples: Iterable[Example],
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    *,
+    on_example: Callable[[], None] = lambda: None,
+) -> list[Shape]:
+    """The shape of every example, in order, equal to what ``encode`` makes of it. Over-long ones are measured too.
+
+    Each text is tokenized once and each image file's header read once. Raises one ``UsageError`` for all examples
+    that cannot be encoded for another reason than their length.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    shapes, problems = [], []
+    for example in examples:
+        try:
+            shapes.append(_shape(example, processor, model, contract, sizes))
+        except UsageError as error:
+            problems.append(f"example {example.id!r}: {error.message}")
+        on_example()
+    if problems:
+        raise problem_report("cannot measure the examples", problems)
+    return shapes
+
+
+def check_lengths(ids: Sequence[str], shapes: Sequence[Shape], model: Model, contract: Contract) -> None:
+    """Raise a ``UsageError`` when any of ``shapes`` is over ``contract.max_length``: how many, and the longest."""
+    over = overlong(ids, shapes, model, contract)
+    if over:
+        raise too_long(over, len(shapes), contract)
+
+
+def overlong(ids: Sequence[str], shapes: Sequence[Shape], model: Model, contract: Contract) -> list[tuple[str, int, int]]:
+    """``(id, tokens, visual tokens)`` of every example over ``contract.max_length``."""
+    step = model.pixel_step
+    return [
+        (name, shape.total_tokens(step), shape.visual_tokens(step))
+        for name, shape in zip(ids, shapes, strict=True)
+        if shape.total_tokens(step) > contract.max_length
+    ]
+
+
+def workload_of(shapes: Sequence[Shape], fingerprint: str | None, *, pixel_step: int, seed: int = 0) -> Workload:
+    """The heaviest of ``shapes`` by total tokens (then by visual ones), and a random sample that depends on ``seed``.
+
+    Raises ``UsageError`` when there are no shapes.
+    """
+    if not shapes:
+        raise UsageError("there are no examples to take a workload from")
+    heaviest = sorted(shapes, key=lambda shape: (shape.total_tokens(pixel_step), shape.visual_tokens(pixel_step)), reverse=True)
+    typical = random.Random(seed).sample(list(shapes), min(TYPICAL, len(shapes)))
+    return Workload(worst=tuple(heaviest[:WORST]), typical=tuple(typical), examples=len(shapes), fingerprint=fingerprint)
+
+
+def measure_workload(
+    examples: Examples,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    *,
+    on_example: Callable[[], None] = lambda: None,
+) -> Workload:
+    """The workload of a dataset: measured, refused when an example is over ``contract.max_length``, and sampled."""
+    shapes = measure_shapes(examples, processor, model, contract, on_example=on_example)
+    if any(shape.total_tokens(model.pixel_step) > contract.max_length for shape in shapes):
+        check_lengths([example.id for example in examples], shapes, model, contract)
+    return workload_of(shapes, examples.fingerprint, pixel_step=model.pixel_step, seed=contract.seed)
+
+
+def _shape(
+    example: Example,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    sizes: dict[str, tuple[int, int]],
+) -> Shape:
+    found = problems_of(example)
+    if found:
+        raise UsageError("; ".join(found))
+    for path in example.images:
+        if path not in sizes:
+            sizes[path] = resized_image_size(path, image_size(path), model, contract)
+    tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    prompt = tokenizer(prompt_text(example, processor), add_special_tokens=False).input_ids
+    answer = tokenizer(answer_text(example), add_special_tokens=False).input_ids
+    return Shape(
+        images=tuple(sizes[path] for path in example.images),
+        # The template puts one placeholder per image into the prompt.
+        text_tokens=len(prompt) - len(example.images) + len(answer),
+        supervised_tokens=len(answer),
+    )

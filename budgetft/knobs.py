@@ -1,0 +1,81 @@
+"""What only changes *cost*: the search is free to choose these, and every choice gives the same gradients."""
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from budgetft.errors import UsageError, unknown_name
+from budgetft.value import Value
+
+Loss = Literal["full", "supervised", "chunked"]
+Vision = Literal["stock", "frozen"]
+Attention = Literal["stock", "math", "efficient", "flash"]
+Lora = Literal["stock", "lean"]
+Precision = Literal["fp16", "bf16", "fp32"]
+Allocator = Literal["default", "expandable"]
+
+
+class Knobs(Value):
+    """One setting of everything that may be searched."""
+
+    micro_batch: int = Field(ge=1)
+    """Examples in one forward and backward; more is faster and takes more memory."""
+    grad_accum: int = Field(ge=1)
+    """Micro-batches per optimizer step; ``micro_batch * grad_accum`` is the contract's effective batch."""
+    checkpointed_layers: int = Field(ge=0)
+    """The first so many decoder layers recompute their forward in backward; fewer is faster and takes more memory."""
+    loss: Loss = "chunked"
+    """``full``: logits of every position (stock). ``supervised``: of answer tokens. ``chunked``: those, a chunk at a time."""
+    vision: Vision = "frozen"
+    """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together."""
+    attention: Attention = "efficient"
+    """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
+    lora: Lora = "lean"
+    """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs a LoRA dropout of 0."""
+    base_precision: Precision = "fp16"
+    """The type of the frozen base weights and of autocast; adapters are always fp32."""
+    allocator: Allocator = "default"
+    """``expandable``: CUDA virtual-memory segments, less fragmentation, where the platform has them."""
+
+
+def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_precision: Precision) -> Knobs:
+    """The stock recipe: what a plain Trainer with gradient checkpointing does."""
+    return Knobs(
+        micro_batch=micro_batch,
+        grad_accum=effective_batch // micro_batch,
+        checkpointed_layers=layers,
+        loss="full",
+        vision="stock",
+        attention="stock",
+        lora="stock",
+        base_precision=base_precision,
+    )
+
+
+def is_stock(knobs: Knobs) -> bool:
+    """Whether ``knobs`` is the stock recipe at some micro-batch."""
+    return all(getattr(knobs, name) == "stock" for name in ("vision", "attention", "lora")) and (
+        (knobs.loss, knobs.allocator) == ("full", "default")
+    )
+
+
+def parse_knob(text: str) -> tuple[str, Any]:
+    """``name=value`` from the command line, checked against the fields of :class:`Knobs`."""
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise UsageError(f"cannot read knob {text!r}", hint="write --knob name=value, for example --knob micro_batch=8")
+    if name not in Knobs.model_fields:
+        raise unknown_name("knob", name, Knobs.model_fields)
+    choices = get_args(Knobs.model_fields[name].annotation)
+    if choices:
+        if raw not in choices:
+            raise unknown_name(f"value for knob {name}:", raw, choices)
+        return name, raw
+    if not raw.isdigit():
+        raise UsageError(f"knob {name} must be a whole number, not {raw!r}")
+    return name, int(raw)
+
+
+def differences(knobs: Knobs, other: Knobs) -> dict[str, Any]:
+    """The fields in which ``knobs`` differs from ``other``, with the values in ``knobs``."""
+    return {name: getattr(knobs, name) for name in Knobs.model_fields if getattr(knobs, name) != getattr(other, name)}

@@ -1,0 +1,224 @@
+"""The probe's process: loads one model, then answers one setting a line until something fails.
+
+``python -m budgetft.measure.child RESULT_FD`` reads JSON lines on stdin: first a job with the knobs to build for, then
+``{"knobs": ..., "timed_steps": n}``. It writes JSON lines to RESULT_FD: ``{"hello": stack}``, ``{"phase": name}`` whenever the
+phase changes, and ``{"outcome": ...}`` for each setting. After an out-of-memory it answers and ends: what such a process
+allocates afterwards proves nothing. Weights are random unless the job names some; content never matters, shapes do.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.outcome import Outcome, Phase, Stack
+from budgetft.workload import Shape
+
+TIMED_SECONDS = 12.0
+"""No further timed step is begun after so many seconds."""
+
+
+class Probing:
+    """One loaded model, and the measuring of settings on it."""
+
+    def __init__(self, job: Job, knobs: Knobs, on_phase: Callable[[Phase], None]) -> None:
+        import torch
+
+        from budgetft.step.build import build_model
+        from budgetft.step.step import Step
+
+        self.job = job
+        self.on_phase = on_phase
+        self.device = torch.device(job.device, 0) if job.device == "cuda" else torch.device("cpu")
+        self.meter = _cuda_meter(job) if job.device == "cuda" else None
+        on_phase("load")
+        peft_model = build_model(
+            job.model, job.contract, base_precision=knobs.base_precision, device=self.device, weights=job.weights
+        )
+        self.new_step = lambda chosen: Step(peft_model, job.contract, chosen, device=self.device)
+        self.peft_model = peft_model
+
+    def probe(self, knobs: Knobs, *, timed_steps: int) -> Outcome:
+        """Measure one setting: the worst batch through two optimizer steps for the peaks, then timed ordinary batches."""
+        step = self.new_step(knobs)
+        step.on_phase = self.on_phase
+        accumulate = min(2, knobs.grad_accum)
+        worst = self.job.micro_batch_shapes(knobs, worst=True)
+        typical = self.job.micro_batch_shapes(knobs, worst=False)
+        fields: dict[str, Any] = {}
+        if self.meter is not None:
+            self._warm_up(step)
+            fields["cap_bytes"] = self.meter.set_cap(self.job.budget_bytes)
+            self.meter.reset()
+            loss = self._two_updates(step, worst, accumulate)
+            fields |= self._read_cuda()
+        else:
+            loss = self._count_on_cpu(step, worst, accumulate, fields)
+        fields["loss"] = loss
+        if loss != loss or abs(loss) == float("inf"):
+            return self._outcome(knobs, status="nonfinite", phase="loss", detail=f"loss is {loss}", **_finite(fields))
+        if fields["process_peak_bytes"] > self.job.budget_bytes:
+            over = fields["process_peak_bytes"] - self.job.budget_bytes
+            return self._outcome(
+                knobs, status="over_budget", phase="backward", detail=f"{over} bytes over the budget", **fields
+            )
+        fields |= self._timed(step, typical, knobs, timed_steps)
+        return self._outcome(knobs, status="ok", **fields)
+
+    def _inputs(self, step: Any, shapes: tuple[Shape, ...], seed: int = 0) -> Any:
+        from budgetft.data.collate import synthetic_batch
+
+        return step.prepare(synthetic_batch(shapes, self.job.model, seed=seed))
+
+    def _two_updates(self, step: Any, shapes: tuple[Shape, ...], accumulate: int) -> float:
+        inputs = self._inputs(step, shapes)
+        loss = None
+        for _ in range(2):  # Adam's states exist only after the first
+            for _ in range(accumulate):
+                loss = step.micro(inputs, total_supervised=inputs.supervised_tokens)
+            step.update()
+        return float("nan") if loss is None else float(loss)
+
+    def _warm_up(self, step: Any) -> None:
+        """Load the kernels with a small batch, so that the context is measured before the cap is set."""
+        edge = self.job.model.pixel_step * 2
+        small = Shape(images=((edge, edge),), text_tokens=16, supervised_tokens=4)
+        self._two_updates(step, (small,), 1)
+
+    def _count_on_cpu(self, step: Any, worst: tuple[Shape, ...], accumulate: int, fields: dict[str, Any]) -> float:
+        from budgetft.meter.live import LiveBytes
+
+        meter = LiveBytes(cap_bytes=self.job.budget_bytes)
+        with meter:
+            meter.count(self.peft_model.parameters())
+            meter.count(self.peft_model.buffers())
+            loss = self._two_updates(step, worst, accumulate)
+        peaks = ("allocated_peak_bytes", "reserved_peak_bytes", "process_peak_bytes")
+        fields |= dict.fromkeys(peaks, meter.peak_bytes) | {"cap_bytes": self.job.budget_bytes}
+        return loss
+
+    def _read_cuda(self) -> dict[str, Any]:
+        assert self.meter is not None
+        reading = self.meter.read()
+        return {
+            "allocated_peak_bytes": reading.allocated_peak_bytes,
+            "reserved_peak_bytes": reading.reserved_peak_bytes,
+            "process_peak_bytes": reading.reserved_peak_bytes + reading.non_torch_bytes,
+            "alloc_retries": reading.alloc_retries,
+        }
+
+    def _timed(self, step: Any, shapes: tuple[Shape, ...], knobs: Knobs, timed_steps: int) -> dict[str, Any]:
+        inputs = self._inputs(step, shapes, seed=1)
+        total = inputs.supervised_tokens * knobs.grad_accum
+        seconds, started = [], time.monotonic()
+        if shapes != self.job.micro_batch_shapes(knobs, worst=True):
+            step.micro(inputs, total_supervised=total)
+        while len(seconds) < timed_steps and (len(seconds) < 2 or time.monotonic() - started < TIMED_SECONDS):
+            seconds.append(self._clock(lambda: step.micro(inputs, total_supervised=total)))
+        update = self._clock(step.update)
+        micro = statistics.median(seconds)
+        whole = knobs.grad_accum * micro + update
+        return {
+            "micro_seconds": micro,
+            "optimizer_seconds": update,
+            "step_seconds": whole,
+            "samples_per_second": self.job.contract.effective_batch / whole,
+            "timed_seconds": tuple(seconds),
+        }
+
+    def _clock(self, act: Callable[[], Any]) -> float:
+        import torch
+
+        started = time.perf_counter()
+        act()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def _outcome(self, knobs: Knobs, **fields: Any) -> Outcome:
+        return Outcome(knobs=knobs, evidence=self.job.evidence, budget_bytes=self.job.budget_bytes, **fields)
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "loss": None}
+
+
+def _cuda_meter(job: Job) -> Any:
+    import torch
+
+    from budgetft.meter.cuda import CudaMeter, restrict_to
+
+    meter = CudaMeter()
+    if not job.gpu.is_card(torch.cuda.get_device_name(0), meter.total_bytes):
+        restrict_to(job.gpu)
+    meter.set_cap(job.budget_bytes)
+    return meter
+
+
+def current_stack(device: str) -> Stack:
+    """The software and hardware of this process, without loading torch."""
+    from importlib.metadata import version
+
+    card, driver = platform.processor() or platform.machine(), None
+    if device == "cuda":
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+    names = ("torch", "transformers", "peft")
+    return Stack(card=card, driver=driver, python=platform.python_version(), **{name: version(name) for name in names})
+
+
+def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> int:
+    """Answer probes until the input ends or one fails; the process's exit code."""
+    first = json.loads(next(lines))
+    job = Job.read(first["job"], source="request")
+    phase: Phase = "load"
+
+    def on_phase(now: Phase) -> None:
+        nonlocal phase
+        phase = now
+        answer({"phase": now})
+
+    import torch
+
+    knobs = Knobs.read(first["knobs"], source="request")
+    ended = {"evidence": job.evidence, "budget_bytes": job.budget_bytes}
+    try:
+        answer({"hello": True})
+        probing = Probing(job, knobs, on_phase)
+        answer({"ready": True})
+        for line in lines:
+            request = json.loads(line)
+            knobs = Knobs.read(request["knobs"], source="request")
+            outcome = probing.probe(knobs, timed_steps=request["timed_steps"])
+            answer({"outcome": outcome.model_dump(mode="json")})
+            if not outcome.fits:
+                return 0
+    except torch.OutOfMemoryError as error:
+        text = str(error).split(". ")[0]
+        outcome = Outcome(status="oom", phase=phase, detail=text, knobs=knobs, **ended)
+        answer({"outcome": outcome.model_dump(mode="json")})
+        return 0
+    return 0
+
+
+def main() -> None:
+    """Entry point of the child process."""
+    result = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+
+    def answer(message: dict[str, Any]) -> None:
+        result.write(json.dumps(message) + "\n")
+
+    sys.exit(serve(iter(sys.stdin), answer))
+
+
+if __name__ == "__main__":
+    main()

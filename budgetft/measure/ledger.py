@@ -1,0 +1,85 @@
+"""Every outcome ever paid for, in one append-only SQLite file."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from budgetft.errors import UsageError
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.outcome import Outcome, Stack
+
+SCHEMA_VERSION = 1
+_CREATE = """
+CREATE TABLE IF NOT EXISTS outcomes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    created TEXT NOT NULL,
+    job_key TEXT NOT NULL,
+    knobs TEXT NOT NULL,
+    stack TEXT NOT NULL,
+    job TEXT NOT NULL,
+    outcome TEXT NOT NULL
+)
+"""
+
+
+class Ledger:
+    """Outcomes by job, knobs and software stack; a row is never changed or removed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise UsageError(f"{path} has ledger schema {version}; this budgetft reads up to {SCHEMA_VERSION}")
+            with self._db:
+                self._db.execute(_CREATE)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            raise UsageError(f"{path} cannot be used as a ledger: {error}") from None
+
+    def append(self, job: Job, outcome: Outcome) -> None:
+        """Record ``outcome``; it is on disk when this returns."""
+        row = (
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            job.fingerprint(),
+            outcome.knobs.model_dump_json(),
+            _stack_key(outcome.stack),
+            job.model_dump_json(),
+            outcome.model_dump_json(),
+        )
+        with self._db:
+            self._db.execute("INSERT INTO outcomes (created, job_key, knobs, stack, job, outcome) VALUES (?,?,?,?,?,?)", row)
+
+    def find(self, job: Job, knobs: Knobs, stack: Stack | None) -> Outcome | None:
+        """The newest outcome of exactly this probe on this stack. Crashes and time-outs are not final: they are tried again."""
+        query = "SELECT outcome FROM outcomes WHERE job_key=? AND knobs=? AND stack=? ORDER BY number DESC LIMIT 1"
+        row = self._db.execute(query, (job.fingerprint(), knobs.model_dump_json(), _stack_key(stack))).fetchone()
+        if row is None:
+            return None
+        outcome = Outcome.read(json.loads(row[0]), source=str(self.path))
+        return None if outcome.status in ("crash", "timeout") else outcome
+
+    def rows(self) -> Iterator[tuple[Job, Outcome]]:
+        """Everything, oldest first."""
+        for job, outcome in self._db.execute("SELECT job, outcome FROM outcomes ORDER BY number"):
+            yield (
+                Job.read(json.loads(job), source=str(self.path)),
+                Outcome.read(json.loads(outcome), source=str(self.path)),
+            )
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT COUNT(*) FROM outcomes").fetchone()[0])
+
+    def close(self) -> None:
+        with closing(self._db):
+            pass
+
+
+def _stack_key(stack: Stack | None) -> str:
+    return "" if stack is None else stack.model_dump_json()

@@ -1,0 +1,189 @@
+"""The parent's side of probing: start a child, ask, wait, and turn whatever happens into an Outcome.
+
+Time-outs and crashes are decided here; the child only reports what it can still report. Nothing that a child does raises.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
+
+from budgetft.errors import BudgetftError
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.outcome import Outcome, Phase, Stack
+
+CHILD = (sys.executable, "-m", "budgetft.measure.child")
+LOAD_SECONDS = 600.0
+PROBE_SECONDS = 300.0
+
+
+class Prober:
+    """Probes of one job. Keeps a child alive while settings share a loaded model and none has failed."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        stack: Stack | None,
+        command: Sequence[str] = CHILD,
+        load_seconds: float = LOAD_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
+        timed_steps: int = 3,
+        on_phase: Callable[[Phase], None] = lambda phase: None,
+    ) -> None:
+        self.job = job
+        self.stack = stack
+        self._command = tuple(command)
+        self._load_seconds = load_seconds
+        self._probe_seconds = probe_seconds
+        self._timed_steps = timed_steps
+        self._on_phase = on_phase
+        self._child: _Child | None = None
+
+    def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
+        """Measure ``knobs``; ``fresh`` starts a new process for it. Every ending is an Outcome; only Ctrl-C raises."""
+        started = time.monotonic()
+        try:
+            outcome = self._ask(knobs, fresh=fresh)
+        except BaseException:
+            self.close()
+            raise
+        outcome = outcome.replace(wall_seconds=time.monotonic() - started, stack=self.stack)
+        if not outcome.fits:
+            self.close()
+        return outcome
+
+    def _ask(self, knobs: Knobs, *, fresh: bool) -> Outcome:
+        key = self.job.build_key(knobs)
+        if self._child is not None and (fresh or self._child.key != key):
+            self.close()
+        if self._child is None:
+            self._child = _Child(self._command, key, knobs.allocator, self._on_phase)
+            first = {"job": self.job.model_dump(mode="json"), "knobs": knobs.model_dump(mode="json")}
+            failed = self._child.talk(first, "ready", self._load_seconds)
+            if "ready" not in failed:
+                return self._ended(knobs, failed)
+        request = {"knobs": knobs.model_dump(mode="json"), "timed_steps": self._timed_steps}
+        return self._ended(knobs, self._child.talk(request, "outcome", self._probe_seconds))
+
+    def _ended(self, knobs: Knobs, reply: dict[str, Any]) -> Outcome:
+        if "outcome" in reply:
+            try:
+                return Outcome.read(reply["outcome"], source="the probe's answer")
+            except BudgetftError as error:
+                reply = {"crash": f"unreadable answer: {error.message}"}
+        assert self._child is not None
+        kind = "timeout" if "timeout" in reply else "crash"
+        return Outcome(
+            status=kind,
+            phase=self._child.phase,
+            detail=str(reply[kind])[:2000],
+            knobs=knobs,
+            evidence=self.job.evidence,
+            budget_bytes=self.job.budget_bytes,
+        )
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Child:
+    def __init__(self, command: Sequence[str], key: str, allocator: str, on_phase: Callable[[Phase], None]) -> None:
+        self.key = key
+        self.phase: Phase = "load"
+        self._on_phase = on_phase
+        self._pending = b""
+        self._stderr: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        read_end, write_end = os.pipe()
+        self._results = read_end
+        environment = dict(os.environ)
+        if allocator == "expandable":
+            for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the older name is what torch < 2.9 reads
+                environment[name] = "expandable_segments:True"
+        self._process = subprocess.Popen(
+            [*command, str(write_end)],
+            stdin=subprocess.PIPE,
+            stdout=self._stderr,
+            stderr=self._stderr,
+            pass_fds=(write_end,),
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(write_end)
+
+    def talk(self, request: dict[str, Any], wanted: str, seconds: float) -> dict[str, Any]:
+        """Send one line and read until ``wanted`` or ``outcome``; else {"timeout": why} or {"crash": why}."""
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return {"crash": self._death()}
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._results, selectors.EVENT_READ)
+            while True:
+                line, newline, rest = self._pending.partition(b"\n")
+                if newline:
+                    self._pending = rest
+                    reply = self._understand(line)
+                    if wanted in reply or "outcome" in reply or "crash" in reply:
+                        return reply
+                    continue
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    return {"timeout": f"no answer within {seconds:.0f} s"}
+                chunk = os.read(self._results, 65536)
+                if not chunk:
+                    return {"crash": self._death()}
+                self._pending += chunk
+
+    def _understand(self, line: bytes) -> dict[str, Any]:
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            return {"crash": f"unreadable answer: {line[:200]!r}"}
+        if not isinstance(reply, dict):
+            return {"crash": f"unreadable answer: {line[:200]!r}"}
+        if reply.get("phase") in ("load", "vision", "forward", "loss", "backward", "optimizer"):
+            self.phase = reply["phase"]
+            self._on_phase(self.phase)
+        return reply
+
+    def _death(self) -> str:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "closed its answers and went on running"
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._stderr.seek(0)
+        tail = self._stderr.read()[-3000:].decode(errors="replace").strip().splitlines()
+        return f"{how}: {' | '.join(tail[-4:])}" if tail else how
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        os.close(self._results)
+        self._stderr.close()

@@ -1,0 +1,121 @@
+"""An architecture: the ``config.json`` of a vision-language model and the resize facts of its processor."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from budgetft.errors import BudgetftError, UsageError, unknown_name
+from budgetft.profiles import profiles_folder
+from budgetft.value import Value, read_json
+
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES: tuple[str, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+class Model(Value):
+    """One architecture. ``weights`` is None for a bundled description: probes then run on random weights."""
+
+    name: str
+    family: Family
+    hub_id: str | None = None
+    weights: str | None = None
+    """A folder with weights and processor, or a hub id."""
+    config: dict[str, Any]
+    patch_size: int = Field(gt=0)
+    merge_size: int = Field(gt=0)
+    temporal_patch_size: int = Field(gt=0)
+    min_pixels: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+    """The processor's own default, before the contract lowers it."""
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    parameters: int | None = Field(default=None, gt=0)
+    """Of the whole model, a tied head counted once; known for bundled descriptions."""
+    license_of_weights: str | None = None
+    sources: tuple[str, ...] = ()
+    """Where a bundled description was read and what it was checked against."""
+
+    @cached_property
+    def text(self) -> dict[str, Any]:
+        """The language model's part of the config; older configs keep it at the top level."""
+        return self.config.get("text_config") or self.config
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers of the language model: the ones that can be checkpointed."""
+        return int(self.text["num_hidden_layers"])
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.text["max_position_embeddings"])
+
+    @property
+    def pixel_step(self) -> int:
+        """Image sides are multiples of this: one language-model token covers ``pixel_step`` squared pixels."""
+        return self.patch_size * self.merge_size
+
+
+def model_names() -> list[str]:
+    """The names of the bundled descriptions."""
+    return sorted(path.parent.name for path in (profiles_folder() / "models").glob("*/config.json"))
+
+
+def load_model(name: str) -> Model:
+    """A bundled description, a folder with ``config.json``, or a hub id such as ``Qwen/Qwen2.5-VL-3B-Instruct``."""
+    if name in model_names():
+        return _read_folder(profiles_folder() / "models" / name, name=name, weights=None)
+    if Path(name).is_dir():
+        return _read_folder(Path(name), name=Path(name).resolve().name, weights=str(Path(name).resolve()))
+    if "/" in name and not name.startswith((".", "/", "~")):
+        return _read_folder(_download_description(name), name=name, weights=name)
+    raise unknown_name("model", name, model_names())
+
+
+def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
+    config = read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UsageError(f"{folder / 'config.json'}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    processor = _read_processor(folder)
+    size = processor.get("size") or {}
+    facts = {
+        "patch_size": processor.get("patch_size"),
+        "merge_size": processor.get("merge_size"),
+        "temporal_patch_size": processor.get("temporal_patch_size"),
+        "min_pixels": processor.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": processor.get("max_pixels") or size.get("longest_edge"),
+        "image_mean": processor.get("image_mean"),
+        "image_std": processor.get("image_std"),
+    }
+    origin = read_json(folder / "origin.json") if weights is None else {}
+    fields = {"name": name, "family": family, "weights": weights, "config": config, **facts, **origin}
+    model = Model.read(fields, source=str(folder))
+    missing = [key for key in ("num_hidden_layers", "max_position_embeddings", "vocab_size") if key not in model.text]
+    if missing:
+        raise UsageError(f"{folder / 'config.json'}: missing {', '.join(missing)}")
+    return model
+
+
+def _read_processor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings: nested as transformers 5 saves them, else in the older file of their own."""
+    if (folder / "processor_config.json").is_file():
+        nested = read_json(folder / "processor_config.json").get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    return read_json(folder / "preprocessor_config.json")
+
+
+def _download_description(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["config.json", "preprocessor_config.json", "processor_config.json"])
+        )
+    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+        raise BudgetftError(
+            f"cannot get the description of {hub_id!r} from the hub: {type(error).__name__}",
+            hint="use a bundled model (budgetft models) or a local folder",
+        ) from None

@@ -1,0 +1,75 @@
+"""Numbers and where they were obtained: an ``Estimate`` is computed, an ``Outcome`` is measured."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from budgetft.knobs import Knobs
+from budgetft.value import Value
+
+Evidence = Literal["predicted", "emulated", "measured"]
+"""``predicted``: no card took part. ``emulated``: another card, capped and restricted. ``measured``: the card itself."""
+Phase = Literal["load", "vision", "forward", "loss", "backward", "optimizer"]
+Status = Literal["ok", "oom", "over_budget", "nonfinite", "timeout", "crash"]
+
+
+class Term(Value):
+    """One named part of an estimate."""
+
+    name: str
+    memory_bytes: int
+
+
+class Estimate(Value):
+    """What a setting is computed to need. ``step_seconds`` is one optimizer step."""
+
+    tensor_peak_bytes: int
+    reserved_peak_bytes: int
+    process_peak_bytes: int
+    step_seconds: float | None
+    samples_per_second: float | None
+    fits: bool
+    terms: tuple[Term, ...]
+    evidence: Evidence = "predicted"
+
+
+class Stack(Value):
+    """The software and hardware that a measurement was made on."""
+
+    card: str
+    driver: str | None
+    torch: str
+    transformers: str
+    peft: str
+    python: str
+
+
+class Outcome(Value):
+    """What a probe found. Bytes are peaks of the worst batch; seconds are medians over the typical one."""
+
+    status: Status
+    phase: Phase | None = None
+    """Where it ended, when it did not end well."""
+    detail: str = ""
+    knobs: Knobs
+    evidence: Evidence
+    budget_bytes: int
+    cap_bytes: int | None = None
+    """What torch's allocator was allowed: the budget less what the process holds outside it."""
+    allocated_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    """Everything the process held on the card, by NVML; on the CPU meter, the live tensor bytes."""
+    alloc_retries: int | None = None
+    micro_seconds: float | None = None
+    optimizer_seconds: float | None = None
+    step_seconds: float | None = None
+    samples_per_second: float | None = None
+    timed_seconds: tuple[float, ...] = ()
+    loss: float | None = None
+    wall_seconds: float = Field(default=0.0, ge=0.0)
+    stack: Stack | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.status == "ok"

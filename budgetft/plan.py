@@ -1,0 +1,172 @@
+"""What planning hands to training: one JSON file that says what to run, how sure it is, and why."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from budgetft.contract import Contract
+from budgetft.errors import UsageError
+from budgetft.gpu import Gpu
+from budgetft.knobs import Knobs
+from budgetft.model import Model, load_model
+from budgetft.outcome import Estimate, Evidence, Outcome
+from budgetft.value import Value, read_json
+from budgetft.workload import Workload
+
+SCHEMA_VERSION = 1
+
+
+class Target(Value):
+    """The card that is planned for, and how much of it may be used."""
+
+    name: str
+    budget_bytes: int = Field(gt=0)
+    profile: Gpu
+
+
+class ModelReference(Value):
+    """Which model the plan is for; ``fingerprint`` is of its configuration."""
+
+    name: str
+    family: str
+    hub_id: str | None
+    weights: str | None
+    fingerprint: str
+
+
+class Proof(Value):
+    """What stands behind the plan: its kind, every probe, and the confirmation in a fresh process."""
+
+    kind: Evidence
+    outcomes: tuple[Outcome, ...]
+    confirmed: Outcome | None
+    statement: str
+    """In words: on what the numbers were obtained."""
+
+
+class Candidate(Value):
+    """A setting with what is known of it."""
+
+    knobs: Knobs
+    estimate: Estimate
+    outcome: Outcome | None = None
+
+
+class PriceRow(Value):
+    """What one step along a contract axis costs."""
+
+    axis: str
+    value: str
+    knobs: Knobs | None
+    """The best setting there; None when nothing fits."""
+    samples_per_second: float | None
+    process_peak_bytes: int | None
+    evidence: Evidence
+
+
+class Plan(Value):
+    """See the module; the field order is the order of the file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    gpu: Target
+    model: ModelReference
+    contract: Contract
+    knobs: Knobs
+    estimate: Estimate
+    evidence: Proof
+    baseline: Candidate | None
+    """The stock recipe at its best micro-batch; None when it fits at none."""
+    price_list: tuple[PriceRow, ...] = ()
+    runners_up: tuple[Candidate, ...] = ()
+    workload: Workload
+    data: str | None = None
+    environment: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        problems = knob_problems(self.knobs, self.contract, self.gpu.profile)
+        if self.estimate.fits and self.estimate.process_peak_bytes > self.gpu.budget_bytes:
+            peak, budget = self.estimate.process_peak_bytes, self.gpu.budget_bytes
+            problems.append(f"estimate.process_peak_bytes {peak} is above gpu.budget_bytes {budget}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def knob_problems(knobs: Knobs, contract: Contract, gpu: Gpu) -> list[str]:
+    """Why ``knobs`` cannot be run under ``contract`` on ``gpu``; empty when it can."""
+    problems = []
+    product, wanted = knobs.micro_batch * knobs.grad_accum, contract.effective_batch
+    if product != wanted:
+        problems.append(f"micro_batch {knobs.micro_batch} x grad_accum {knobs.grad_accum} is not the effective batch {wanted}")
+    if knobs.attention == "flash" and not gpu.flash_attention:
+        problems.append(f"attention 'flash' needs compute capability 8.0; {gpu.name} has {gpu.compute_capability}")
+    if knobs.attention == "efficient" and not gpu.efficient_attention:
+        problems.append(f"attention 'efficient' does not run on {gpu.name}")
+    if knobs.base_precision == "bf16" and not gpu.native_bf16:
+        problems.append(f"base_precision 'bf16' is emulated on {gpu.name} (compute capability {gpu.compute_capability})")
+    if knobs.lora == "lean" and contract.lora_dropout > 0:
+        problems.append(f"lora 'lean' needs a LoRA dropout of 0; the contract has {contract.lora_dropout}")
+    return problems
+
+
+def config_fingerprint(model: Model) -> str:
+    """SHA-256 of the model's configuration, key order aside."""
+    return hashlib.sha256(json.dumps(model.config, sort_keys=True).encode()).hexdigest()
+
+
+def refer(model: Model) -> ModelReference:
+    """The reference a plan keeps of ``model``."""
+    return ModelReference(
+        name=model.name,
+        family=model.family,
+        hub_id=model.hub_id,
+        weights=model.weights,
+        fingerprint=config_fingerprint(model),
+    )
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write whole or not at all."""
+    write_text_atomically(path, plan.model_dump_json(indent=2) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path``, then rename over it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in ``path``; refused, with every reason, when it is newer, inconsistent or not a plan."""
+    data: dict[str, Any] = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has plan schema {version}; this budgetft reads up to {SCHEMA_VERSION}",
+            hint="upgrade budgetft, or make the plan again with this version",
+        )
+    return Plan.read(data, source=str(path))
+
+
+def load_planned_model(plan: Plan, *, name: str | None = None) -> Model:
+    """The plan's model, loaded again from ``name`` or where the plan found it; another configuration is refused."""
+    model = load_model(name or plan.model.weights or plan.model.name)
+    if config_fingerprint(model) != plan.model.fingerprint:
+        raise UsageError(
+            f"the plan was made for {plan.model.name} with another configuration than {model.name} has now",
+            hint="plan again for this model: budgetft plan --model ...",
+        )
+    if plan.knobs.checkpointed_layers > model.layers:
+        raise UsageError(f"the plan checkpoints {plan.knobs.checkpointed_layers} layers; {model.name} has {model.layers}")
+    return model

@@ -1,0 +1,78 @@
+"""From a law and a calibration to an Estimate: peaks of the tensors, the allocator and the process; seconds of a step."""
+
+from collections.abc import Callable
+
+from budgetft.knobs import Knobs, is_stock
+from budgetft.measure.job import Job
+from budgetft.outcome import Estimate, Term
+from budgetft.predict.calibrate import Calibration, load_calibration
+from budgetft.predict.law import Law, Layout, fit_law
+
+
+class Estimator:
+    """Estimates of one job. Laws are fitted on first use and kept."""
+
+    def __init__(
+        self, job: Job, *, calibration: Calibration | None = None, on_trace: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.job = job
+        self.calibration = calibration or load_calibration("cpu" if job.device == "cpu" else job.gpu.name)
+        self._on_trace = on_trace
+        self._laws: dict[Knobs, Law] = {}
+
+    def law(self, knobs: Knobs) -> Law:
+        """The law of everything but micro-batch and checkpointed layers."""
+        stock = is_stock(knobs)
+        layers = self.job.model.layers
+        combination = knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default")
+        law = self._laws.get(combination)
+        if law is None:
+            layouts: tuple[Layout, ...] = ("checkpointed",) if stock else ("checkpointed", "mixed", "plain")
+            law = fit_law(
+                self.job.model,
+                self.job.contract,
+                combination,
+                self.job.workload.worst[0],
+                gpu=self.job.gpu,
+                layouts=layouts if layers >= 6 else ("checkpointed", "plain"),
+                on_trace=self._on_trace,
+            )
+            self._laws[combination] = law
+        return law
+
+    def estimate(self, knobs: Knobs) -> Estimate:
+        """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin."""
+        law = self.law(knobs)
+        tensor_peak, parts = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
+        known = self.calibration
+        static = sum(parts.get(name, 0) for name in ("weights", "adapter", "gradients", "optimizer", "inputs"))
+        fragmentation = round(
+            known.fragmentation_bytes[knobs.allocator]
+            + known.fragmentation_share[knobs.allocator] * max(0, tensor_peak - static)
+        )
+        reserved = tensor_peak + fragmentation
+        process = reserved + known.context_bytes
+        seconds = self._step_seconds(law, knobs)
+        parts |= {"allocator (fragmentation)": fragmentation, "context and kernels": known.context_bytes}
+        return Estimate(
+            tensor_peak_bytes=tensor_peak,
+            reserved_peak_bytes=reserved,
+            process_peak_bytes=process,
+            step_seconds=seconds,
+            samples_per_second=None if seconds is None else self.job.contract.effective_batch / seconds,
+            fits=process * (1 + known.uncertainty_share) <= self.job.budget_bytes,
+            terms=tuple(Term(name=name, memory_bytes=size) for name, size in parts.items()),
+        )
+
+    def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
+        """Sum over segments of the slower of launching its kernels and running them; None when the card's rates are unknown."""
+        gpu, known = self.job.gpu, self.calibration
+        if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None:
+            return None
+        rate = gpu.fp16_tflops * 1e12 * known.matmul_efficiency
+        bandwidth = gpu.memory_bandwidth_gb_per_s * 1e9 * known.bandwidth_efficiency
+        micro = sum(
+            max(work.kernels * known.launch_seconds, work.flops / rate + work.moved_bytes / bandwidth)
+            for work in law.work(knobs.micro_batch, knobs.checkpointed_layers)
+        )
+        return micro * knobs.grad_accum

@@ -1,0 +1,299 @@
+"""THE step on fake tensors: every allocation, free and floating-point operation of any setting, without memory or card.
+
+The trace is cut into segments at phase and decoder-layer boundaries. A segment's allocations are those of
+``budgetft.meter.live``, so on a model small enough to run for real the peak equals the CPU meter's to the byte.
+"""
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import flop_registry
+
+from budgetft.contract import Contract
+from budgetft.errors import BudgetftError
+from budgetft.gpu import Gpu
+from budgetft.knobs import Knobs
+from budgetft.meter.live import LiveBytes
+from budgetft.model import Model
+from budgetft.step.build import build_model, trainable
+from budgetft.step.inputs import Inputs, prepare
+from budgetft.step.step import Step
+from budgetft.workload import Shape
+
+Label = tuple[str, int]
+"""(phase, decoder layer); layer -1 before and between layers."""
+
+
+@dataclass(kw_only=True)
+class Segment:
+    """What happens between two boundaries. ``net`` and ``peak`` are bytes relative to the segment's start."""
+
+    label: Label
+    net_bytes: int = 0
+    peak_bytes: int = 0
+    flops: int = 0
+    moved_bytes: int = 0
+    """Read and written by operations that are not matrix products: what bounds them."""
+    matmul_bytes: int = 0
+    freed_of_layer: dict[int, int] = field(default_factory=dict)
+    """Bytes freed here that a decoder layer's forward had allocated: autocast's cast weights, for one, live until it ends."""
+    kernels: int = 0
+    """Operations that launch at least one kernel: views do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One micro-batch's forward and backward in steady state: Adam's states exist, and so do gradients when accumulating."""
+
+    static_bytes: dict[str, int]
+    """weights, adapter, gradients, optimizer, inputs: there before the first segment."""
+    segments: tuple[Segment, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most live bytes at any time."""
+        live = peak = sum(self.static_bytes.values())
+        for segment in self.segments:
+            peak = max(peak, live + segment.peak_bytes)
+            live += segment.net_bytes
+        return peak
+
+    @property
+    def flops(self) -> int:
+        return sum(segment.flops for segment in self.segments)
+
+
+@dataclass
+class _Recorder:
+    segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
+    layer_of: dict[int, int] = field(default_factory=dict)
+
+    def enter(self, label: Label) -> None:
+        if self.segments[-1].label != label:
+            self.segments.append(Segment(label=label))
+
+    def change(self, key: int, size: int) -> None:
+        segment = self.segments[-1]
+        segment.net_bytes += size
+        if size > 0:
+            self.layer_of[key] = segment.label[1] if segment.label[0] == "forward" else -1
+        elif (layer := self.layer_of.pop(key, -1)) >= 0:
+            segment.freed_of_layer[layer] = segment.freed_of_layer.get(layer, 0) - size
+        segment.peak_bytes = max(segment.peak_bytes, segment.net_bytes)
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        segment = self.segments[-1]
+        if _is_view(func):
+            return
+        segment.kernels += 1
+        moved = _nbytes(args) + _nbytes(out)
+        count = flop_registry.get(func.overloadpacket)
+        if count is None and "attention" not in func.overloadpacket.__name__:
+            segment.moved_bytes += moved
+            return
+        segment.matmul_bytes += moved
+        segment.flops += _attention_flops(func, args) if count is None else count(*args, **kwargs, out_val=out)
+
+
+def trace_step(
+    model: Model,
+    contract: Contract,
+    knobs: Knobs,
+    shapes: Sequence[Shape],
+    *,
+    gpu: Gpu,
+    layers: int | None = None,
+) -> Trace:
+    """Trace one micro-batch of ``shapes``; ``layers`` shortens the language model.
+
+    Raises ``BudgetftError`` naming the operation when the model cannot be traced.
+    """
+    from budgetft.data.collate import synthetic_batch
+
+    peft_model = build_model(model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), layers=layers)
+    inputs = _trace_inputs(
+        prepare(synthetic_batch(shapes, model, seed=0), peft_model.get_base_model(), vision=knobs.vision), peft_model
+    )
+    previous = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
+    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it compares a count of placeholders that a fake tensor does not know
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            _to_fake(peft_model)
+            return _run(peft_model, contract, knobs, inputs.map(mode.from_tensor), gpu)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise BudgetftError(
+            f"{model.name} cannot be traced without a card: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="probe it on a card instead: --probe always",
+        ) from error
+    finally:
+        if previous is None:
+            os.environ.pop("TRANSFORMERS_DISABLE_TORCH_CHECK", None)
+        else:
+            os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = previous
+
+
+def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu) -> Trace:
+    recorder = _Recorder()
+    step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
+    accumulating = knobs.grad_accum > 1
+    parameters = trainable(peft_model)
+    states = [torch.empty_like(p) for p in parameters for _ in range(2)]  # Adam's two moments, alive throughout
+    if accumulating:
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+    meter = LiveBytes(on_change=recorder.change, on_operation=recorder.operation)
+    static = _static_bytes(meter, peft_model, parameters, states, inputs)
+    recorder.segments = [Segment(label=("forward", -1))]
+    step.on_phase = lambda phase: recorder.enter((phase, -1))
+    gc.collect()
+    gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
+    try:
+        with _layer_marks(step, recorder), _stock_attention_of(knobs, gpu, step), meter:
+            step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
+    finally:
+        gc.enable()
+    return Trace(static_bytes=static, segments=tuple(recorder.segments))
+
+
+def _static_bytes(
+    meter: LiveBytes, peft_model: Any, parameters: list[nn.Parameter], states: list[torch.Tensor], inputs: Inputs
+) -> dict[str, int]:
+    adapters = {id(parameter) for parameter in parameters}
+    parts: dict[str, list[torch.Tensor | None]] = {
+        "weights": [p for p in [*peft_model.parameters(), *peft_model.buffers()] if id(p) not in adapters],
+        "adapter": list(parameters),
+        "gradients": [parameter.grad for parameter in parameters],
+        "optimizer": list(states),
+        "inputs": [value for value in vars(inputs).values() if isinstance(value, torch.Tensor)],
+    }
+    parts["inputs"] += [t for group in inputs.vision.get("image_groups", ()) for t in group.tensors.values()]
+    sizes = {}
+    for name, tensors in parts.items():
+        before = meter.live_bytes
+        meter.count(tensors)
+        sizes[name] = meter.live_bytes - before
+    return sizes
+
+
+@contextmanager
+def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder which decoder layer runs: forward by module hooks, backward by hooks on the layers' outputs."""
+
+    def before(number: int) -> Any:
+        def mark(module: nn.Module, args: Any) -> None:
+            if step.phase == "forward":
+                recorder.enter(("forward", number))
+
+        return mark
+
+    def after(number: int) -> Any:
+        def mark(module: nn.Module, args: Any, output: Any) -> None:
+            if step.phase == "forward":
+                output.register_hook(lambda grad: recorder.enter(("backward", number)))
+                recorder.enter(("forward", -1))
+
+        return mark
+
+    layers = step.base.model.language_model.layers
+    hooks = [layer.register_forward_pre_hook(before(i)) for i, layer in enumerate(layers)]
+    hooks += [layer.register_forward_hook(after(i)) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _stock_attention_of(knobs: Knobs, gpu: Gpu, step: Step) -> Iterator[None]:
+    """Stock attention as ``gpu`` would run it: grouped heads without flash fall to the math kernel on torch before 2.14.
+
+    The V100's last default build is 2.10, so the older rule is traced for every card without flash.
+    """
+    if knobs.attention != "stock" or gpu.flash_attention:
+        yield
+        return
+    from budgetft.step.attention import implementation
+
+    config = step.base.model.language_model.config
+    previous = config._attn_implementation
+    config._attn_implementation = implementation("math")
+    try:
+        yield
+    finally:
+        config._attn_implementation = previous
+
+
+def _trace_inputs(inputs: Inputs, peft_model: Any) -> Inputs:
+    """Stock vision computes its indices from the grid on the device; fake tensors cannot, so they are given."""
+    if inputs.vision or inputs.pixel_values_PC is None:
+        return inputs
+    from transformers import vision_utils
+
+    config = peft_model.get_base_model().model.visual.config
+    grid = torch.from_numpy(inputs.grid)
+    given: dict[str, Any] = {
+        "image_position_ids": vision_utils.get_vision_position_ids(grid, config.spatial_merge_size),
+        "image_cu_seqlens": vision_utils.get_vision_cu_seqlens(grid).numpy(),
+    }
+    if getattr(config, "window_size", None):
+        index, bounds = vision_utils.get_vision_window_index(
+            grid, config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        given |= {"image_window_index": index, "image_cu_window_seqlens": bounds.numpy()}
+    if getattr(config, "num_position_embeddings", None):
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid,
+            int(config.num_position_embeddings**0.5),
+            align_corners=True,
+            spatial_merge_size=config.spatial_merge_size,
+        )
+        given |= {"image_interp_indices": indices, "image_interp_weights": weights}
+    return replace(inputs, vision=given)
+
+
+def _to_fake(model: nn.Module) -> None:
+    """Swap every parameter and buffer for a fake CPU tensor, tied ones for the same."""
+    memo: dict[int, tuple[Any, Any]] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is None:
+                    continue
+                if id(tensor) not in memo:
+                    empty: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                    memo[id(tensor)] = (empty, tensor)  # the original is kept so that its id stays taken
+                table[name] = memo[id(tensor)][0]
+
+
+def _nbytes(values: Any) -> int:
+    if isinstance(values, torch.Tensor):
+        return values.numel() * values.element_size()
+    if isinstance(values, tuple | list):
+        return sum(_nbytes(value) for value in values)
+    return 0
+
+
+def _is_view(func: Any) -> bool:
+    return func.overloadpacket.__name__ in ("detach", "_unsafe_view", "empty", "empty_like") or any(
+        argument.alias_info is not None and not argument.alias_info.is_write for argument in func._schema.arguments
+    )
+
+
+def _attention_flops(func: Any, args: tuple[Any, ...]) -> int:
+    """The CPU's fused kernel has no entry in torch's table: two products forward, five backward, causality not subtracted."""
+    backward = "backward" in func.overloadpacket.__name__
+    query, key = (args[1], args[2]) if backward else (args[0], args[1])
+    batch, heads, length, size = query.shape
+    return (5 if backward else 2) * 2 * batch * heads * length * key.shape[2] * size

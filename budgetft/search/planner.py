@@ -1,0 +1,278 @@
+"""From a job to a plan: predict, probe what is worth probing, confirm the winner in a fresh process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from budgetft.errors import BudgetftError, NothingFits
+from budgetft.knobs import Knobs, is_stock
+from budgetft.measure.job import Job
+from budgetft.measure.ledger import Ledger
+from budgetft.measure.probe import Prober
+from budgetft.outcome import Estimate, Outcome, Term
+from budgetft.plan import Candidate
+from budgetft.predict.estimator import Estimator
+from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
+from budgetft.search.space import settings, stock_settings
+from budgetft.search.study import SamplerName, enqueue, knobs_of, make_sampler, open_study, tell
+from budgetft.units import format_gib
+
+Stage = Literal["trace", "baseline", "search", "confirm"]
+PATIENCE = 2
+"""Choices in a row that are not worth a probe before the search stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Progress, for whoever shows it."""
+
+    stage: Stage
+    text: str = ""
+    number: int = 0
+    estimate: Estimate | None = None
+    outcome: Outcome | None = None
+    from_ledger: bool = False
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """What planning found."""
+
+    winner: Candidate
+    baseline: Candidate | None
+    runners_up: tuple[Candidate, ...]
+    outcomes: tuple[Outcome, ...] = ()
+    confirmed: Outcome | None = None
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """Planning of one job. With no ``prober`` the plan is predicted only."""
+
+    job: Job
+    estimator: Estimator
+    on_event: Callable[[Event], None] = lambda event: None
+    prober: Prober | None = None
+    ledger: Ledger | None = None
+    sampler: SamplerName = "residual"
+    storage: str = "sqlite:///:memory:"
+    max_probes: int = 20
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def plan(self) -> Choice:
+        """Raises ``NothingFits`` with the smallest budget that would work."""
+        grid, stock = settings(self.job), stock_settings(self.job)
+        estimates = {knobs: self.estimator.estimate(knobs) for knobs in [*grid, *stock]}
+        if self.prober is None:
+            return self._predicted(grid, stock, estimates)
+        self._refuse_hopeless(estimates)
+        study = self._study([*grid, *stock], estimates)
+        self._probe_baseline(study, stock, estimates)
+        self._search(study, grid, estimates)
+        return self._confirmed(estimates)
+
+    # Without probes
+
+    def _predicted(self, grid: Sequence[Knobs], stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> Choice:
+        fitting = [knobs for knobs in grid if estimates[knobs].fits]
+        if not fitting:
+            raise self._nothing_fits(estimates)
+        ranked = sorted(fitting, key=lambda knobs: _speed(estimates[knobs]), reverse=True)
+        baseline = max((k for k in stock if estimates[k].fits), key=lambda k: _speed(estimates[k]), default=None)
+        others = [Candidate(knobs=knobs, estimate=estimates[knobs]) for knobs in ranked[1:4]]
+        return Choice(
+            winner=Candidate(knobs=ranked[0], estimate=estimates[ranked[0]]),
+            baseline=None if baseline is None else Candidate(knobs=baseline, estimate=estimates[baseline]),
+            runners_up=tuple(others),
+        )
+
+    def _nothing_fits(self, estimates: dict[Knobs, Estimate]) -> NothingFits:
+        knobs, least = min(estimates.items(), key=lambda pair: pair[1].process_peak_bytes)
+        needed = round(least.process_peak_bytes * (1 + self.estimator.calibration.uncertainty_share))
+        parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
+        names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
+        weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
+        change = (
+            "choose a smaller model: its weights alone exceed the budget"
+            if weights > self.job.budget_bytes
+            else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
+        )
+        return NothingFits(
+            f"nothing fits {format_gib(self.job.budget_bytes)} on {self.job.gpu.name}: {self.job.model.name} needs at least"
+            f" {format_gib(least.process_peak_bytes)} (micro_batch {knobs.micro_batch}, all layers checkpointed): {names}",
+            hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
+        )
+
+    def _refuse_hopeless(self, estimates: dict[Knobs, Estimate]) -> None:
+        """No probe can help when the tensors alone, which a trace knows exactly, are over the budget."""
+        if min(estimate.tensor_peak_bytes for estimate in estimates.values()) > self.job.budget_bytes:
+            raise self._nothing_fits(estimates)
+
+    # With probes
+
+    def _study(self, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> Study:
+        sampler = make_sampler(
+            self.sampler,
+            grid,
+            [estimates[knobs] for knobs in grid],
+            budget_bytes=self.job.budget_bytes,
+            seed=self.job.contract.seed,
+        )
+        name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{self.sampler}"
+        return open_study(name, self.storage, sampler)
+
+    def _probe_baseline(self, study: Study, stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
+        """The stock recipe from its largest predicted micro-batch up while it fits, or down until it does."""
+        sizes = [knobs for knobs in stock if estimates[knobs].tensor_peak_bytes <= self.job.budget_bytes]
+        if not sizes:
+            return
+        start = max((i for i, knobs in enumerate(sizes) if estimates[knobs].fits), default=0)
+        fitted = self._run(study, sizes[start], estimates, stage="baseline").fits
+        if fitted and start + 1 < len(sizes):
+            nearly = estimates[sizes[start + 1]].reserved_peak_bytes <= self.job.budget_bytes
+            if nearly:
+                self._run(study, sizes[start + 1], estimates, stage="baseline")
+        while not fitted and start > 0:
+            start -= 1
+            fitted = self._run(study, sizes[start], estimates, stage="baseline").fits
+
+    def _search(self, study: Study, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
+        space = distributions([*grid, *stock_settings(self.job)])
+        idle, asked = 0, 0
+        while len(self.outcomes) < self.max_probes - 1 and idle < PATIENCE and asked < 10 * self.max_probes:
+            asked += 1
+            if isinstance(study.sampler, ResidualSampler):
+                chosen = study.sampler.choose(study.get_trials(deepcopy=False))
+                if chosen is None:
+                    return
+                idle = idle + 1 if study.sampler.expected_gain < WORTHWHILE else 0
+                if idle >= PATIENCE:
+                    return
+            trial = study.ask(space)
+            knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
+            estimate = estimates.get(knobs)
+            if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
+                study.tell(trial, state=TrialState.FAIL)  # not a valid setting, or known not to fit without asking a card
+                continue
+            tell(study, trial, self._probe(knobs, estimate, "search"), estimate)
+
+    def _run(self, study: Study, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome:
+        enqueue(study, knobs)
+        outcome = self._probe(knobs, estimates[knobs], stage)
+        trial = study.ask(distributions([*settings(self.job), *stock_settings(self.job)]))
+        if knobs_of(trial, knobs, self.job.contract.effective_batch) == knobs:
+            tell(study, trial, outcome, estimates[knobs])
+        else:  # it was in the study already
+            study.tell(trial, state=TrialState.FAIL)
+        return outcome
+
+    def _probe(self, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False) -> Outcome:
+        assert self.prober is not None
+        number = len(self.outcomes) + 1
+        known = None if fresh or self.ledger is None else self.ledger.find(self.job, knobs, self.prober.stack)
+        if known is None:
+            self.on_event(Event(stage=stage, number=number, estimate=estimate, text=describe(knobs)))
+        outcome = known or self.prober.probe(knobs, fresh=fresh)
+        if known is None and self.ledger is not None:
+            self.ledger.append(self.job, outcome)
+        self.outcomes.append(outcome)
+        self.on_event(
+            Event(
+                stage=stage,
+                number=number,
+                estimate=estimate,
+                outcome=outcome,
+                text=describe(knobs),
+                from_ledger=known is not None,
+            )
+        )
+        return outcome
+
+    def _confirmed(self, estimates: dict[Knobs, Estimate]) -> Choice:
+        ranked = _ranked(self.outcomes)
+        if not ranked:
+            raise self._failed_everywhere(estimates)
+        tried = tuple(self.outcomes)
+        for outcome in ranked[:3]:
+            confirmed = self._probe(outcome.knobs, estimates[outcome.knobs], "confirm", fresh=True)
+            if confirmed.fits and not confirmed.alloc_retries:
+                break
+        else:
+            raise BudgetftError(
+                f"none of the three best settings held in a fresh process; the last: {confirmed.status} ({confirmed.detail})",
+                hint="other processes on the card? lower --budget by a few hundred MiB and plan again",
+            )
+        stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
+        others = [o for o in ranked if o.knobs != confirmed.knobs][:3]
+        return Choice(
+            winner=_settled(confirmed, estimates),
+            baseline=None if stock is None else _settled(stock, estimates),
+            runners_up=tuple(_settled(outcome, estimates) for outcome in others),
+            outcomes=tuple(self.outcomes),
+            confirmed=confirmed,
+        )
+
+    def _failed_everywhere(self, estimates: dict[Knobs, Estimate]) -> BudgetftError:
+        crashes = [o for o in self.outcomes if o.status in ("crash", "timeout", "nonfinite")]
+        if crashes:
+            last = crashes[-1]
+            return BudgetftError(
+                f"no probe succeeded; the last ended as {last.status} in phase {last.phase}: {last.detail}",
+                hint="run budgetft doctor to check the environment",
+            )
+        return self._nothing_fits(estimates)
+
+
+def describe(knobs: Knobs) -> str:
+    """The knobs in one line."""
+    kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
+    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}"
+
+
+def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
+    """``estimate`` with what was measured put in the place of what was predicted; the terms still sum to the process peak."""
+    allocated = outcome.allocated_peak_bytes or estimate.tensor_peak_bytes
+    reserved = outcome.reserved_peak_bytes or estimate.reserved_peak_bytes
+    process = outcome.process_peak_bytes or estimate.process_peak_bytes
+    fixed = [t for t in estimate.terms if t.name in ("weights", "adapter", "gradients", "optimizer", "inputs")]
+    moving = next((t.name for t in estimate.terms if "activations" in t.name), "activations and temporaries")
+    terms = (
+        *fixed,
+        Term(name=moving, memory_bytes=allocated - sum(term.memory_bytes for term in fixed)),
+        Term(name="allocator (fragmentation)", memory_bytes=reserved - allocated),
+        Term(name="context and kernels", memory_bytes=process - reserved),
+    )
+    return estimate.replace(
+        tensor_peak_bytes=allocated,
+        reserved_peak_bytes=reserved,
+        process_peak_bytes=process,
+        step_seconds=outcome.step_seconds,
+        samples_per_second=outcome.samples_per_second,
+        fits=outcome.fits,
+        terms=terms,
+        evidence=outcome.evidence,
+    )
+
+
+def _settled(outcome: Outcome, estimates: dict[Knobs, Estimate]) -> Candidate:
+    return Candidate(knobs=outcome.knobs, estimate=settle(estimates[outcome.knobs], outcome), outcome=outcome)
+
+
+def _ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes that held without the allocator having to retry, fastest first, each setting once."""
+    best: dict[Knobs, Outcome] = {}
+    for outcome in outcomes:
+        if outcome.fits and not outcome.alloc_retries:
+            best[outcome.knobs] = outcome
+    return sorted(best.values(), key=_measured_speed, reverse=True)
+
+
+def _measured_speed(outcome: Outcome) -> float:
+    return outcome.samples_per_second or 0.0
+
+
+def _speed(estimate: Estimate) -> float:
+    return estimate.samples_per_second or -float(estimate.process_peak_bytes)

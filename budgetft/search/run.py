@@ -1,0 +1,217 @@
+"""A plan from a request: decide where probes run, plan, price the ranges, and write down the proof."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from budgetft import __version__
+from budgetft.contract import Contract
+from budgetft.errors import NothingFits, UsageError
+from budgetft.gpu import Gpu
+from budgetft.measure.child import current_stack
+from budgetft.measure.job import Device, Job
+from budgetft.measure.ledger import Ledger
+from budgetft.measure.probe import Prober
+from budgetft.model import Model
+from budgetft.outcome import Evidence, Stack
+from budgetft.plan import Plan, PriceRow, Proof, Target, refer
+from budgetft.predict.estimator import Estimator
+from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.study import SamplerName
+from budgetft.units import format_gib
+from budgetft.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """Everything that ``budgetft plan`` was asked."""
+
+    gpu: Gpu
+    budget_bytes: int
+    model: Model
+    contract: Contract
+    workload_under: Callable[[Contract], Workload]
+    """The shapes of the examples under a contract: fewer pixels, smaller images."""
+    ranges: dict[str, list[int]] = field(default_factory=dict)
+    """Further values of contract fields, to be priced."""
+    data: str | None = None
+    probe: Literal["auto", "always", "never"] = "auto"
+    max_probes: int = 20
+    sampler: SamplerName = "residual"
+    storage: str = "sqlite:///:memory:"
+    ledger: Path | None = None
+    on_event: Callable[[Event], None] = lambda event: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where probes run, and what they count as."""
+
+    device: Device
+    evidence: Evidence
+    stack: Stack | None
+    statement: str
+
+
+def find_place(request: PlanRequest) -> Place | None:
+    """None when nothing is to be probed. ``auto`` probes on a CUDA card only; ``always`` falls to the CPU's byte meter."""
+    if request.probe == "never":
+        return None
+    card = _cuda_card()
+    if card is None:
+        if request.probe == "auto":
+            return None
+        statement = "real steps on the CPU with its byte meter; bytes are those of the tensors, seconds are this CPU's"
+        return Place(device="cpu", evidence="predicted", stack=current_stack("cpu"), statement=statement)
+    name, memory_bytes = card
+    stack = current_stack("cuda")
+    if request.gpu.is_card(name, memory_bytes):
+        return Place(device="cuda", evidence="measured", stack=stack, statement=f"measured on {name}")
+    if memory_bytes < request.budget_bytes:
+        raise UsageError(
+            f"{name} has {format_gib(memory_bytes)}: too little to stand in for {request.gpu.name}"
+            f" with {format_gib(request.budget_bytes)}",
+            hint="plan without probes: --probe never",
+        )
+    lacks = [
+        text for has, text in ((request.gpu.flash_attention, "flash"), (request.gpu.native_bf16, "bf16 and TF32")) if not has
+    ]
+    off = f" with {' and '.join(lacks)} off" if lacks else ""
+    statement = (
+        f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
+        f" the speed is that card's, not {request.gpu.name}'s"
+    )
+    return Place(device="cuda", evidence="emulated", stack=stack, statement=statement)
+
+
+def _cuda_card() -> tuple[str, int] | None:
+    """Name and bytes of the first card, by NVML: asking torch would load it."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError:
+        return None
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
+    place = find_place(request)
+    job = _job(request, request.contract, place)
+    estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
+    planner = Planner(
+        job=job,
+        estimator=estimator,
+        on_event=request.on_event,
+        sampler=request.sampler,
+        storage=request.storage,
+        max_probes=request.max_probes,
+    )
+    if place is not None:
+        with Prober(job, stack=place.stack) as prober:
+            planner.prober = prober
+            planner.ledger = None if request.ledger is None else Ledger(request.ledger)
+            choice = planner.plan()
+    else:
+        choice = planner.plan()
+    return _plan(request, job, choice, place, estimator)
+
+
+def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
+    return Job(
+        gpu=request.gpu,
+        budget_bytes=request.budget_bytes,
+        model=request.model,
+        contract=contract,
+        workload=request.workload_under(contract),
+        device="cuda" if place is None else place.device,
+        evidence="predicted" if place is None else place.evidence,
+    )
+
+
+def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, estimator: Estimator) -> Plan:
+    unprobed = (
+        f"traced on fake tensors, calibration {estimator.calibration.name!r}, +- {estimator.calibration.uncertainty_share:.0%};"
+        " no card took part"
+    )
+    return Plan(
+        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu),
+        model=refer(job.model),
+        contract=job.contract,
+        knobs=choice.winner.knobs,
+        estimate=choice.winner.estimate,
+        evidence=Proof(
+            kind="predicted" if place is None else place.evidence,
+            outcomes=choice.outcomes,
+            confirmed=choice.confirmed,
+            statement=unprobed if place is None else place.statement,
+        ),
+        baseline=choice.baseline,
+        price_list=tuple(_prices(request, job, choice)),
+        runners_up=choice.runners_up,
+        workload=job.workload,
+        data=request.data,
+        environment=environment(place),
+    )
+
+
+def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
+    """The best predicted setting at each further value of each range, the floor first."""
+    rows = []
+    for axis, values in request.ranges.items():
+        floor = choice.winner
+        rows.append(
+            PriceRow(
+                axis=axis,
+                value=str(getattr(job.contract, axis)),
+                knobs=floor.knobs,
+                samples_per_second=floor.estimate.samples_per_second,
+                process_peak_bytes=floor.estimate.process_peak_bytes,
+                evidence=floor.estimate.evidence,
+            )
+        )
+        for value in values:
+            request.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
+            contract = job.contract.replace(**{axis: value}, **({"alpha": 2 * value} if axis == "rank" else {}))
+            rows.append(_price(_job(request, contract, None), axis, value))
+    return rows
+
+
+def _price(job: Job, axis: str, value: int) -> PriceRow:
+    try:
+        best = Planner(job=job, estimator=Estimator(job)).plan().winner
+    except NothingFits:
+        return PriceRow(
+            axis=axis,
+            value=str(value),
+            knobs=None,
+            samples_per_second=None,
+            process_peak_bytes=None,
+            evidence="predicted",
+        )
+    return PriceRow(
+        axis=axis,
+        value=str(value),
+        knobs=best.knobs,
+        samples_per_second=best.estimate.samples_per_second,
+        process_peak_bytes=best.estimate.process_peak_bytes,
+        evidence="predicted",
+    )
+
+
+def environment(place: Place | None) -> dict[str, str]:
+    """The software that the plan was made with, and the card that took part."""
+    found = {"budgetft": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "transformers", "peft", "accelerate", "optuna"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if place is not None and place.stack is not None:
+        found |= {"card": place.stack.card, "driver": place.stack.driver or "none"}
+    return found

@@ -1,0 +1,68 @@
+"""What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
+
+from budgetft.knobs import Knobs, Precision, stock_knobs
+from budgetft.measure.job import Job
+from budgetft.plan import knob_problems
+
+CHECKPOINT_STEPS = 12
+"""Checkpointed layers are tried in so many steps between none and all."""
+
+
+def base_precision(job: Job) -> Precision:
+    """The 16-bit type that the card runs natively; fp32 where the probes run on the CPU."""
+    if job.device == "cpu" and job.evidence == "predicted" and job.model.layers < CHECKPOINT_STEPS:
+        return "fp32"
+    return "bf16" if job.gpu.native_bf16 else "fp16"
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, smallest first."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def checkpoint_choices(layers: int) -> list[int]:
+    """All layers, none, and evenly between; the shortest laws need at least two of each kind."""
+    steps = {round(layers * step / CHECKPOINT_STEPS) for step in range(CHECKPOINT_STEPS + 1)}
+    return sorted({count for count in steps if count in (0, layers) or (layers >= 6 and 2 <= count <= layers - 2)})
+
+
+def settings(job: Job) -> list[Knobs]:
+    """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
+
+    What another setting beats on bytes and seconds alike is left out: a loss that holds all logits, the tower inside the
+    graph, grouped heads on the math kernel, peft's own LoRA forward.
+    """
+    gpu, contract = job.gpu, job.contract
+    attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
+    allocators = ("default", "expandable") if job.device == "cuda" else ("default",)
+    found = [
+        Knobs(
+            micro_batch=micro_batch,
+            grad_accum=contract.effective_batch // micro_batch,
+            checkpointed_layers=checkpointed,
+            loss="chunked",
+            vision="frozen",
+            attention=attention,
+            lora="stock" if contract.lora_dropout > 0 else "lean",
+            base_precision=base_precision(job),
+            allocator=allocator,
+        )
+        for micro_batch in divisors(contract.effective_batch)
+        for checkpointed in checkpoint_choices(job.model.layers)
+        for allocator in allocators
+    ]
+    return [knobs for knobs in found if not knob_problems(knobs, contract, gpu)]
+
+
+def stock_settings(job: Job) -> list[Knobs]:
+    """The stock recipe at every micro-batch, smallest first."""
+    effective = job.contract.effective_batch
+    return [
+        stock_knobs(
+            micro_batch=micro_batch,
+            effective_batch=effective,
+            layers=job.model.layers,
+            base_precision=base_precision(job),
+        )
+        for micro_batch in divisors(effective)
+    ]

@@ -1,0 +1,74 @@
+"""The Optuna study of one job: where outcomes become trials."""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from budgetft.errors import UsageError
+from budgetft.knobs import Knobs
+from budgetft.outcome import Estimate, Outcome
+from budgetft.search.sampler import SEARCHED, ResidualSampler, parameters
+
+SamplerName = Literal["residual", "tpe", "gp"]
+CONSTRAINT = "over_budget_share"
+"""Process peak over the budget, less one: feasible at zero and below."""
+
+
+def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
+    """The study called ``name`` in ``storage`` (an Optuna URL), created or continued; trials left running are closed."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+        )
+    except Exception as error:  # SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that cannot be used
+        raise UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}") from None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def make_sampler(
+    name: SamplerName, grid: Sequence[Knobs], estimates: Sequence[Estimate], *, budget_bytes: int, seed: int
+) -> BaseSampler:
+    """Our sampler, or one of Optuna's for comparison."""
+    if name == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=4)
+    if name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=4, deterministic_objective=False)
+    return ResidualSampler(grid, estimates, budget_bytes=budget_bytes)
+
+
+def tell(study: Study, trial: Trial, outcome: Outcome, estimate: Estimate) -> None:
+    """Report ``outcome``. Out of memory is a finished trial that broke the constraint, so that every sampler learns from it."""
+    trial.set_user_attr("status", outcome.status)
+    trial.set_user_attr("evidence", outcome.evidence)
+    if outcome.status in ("crash", "timeout"):
+        trial.set_user_attr("detail", outcome.detail[:500])
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    if outcome.fits:
+        peak, value = outcome.process_peak_bytes or 0, outcome.samples_per_second or 0.0
+        trial.set_user_attr("samples_per_second", value)
+    else:
+        peak, value = max(estimate.process_peak_bytes, int(outcome.budget_bytes * 1.02)), 0.0
+    trial.set_user_attr("process_peak_bytes", peak)
+    trial.set_constraint(CONSTRAINT, peak / outcome.budget_bytes - 1)
+    study.tell(trial, value)
+
+
+def knobs_of(trial: Trial, like: Knobs, effective_batch: int) -> Knobs:
+    """The setting that a trial asks for; what is not searched comes from ``like``."""
+    chosen = {name: trial.params[name] for name in SEARCHED}
+    return like.replace(**chosen, grad_accum=effective_batch // chosen["micro_batch"])
+
+
+def enqueue(study: Study, knobs: Knobs) -> None:
+    """Have ``knobs`` tried next, unless it was."""
+    study.enqueue_trial(parameters(knobs), skip_if_exists=True)

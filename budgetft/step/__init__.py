@@ -1,0 +1,1 @@
+"""THE step: the one training step that is traced, probed and trained."""

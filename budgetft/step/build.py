@@ -1,0 +1,98 @@
+"""The model with its adapters: from a folder or a hub id, or from a config with random weights."""
+
+import warnings
+from typing import Any
+
+import torch
+
+from budgetft.contract import Contract
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.knobs import Precision
+from budgetft.model import Model
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build_model(
+    model: Model,
+    contract: Contract,
+    *,
+    base_precision: Precision,
+    device: torch.device,
+    weights: str | None = None,
+    layers: int | None = None,
+) -> Any:
+    """A ``PeftModel`` in training mode on ``device``: base frozen in ``base_precision``, adapters in fp32.
+
+    ``weights`` None means random ones, seeded by the contract: memory and time do not depend on their values.
+    ``layers`` shortens the language model (tracing only).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(contract.seed)
+    dtype = DTYPES[base_precision]
+    base = _random(model, dtype, device, layers) if weights is None else _pretrained(weights, dtype, device)
+    base.config.use_cache = False
+    base.requires_grad_(False)
+    config = LoraConfig(
+        r=contract.rank,
+        lora_alpha=contract.alpha,
+        lora_dropout=contract.lora_dropout,
+        target_modules=target_pattern(contract),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks by a name that transformers renamed
+        peft_model = get_peft_model(base, config)
+    for parameter in trainable(peft_model):
+        parameter.data = parameter.data.float()
+    return peft_model.train()
+
+
+def target_pattern(contract: Contract) -> str:
+    """The language model's linears only: the vision tower's MLP has linears of the same names."""
+    return rf".*language_model.*\.({'|'.join(contract.targets)})"
+
+
+def trainable(peft_model: Any) -> list[torch.nn.Parameter]:
+    """The adapter parameters, in a stable order."""
+    return [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+
+
+def model_config(model: Model, layers: int | None = None) -> Any:
+    """The transformers configuration object, with a shortened language model when ``layers`` is given."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model.family, **{k: v for k, v in model.config.items() if k != "model_type"})
+    if layers is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:1] * layers
+    return config
+
+
+def _random(model: Model, dtype: torch.dtype, device: torch.device, layers: int | None) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device(device):
+        return AutoModelForImageTextToText.from_config(model_config(model, layers), dtype=dtype)
+
+
+def _pretrained(weights: str, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
+        )
+    except OSError as error:
+        first_line = str(error).splitlines()[0]
+        raise UsageError(
+            f"cannot load weights from {weights!r}: {first_line}",
+            hint="give a folder that holds config.json and *.safetensors; --weights random tries the machinery without any",
+        ) from None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise BudgetftError(f"cannot load weights from {weights!r}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,87 @@
+"""What the step reads: a batch with everything that can be computed on the host already computed.
+
+Positions, window orders and target indices cost nothing there, and would force the device to wait in the middle of a step;
+fake tensors could not compute them at all.
+
+Shapes: B examples, S tokens, N supervised tokens, P patches, C values of a patch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from budgetft.data.collate import Batch
+from budgetft.knobs import Vision
+from budgetft.step.vision import VisionGroup, group_images
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One micro-batch for :class:`budgetft.step.step.Step`."""
+
+    input_ids_BS: torch.Tensor
+    position_ids_3BS: torch.Tensor
+    attention_mask_BS: torch.Tensor | None
+    """None when no example is padded."""
+    labels_BS: torch.Tensor
+    target_index_N: torch.Tensor
+    """Flat positions (in B * S) whose hidden state predicts a supervised token."""
+    targets_N: torch.Tensor
+    pixel_values_PC: torch.Tensor | None
+    grid: np.ndarray
+    """(images, 3): frames, patch rows, patch columns."""
+    vision: dict[str, Any]
+    """Keyword arguments for the tower: groups when it is frozen, nothing (or precomputed indices, in a trace) when stock."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        return len(self.targets_N)
+
+    def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Inputs":
+        """A copy with ``move`` applied to every tensor."""
+        changes = {name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **changes, vision={name: _map(value, move) for name, value in self.vision.items()})
+
+    def to(self, device: torch.device) -> "Inputs":
+        """A copy on ``device``."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _map(value: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return move(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], VisionGroup):
+        return tuple(replace(group, tensors={k: move(v) for k, v in group.tensors.items()}) for group in value)
+    return value
+
+
+def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
+    """Host-side :class:`Inputs` of ``batch`` for a transformers vision-language model."""
+    core = base_model.model
+    grid = batch.image_grid_thw.numpy().astype(np.int64)
+    position_ids_3BS, _ = core.get_rope_index(
+        batch.input_ids,
+        mm_token_type_ids=batch.mm_token_type_ids,
+        image_grid_thw=batch.image_grid_thw if len(grid) else None,
+        attention_mask=batch.attention_mask,
+    )
+    flat = batch.labels[:, 1:].reshape(-1)
+    kept = (flat != IGNORED).nonzero()[:, 0]
+    length = batch.labels.shape[1]
+    index_N = kept // (length - 1) * length + kept % (length - 1)
+    return Inputs(
+        input_ids_BS=batch.input_ids,
+        position_ids_3BS=position_ids_3BS,
+        attention_mask_BS=batch.attention_mask,
+        labels_BS=batch.labels,
+        target_index_N=index_N,
+        targets_N=flat[kept],
+        pixel_values_PC=batch.pixel_values if len(grid) else None,
+        grid=grid,
+        vision={"image_groups": group_images(grid, core.visual.config)} if vision == "frozen" and len(grid) else {},
+    )

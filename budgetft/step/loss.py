@@ -1,0 +1,57 @@
+"""Cross-entropy over the answer tokens only, optionally without ever holding their logits.
+
+Stock training materialises fp16 and fp32 logits of every position, prompt and image included: 1.4 to 1.7 GiB per 1,024
+tokens at a vocabulary of 151,936. The head is frozen here, so the gradient with respect to the hidden states is all that
+backward needs, and it can be computed chunk by chunk during forward.
+
+Shapes: N supervised tokens, C tokens of a chunk, D hidden, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, linear
+
+CHUNK_TOKENS = 256
+"""Tokens whose logits exist at a time: 256 x 151,936 are 156 MB in fp32 and 78 MB in fp16."""
+GRADIENT_SCALE = 1024.0
+"""Probabilities of a large vocabulary lie near fp16's smallest numbers; a power of two moves them up exactly."""
+
+
+def supervised_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of the cross-entropy, in fp32; logits of all N tokens exist at once."""
+    return cross_entropy(linear(hidden_ND, weight_VD).float(), targets_N, reduction="sum")
+
+
+def chunked_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """The same sum; logits of at most ``CHUNK_TOKENS`` tokens exist at once, and backward needs none of them."""
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        hidden_ND = hidden_ND.to(weight_VD.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        gradient_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
+        for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
+            target_C1 = targets_N[chunk, None]
+            with torch.autocast(hidden_ND.device.type, enabled=False):
+                logits_CV = linear(hidden_ND[chunk], weight_VD)
+                log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+                del logits_CV
+                total -= log_p_CV.gather(1, target_C1).sum()
+                slope_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=torch.float32))
+                slope_CV = slope_CV.mul_(GRADIENT_SCALE).to(weight_VD.dtype)
+                del log_p_CV
+                gradient_ND[chunk] = torch.mm(slope_CV, weight_VD)
+                del slope_CV
+        ctx.save_for_backward(gradient_ND.div_(GRADIENT_SCALE))
+        ctx.hidden_dtype = hidden_ND.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None

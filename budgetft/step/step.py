@@ -1,0 +1,162 @@
+"""One optimizer step of LoRA fine-tuning, as the knobs say; the same code is traced, probed and trained.
+
+Shapes: B examples, S tokens, N supervised tokens, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from budgetft.contract import Contract
+from budgetft.data.collate import Batch
+from budgetft.knobs import Knobs
+from budgetft.outcome import Phase
+from budgetft.step import lora, vision
+from budgetft.step.attention import implementation
+from budgetft.step.build import DTYPES, trainable
+from budgetft.step.inputs import Inputs, prepare
+from budgetft.step.loss import chunked_loss, supervised_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one optimizer step did. ``finite`` False means that it was skipped."""
+
+    grad_norm: float
+    finite: bool
+    scale: float
+
+
+class Step:
+    """Forward and backward of micro-batches, then an update. ``phase`` says where it is, for whoever reports a failure."""
+
+    def __init__(self, peft_model: Any, contract: Contract, knobs: Knobs, *, device: torch.device) -> None:
+        self.peft_model = peft_model
+        self.contract = contract
+        self.device = device
+        self.phase: Phase = "load"
+        self.on_phase: Callable[[Phase], None] = lambda phase: None
+        self.parameters = trainable(peft_model)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=contract.learning_rate,
+            weight_decay=contract.weight_decay,
+            fused=device.type == "cuda",
+            foreach=False if device.type != "cuda" else None,
+        )
+        scaled = knobs.base_precision == "fp16" and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.configure(knobs)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model inside the PEFT model."""
+        return self.peft_model.get_base_model()
+
+    def configure(self, knobs: Knobs) -> None:
+        """Switch to ``knobs`` without rebuilding the model; the base precision cannot be switched."""
+        self.knobs = knobs
+        base = self.base
+        text_attention = "sdpa" if knobs.attention == "stock" else implementation(knobs.attention)
+        vision_attention = implementation(knobs.attention) if knobs.vision == "frozen" else text_attention
+        base.config._attn_implementation = text_attention
+        base.model.config._attn_implementation = text_attention
+        base.model.language_model.config._attn_implementation = text_attention
+        base.model.visual.config._attn_implementation = vision_attention
+        vision.unfreeze(base.model.visual)
+        if knobs.vision == "frozen":
+            vision.freeze(base.model.visual, self._enter)
+        lora.make_stock(self.peft_model)
+        if knobs.lora == "lean":
+            lora.make_lean(self.peft_model)
+        self._checkpoint(knobs)
+
+    def _checkpoint(self, knobs: Knobs) -> None:
+        base = self.base
+        if hasattr(base, "_require_grads_hooks"):
+            base.disable_input_require_grads()
+        recompute = partial(checkpoint, use_reentrant=False)
+        stock_tower = knobs.vision == "stock" and knobs.checkpointed_layers > 0
+        base._set_gradient_checkpointing(enable=stock_tower, gradient_checkpointing_func=recompute)
+        if stock_tower:  # what a Trainer does for a PEFT model; in transformers 5 it hooks the vision tower's input too
+            base.enable_input_require_grads()
+        for number, layer in enumerate(base.model.language_model.layers):
+            layer._gradient_checkpointing_func = recompute
+            layer.gradient_checkpointing = number < knobs.checkpointed_layers
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.on_phase(phase)
+
+    def prepare(self, batch: Batch) -> Inputs:
+        """``batch`` with the host's part done, on the step's device."""
+        return prepare(batch, self.base, vision=self.knobs.vision).to(self.device)
+
+    def micro(self, inputs: Inputs, *, total_supervised: int) -> torch.Tensor:
+        """Forward and backward of one micro-batch.
+
+        Gradients accumulate those of the loss summed over tokens and divided by ``total_supervised``, the supervised tokens
+        of the whole effective batch, so that they do not depend on how it was split. Returns this share of the loss (fp32,
+        detached, on the device).
+        """
+        self._enter("forward")
+        dtype = DTYPES[self.knobs.base_precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            if self.knobs.loss == "full":
+                loss = self._stock_loss(inputs, total_supervised)
+            else:
+                hidden_ND = self._hidden(inputs)
+                self._enter("loss")
+                head_VD = self.base.lm_head.weight
+                compute = chunked_loss if self.knobs.loss == "chunked" else supervised_loss
+                loss = compute(hidden_ND, head_VD, inputs.targets_N) / total_supervised
+                del hidden_ND
+        self._enter("backward")
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:
+        frozen = self.knobs.vision == "frozen"
+        grid: Any = inputs.grid if frozen or inputs.vision else torch.from_numpy(inputs.grid).to(self.device)
+        return {
+            "input_ids": inputs.input_ids_BS,
+            "position_ids": inputs.position_ids_3BS,
+            # Padding is on the right and attention causal: no real token sees it. Stock builds the mask all the same.
+            "attention_mask": inputs.attention_mask_BS if self.knobs.attention == "stock" else None,
+            "pixel_values": inputs.pixel_values_PC,
+            "image_grid_thw": None if inputs.pixel_values_PC is None else grid,
+            "use_cache": False,
+            **inputs.vision,
+        }
+
+    def _stock_loss(self, inputs: Inputs, total_supervised: int) -> torch.Tensor:
+        head = self.base.lm_head.register_forward_pre_hook(lambda module, args: self._enter("loss"))
+        try:
+            output = self.base(**self._model_inputs(inputs), labels=inputs.labels_BS, num_items_in_batch=total_supervised)
+        finally:
+            head.remove()
+        return output.loss
+
+    def _hidden(self, inputs: Inputs) -> torch.Tensor:
+        """Hidden states (N, D) that predict a supervised token."""
+        hidden_BSD = self.base.model(**self._model_inputs(inputs)).last_hidden_state
+        return hidden_BSD.flatten(0, 1).index_select(0, inputs.target_index_N)
+
+    def update(self, *, learning_rate: float | None = None) -> Update:
+        """Clip, step the optimizer and clear the gradients; a non-finite step is skipped and said."""
+        self._enter("optimizer")
+        if learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.contract.max_grad_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(grad_norm=float(norm), finite=finite, scale=self.scaler.get_scale())

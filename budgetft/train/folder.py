@@ -1,0 +1,147 @@
+"""The run folder: claimed by one process at a time, and everything in it written whole or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.value import Value, read_json
+
+LOCK = ".lock"
+
+
+class Identity(Value):
+    """What a run is a run of; a resume must agree in all of it."""
+
+    plan_fingerprint: str
+    data_fingerprint: str
+    weights: str
+    steps: int
+
+
+class RunFolder:
+    """The paths in a run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "plan.json"
+        self.identity = path / "run.json"
+        self.log = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.summary = path / "summary.json"
+
+    @property
+    def holds_run(self) -> bool:
+        return self.identity.is_file()
+
+    def read_identity(self) -> Identity:
+        return Identity.read(read_json(self.identity), source=str(self.identity))
+
+    def check_identity(self, identity: Identity) -> None:
+        """Raise ``UsageError`` when the run here is one of something else than ``identity``."""
+        found = self.read_identity()
+        told = {
+            "plan_fingerprint": "it was started under another plan",
+            "data_fingerprint": "it was started on other data",
+            "weights": f"it was started from the weights {found.weights!r}, not {identity.weights!r}",
+            "steps": f"its learning-rate schedule was laid out for {found.steps} steps, not {identity.steps}",
+        }
+        problems = [text for name, text in told.items() if getattr(found, name) != getattr(identity, name)]
+        if problems:
+            raise UsageError(
+                f"cannot resume the run in {self.path}: " + "; ".join(problems),
+                hint=f"resume with what it was started with (its plan is {self.plan}), or start in another folder",
+            )
+
+
+@contextmanager
+def claimed(path: Path, *, resume: bool) -> Iterator[RunFolder]:
+    """The run folder ``path``, locked until the end of the block; it holds a run once ``run.json`` is there.
+
+    Raises ``UsageError`` when another process works in it, when it holds a run and ``resume`` is False, when it holds
+    none and ``resume`` is True, and when it holds something else. A folder that was made here and stayed empty is
+    removed.
+    """
+    folder = RunFolder(path)
+    if resume and not folder.holds_run:
+        raise UsageError(f"{path} holds no run to resume", hint="leave --resume out to start one")
+    existed = path.is_dir()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the run folder {path}: {error.strerror}") from None
+    lock = _lock(path / LOCK)
+    try:
+        _check_content(folder, resume)
+        yield folder
+    finally:
+        (path / LOCK).unlink(missing_ok=True)
+        os.close(lock)
+        if not existed and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _check_content(folder: RunFolder, resume: bool) -> None:
+    if not resume and folder.holds_run:
+        raise UsageError(
+            f"{folder.path} already holds a run", hint="add --resume to go on with it, or choose another --out"
+        )
+    # A run that was killed while it started may leave its plan; that is not worth keeping.
+    strange = (name for name in os.listdir(folder.path) if not name.startswith(".") and name != folder.plan.name)
+    if not resume and any(strange):
+        raise UsageError(f"{folder.path} is not empty and holds no run", hint="choose another --out")
+
+
+def _lock(path: Path) -> int:
+    """An exclusive lock on ``path``; the kernel drops it with the process, so a dead one's file does no harm."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise UsageError(
+                f"{path.parent} is in use by another run (process {holder})",
+                hint="wait for it, or choose another --out",
+            ) from None
+        # The holder before us may have removed the name between our open and our lock.
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+            return handle
+        os.close(handle)
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder ``target`` with what ``fill`` puts into it: beside it, forced to the disk, then renamed.
+
+    Replaces an older ``target``. Raises ``BudgetftError`` when the disk refuses (full, read-only).
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        fill(part)
+        for file in sorted(part.rglob("*"), reverse=True):
+            _sync(file)
+        _sync(part)
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise BudgetftError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,136 @@
+"""What a plan and the operational flags come to: model, weights, data and steps, all checked before any work."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetft.data.examples import Examples, read_dataset
+from budgetft.errors import UsageError
+from budgetft.model import Model
+from budgetft.plan import Plan, load_planned_model
+from budgetft.train.folder import Identity
+from budgetft.train.schedule import total_steps
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a run depends on."""
+
+    plan: Plan
+    model: Model
+    """As planned; its ``weights`` are those that are loaded, so that their processor is too."""
+    weights: str | None
+    """None for random ones."""
+    examples: Examples
+    steps: int
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(
+            plan_fingerprint=plan_fingerprint(self.plan),
+            data_fingerprint=self.examples.fingerprint,
+            weights=self.weights or RANDOM,
+            steps=self.steps,
+        )
+
+
+def plan_fingerprint(plan: Plan) -> str:
+    """SHA-256 of the whole plan."""
+    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+
+
+def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | None) -> Job:
+    """The job. Raises ``UsageError`` when something is missing or is not what the plan was made for."""
+    chosen = weights or plan.model.weights or plan.model.hub_id
+    if chosen is None:
+        raise UsageError(
+            f"the plan names no weights for {plan.model.name}",
+            hint="give --weights FOLDER or a hub id, or --weights random to try the machinery",
+        )
+    model = _model(plan, chosen)
+    if chosen != RANDOM:
+        _check_architecture(chosen, model)
+    examples = _examples(plan, data)
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps must be at least 1, not {steps}")
+    return Job(
+        plan=plan,
+        model=model,
+        weights=None if chosen == RANDOM else chosen,
+        examples=examples,
+        steps=steps or total_steps(plan.contract, len(examples)),
+    )
+
+
+def _model(plan: Plan, chosen: str) -> Model:
+    if chosen == RANDOM:
+        return load_planned_model(plan)
+    if plan.model.weights is not None:
+        return load_planned_model(plan, name=chosen)
+    # A bundled description stands for the published weights; their own config.json has more keys than it.
+    return load_planned_model(plan).replace(weights=chosen)
+
+
+def _check_architecture(weights: str, model: Model) -> None:
+    """Refuse weights of another architecture before gigabytes of them are read."""
+    from transformers import AutoConfig
+
+    from budgetft.step.build import model_config
+
+    try:
+        found = AutoConfig.from_pretrained(weights, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"cannot read the config of the weights {weights!r}: {str(error).splitlines()[0]}",
+            hint="give --weights FOLDER with config.json and *.safetensors",
+        ) from None
+    planned = model_config(model)
+    differing = _differences(found.get_text_config(), planned.get_text_config(), _TEXT_SIZES)
+    differing += _differences(found.vision_config, planned.vision_config, _VISION_SIZES) if not differing else []
+    if found.model_type != planned.model_type or differing:
+        raise UsageError(
+            f"the weights {weights!r} ({found.model_type}) are not of the planned model"
+            f" {model.name} ({planned.model_type})" + "".join(f"; {line}" for line in differing),
+            hint="plan again for these weights: budgetft plan --model ...",
+        )
+
+
+_TEXT_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+_VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "embed_dim",
+    "intermediate_size",
+    "num_heads",
+    "patch_size",
+    "spatial_merge_size",
+)
+
+
+def _differences(found: Any, planned: Any, names: tuple[str, ...]) -> list[str]:
+    pairs = ((name, getattr(found, name, None), getattr(planned, name, None)) for name in names)
+    return [f"{name} is {there}, planned {here}" for name, there, here in pairs if there != here]
+
+
+def _examples(plan: Plan, data: Path | None) -> Examples:
+    if data is None and plan.data is None:
+        raise UsageError("the plan names no data", hint="give --data FOLDER")
+    examples = read_dataset(data or Path(plan.data or ""))
+    planned = plan.workload.fingerprint
+    if planned is not None and examples.fingerprint != planned:
+        named = f"the data {plan.data} (fingerprint {planned})" if plan.data else f"data with fingerprint {planned}"
+        raise UsageError(
+            f"the plan was made for {named}; {examples.folder} has fingerprint {examples.fingerprint}",
+            hint=f"plan again for this data: budgetft plan --data {examples.folder}",
+        )
+    return examples

@@ -1,0 +1,52 @@
+"""``log.jsonl`` of a run: one record a line, appended after every step."""
+
+import json
+import os
+from pathlib import Path
+
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.plan import write_text_atomically
+from budgetft.train.record import Record
+
+
+class Log:
+    """Open for appending; ``records`` holds every line of the run so far, in order."""
+
+    def __init__(self, path: Path, *, finished_steps: int) -> None:
+        """Keep the first ``finished_steps`` records of ``path`` and drop what follows, atomically.
+
+        Raises ``BudgetftError`` when one of those is missing or damaged.
+        """
+        self.records = _kept(path, finished_steps)
+        write_text_atomically(path, "".join(record.model_dump_json() + "\n" for record in self.records))
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: Record) -> None:
+        """Write the record as a whole line that another process can read at once."""
+        self._file.write(record.model_dump_json() + "\n")
+        self._file.flush()
+        self.records.append(record)
+
+    def sync(self) -> None:
+        """Force the lines to the disk: a checkpoint may never be newer than the log."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _kept(path: Path, finished_steps: int) -> list[Record]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines[:finished_steps], start=1):
+        try:
+            records.append(Record.read(json.loads(line), source=f"{path}, line {number}"))
+        except (ValueError, UsageError) as error:
+            raise BudgetftError(f"{path}: line {number} cannot be read: {error}") from None
+    steps = [record.step for record in records]
+    if steps != list(range(1, finished_steps + 1)):
+        raise BudgetftError(
+            f"{path} holds {len(records)} of the {finished_steps} steps that the checkpoint has seen",
+            hint="put the log back, or start again in another folder",
+        )
+    return records

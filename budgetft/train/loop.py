@@ -1,0 +1,377 @@
+"""Run a plan to the end: the same step that was traced and probed, under the same cap, with the data of the plan."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgetft.data.processor import load_processor
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.plan import Plan, write_plan, write_text_atomically
+from budgetft.step.build import build_model
+from budgetft.step.step import Step, Update
+from budgetft.train import rng
+from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
+from budgetft.train.folder import RunFolder, claimed, write_folder
+from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
+from budgetft.train.job import Job, plan_fingerprint, settle
+from budgetft.train.loader import Micro, make_micro, prefetched, split
+from budgetft.train.log import Log
+from budgetft.train.memory import Device, Memory, open_memory
+from budgetft.train.preflight import fly, heaviest_batches
+from budgetft.train.record import Record, Summary, summarize
+from budgetft.train.schedule import learning_rate, step_examples
+from budgetft.units import format_gib
+from budgetft.value import read_json
+
+
+def run_training(
+    plan: Plan,
+    *,
+    out: Path,
+    data: Path | None = None,
+    weights: str | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    save_every: int = 50,
+    device: Device = "auto",
+    on_progress: Callable[[Record], None] = lambda record: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    trackers: Sequence[Any] = (),
+) -> Summary:
+    """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
+
+    ``data`` and ``weights`` (a folder, a hub id or ``random``) default to the plan's. ``steps`` defaults to the
+    contract's epochs, and the learning-rate schedule ends there. Examples come in a seeded order; the last incomplete
+    effective batch of an epoch is filled up from the next one, so every step has the contract's effective batch.
+    ``save_every``: steps between checkpoints; the last step gets one too. ``resume`` goes on from the newest whole
+    checkpoint, with the same weights and steps when they are left out. ``trackers`` are accelerate's: names or objects.
+
+    Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
+    ends early: out of memory under the plan's budget, steps that are not finite, or a signal (then its last finished
+    step is saved).
+    """
+    if save_every < 1:
+        raise UsageError(f"--save-every must be at least 1, not {save_every}")
+    with claimed(out, resume=resume) as folder:
+        if resume:
+            known = folder.read_identity()
+            weights, steps = weights or known.weights, steps or known.steps
+        job = settle(plan, data=data, weights=weights, steps=steps)
+        if resume:
+            folder.check_identity(job.identity)
+            if folder.summary.is_file():
+                on_note(f"the run in {out} is finished; nothing to do")
+                return Summary.read(read_json(folder.summary), source=str(folder.summary))
+        training = _open(job, folder, device, on_note, on_progress, save_every)
+        training.accelerator = _accelerator(training.memory, trackers, out, job)
+        try:
+            return training.run(resume)
+        finally:
+            training.accelerator.end_training()
+
+
+def _open(
+    job: Job,
+    folder: RunFolder,
+    device: Device,
+    on_note: Callable[[str], None],
+    on_progress: Callable[[Record], None],
+    save_every: int,
+) -> "Training":
+    """Device, processor and model. The meter comes first: it must see the card before this process holds any of it."""
+    plan = job.plan
+    memory = open_memory(plan.gpu, device, plan.knobs.allocator)
+    on_note(f"loading {job.model.name} ({job.weights or 'random weights'}) on {memory.stack.card}")
+    processor = load_processor(job.model)
+    try:
+        peft_model = build_model(
+            job.model,
+            plan.contract,
+            base_precision=plan.knobs.base_precision,
+            device=memory.device,
+            weights=job.weights,
+        )
+        memory.count(peft_model.parameters())
+        memory.count(peft_model.buffers())
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(
+            error,
+            phase="load",
+            where="building the model",
+            ids=(),
+            cap_bytes=memory.cap_bytes,
+            budget_bytes=plan.gpu.budget_bytes,
+            hint="plan again with a larger budget or a smaller model",
+        ) from error
+    step = Step(peft_model, plan.contract, plan.knobs, device=memory.device)
+    return Training(
+        job=job, folder=folder, memory=memory, processor=processor, step=step,
+        on_note=on_note, on_progress=on_progress, save_every=save_every,
+    )  # fmt: skip
+
+
+def _accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -> Any:
+    """accelerate's view of the process. Raises ``UsageError`` when it was launched as one of several."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        cpu=memory.device.type == "cpu",
+        mixed_precision="no",  # the step does its own autocast and scaling, the same in a probe and here
+        log_with=list(trackers) or None,
+        project_dir=str(out),
+    )
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            f"launched as {accelerator.num_processes} processes; a plan is for one card and one process",
+            hint="start it with budgetft train, without a launcher",
+        )
+    if trackers:
+        facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
+        accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})
+    return accelerator
+
+
+class _Stopped(Exception):
+    """A signal was seen between two micro-batches."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A run in progress."""
+
+    job: Job
+    folder: RunFolder
+    memory: Memory
+    processor: Any
+    step: Step
+    on_note: Callable[[str], None]
+    on_progress: Callable[[Record], None]
+    save_every: int
+    accelerator: Any = None
+    stop: StopSignal = field(default_factory=StopSignal)
+    watch: FiniteWatch = field(default_factory=FiniteWatch)
+    peak_bytes: int = -1
+    """Of allocated bytes so far."""
+    preflight_peak_bytes: int = 0
+    """Of the process."""
+    saved: int = 0
+    """The step of the newest checkpoint."""
+
+    def run(self, resume: bool) -> Summary:
+        """Pre-flight, steps, adapter, summary."""
+        rng.seed_all(self.job.plan.contract.seed)
+        first = self._restore() if resume else 0
+        self._preflight()
+        if not resume:
+            write_plan(self.job.plan, self.folder.plan)
+            write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
+        log = Log(self.folder.log, finished_steps=first)
+        try:
+            self._steps(first, log)
+        finally:
+            log.close()
+        return self._finish(log)
+
+    def _restore(self) -> int:
+        """Finished steps of the newest whole checkpoint, loaded; 0 when the run had not come to one."""
+        found = newest_checkpoint(self.folder.checkpoints, self.on_note)
+        if found is None:
+            return 0
+        path, state = found
+        restore_checkpoint(path, state, self.step)
+        self.memory.count(
+            tensor
+            for states in self.step.optimizer.state.values()
+            for tensor in states.values()
+            if isinstance(tensor, torch.Tensor)
+        )
+        self.saved = state.step
+        self.on_note(f"going on after step {state.step} of {self.job.steps}")
+        return state.step
+
+    def _make(self, indices: Sequence[int]) -> Micro:
+        return make_micro(indices, self.job, self.processor, self.step)
+
+    def _preflight(self) -> None:
+        self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
+        batches = heaviest_batches(self.job, self.processor)
+        micros = [self._make(part) for part in batches]
+        try:
+            held = fly(self.step, self.memory, micros, self._micro)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(
+                error, "the pre-flight", micros, hint="plan again: budgetft plan --data ... --probe always"
+            ) from error
+        self.preflight_peak_bytes = held.process_peak_bytes
+        budget = format_gib(self.job.plan.gpu.budget_bytes)
+        self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
+
+    def _micro(self, micro: Micro, total_supervised: int) -> torch.Tensor:
+        """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
+        inputs = micro.inputs.to(self.step.device)
+        self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))
+        return self.step.micro(inputs, total_supervised=total_supervised)
+
+    def _steps(self, first: int, log: Log) -> None:
+        """Steps ``first`` + 1 to the last. A checkpoint gets the generators' state after the last finished step."""
+        job, finished, states = self.job, first, rng.capture()
+        numbers = range(first + 1, job.steps + 1)
+        wanted = (
+            split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch)
+            for number in numbers
+        )
+        with self.stop, ExitStack() as stack:
+            batches = prefetched(wanted, self._make)
+            stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]
+            try:
+                for number in numbers:
+                    record = self._one_step(number, partial(next, batches))
+                    finished, states = number, rng.capture()
+                    log.append(record)
+                    self.accelerator.log(_numbers(record), step=number)
+                    self.on_progress(record)
+                    self.watch.see(step=number, finite=record.finite, scale=record.scale)
+                    if number % self.save_every == 0 or number == job.steps:
+                        self._save(finished, states, log)
+                    if self.stop.received is not None and number < job.steps:
+                        raise _Stopped
+            except _Stopped:
+                self._save(finished, states, log)
+                raise self._interrupted(finished) from None
+
+    def _one_step(self, number: int, take_batch: Callable[[], list[Micro]]) -> Record:
+        """One optimizer step; on ``_Stopped`` and on any error the adapter is that of the step before."""
+        contract = self.job.plan.contract
+        began = time.perf_counter()
+        micros = take_batch()
+        data_seconds = time.perf_counter() - began
+        rate = learning_rate(number, self.job.steps, contract)
+        total = sum(micro.inputs.supervised_tokens for micro in micros)
+        try:
+            with self.memory.working():
+                shares = []
+                for micro in micros:
+                    if self.stop.received is not None:
+                        raise _Stopped
+                    shares.append(self._micro(micro, total))
+                update = self.step.update(learning_rate=rate)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(
+                error, f"step {number}", micros, hint=f"plan again with a smaller micro-batch; {self._how_to_resume()}"
+            ) from error
+        finally:
+            self.step.optimizer.zero_grad(set_to_none=True)
+        loss = float(torch.stack(shares).sum())
+        seconds = time.perf_counter() - began
+        return self._record(
+            number, loss, update, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids]
+        )
+
+    def _record(
+        self,
+        number: int,
+        loss: float,
+        update: Update,
+        rate: float,
+        seconds: float,
+        data_seconds: float,
+        ids: list[str],
+    ) -> Record:
+        held = self.memory.read()
+        new_peak = held.allocated_peak_bytes > self.peak_bytes
+        self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
+        batch = self.job.plan.contract.effective_batch
+        return Record(
+            step=number,
+            steps=self.job.steps,
+            epoch=number * batch / len(self.job.examples),
+            loss=loss if math.isfinite(loss) else None,
+            grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
+            finite=update.finite and math.isfinite(loss),
+            scale=update.scale,
+            learning_rate=rate,
+            seconds=seconds,
+            data_seconds=data_seconds,
+            samples_per_second=batch / seconds,
+            allocated_bytes=held.allocated_bytes,
+            allocated_peak_bytes=held.allocated_peak_bytes,
+            reserved_bytes=held.reserved_bytes,
+            reserved_peak_bytes=held.reserved_peak_bytes,
+            process_bytes=held.process_bytes,
+            process_peak_bytes=held.process_peak_bytes,
+            peak_examples=tuple(ids) if new_peak else None,
+        )
+
+    def _save(self, finished: int, states: rng.Rng, log: Log) -> None:
+        if finished <= self.saved:
+            return
+        log.sync()
+        write_checkpoint(
+            self.folder.checkpoints,
+            self.step,
+            finished_steps=finished,
+            plan_fingerprint=plan_fingerprint(self.job.plan),
+            rng=states,
+        )
+        self.saved = finished
+
+    def _finish(self, log: Log) -> Summary:
+        """The adapter, then the summary: where there is a summary the run is finished."""
+        write_folder(self.folder.adapter, partial(write_adapter, self.step))
+        held = self.memory.read()
+        summary = summarize(
+            log.records,
+            self.job.plan,
+            examples=len(self.job.examples),
+            preflight_peak_bytes=self.preflight_peak_bytes,
+            cap_bytes=self.memory.cap_bytes,
+            ooms=held.ooms,
+            alloc_retries=held.alloc_retries,
+            evidence=self.memory.evidence,
+            note=self.memory.note,
+            stack=self.memory.stack,
+        )
+        write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
+        return summary
+
+    def _out_of_memory(self, error: Exception, where: str, micros: list[Micro], *, hint: str) -> BudgetftError:
+        return out_of_memory(
+            error,
+            phase=self.step.phase,
+            where=where,
+            ids=[name for micro in micros for name in micro.ids],
+            cap_bytes=self.memory.cap_bytes,
+            budget_bytes=self.job.plan.gpu.budget_bytes,
+            hint=hint,
+        )
+
+    def _how_to_resume(self) -> str:
+        data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
+        after = (
+            f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
+        )
+        return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
+
+    def _interrupted(self, finished: int) -> Interrupted:
+        signum = self.stop.received or 0
+        where = (
+            f"after step {finished} of {self.job.steps}; that step is saved" if finished else "before the end of step 1"
+        )
+        return Interrupted(
+            f"interrupted {where}",
+            signum=signum,
+            hint=self._how_to_resume(),
+        )
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    """What a tracker can draw."""
+    values = record.model_dump(exclude={"step", "steps", "peak_examples"})
+    return {name: float(value) for name, value in values.items() if value is not None}

@@ -1,0 +1,178 @@
+"""The run's memory: capped at the plan's budget, and read after every step. One class for a card, one for the CPU."""
+
+import os
+import platform
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal, Protocol
+
+import torch
+
+from budgetft.errors import UsageError
+from budgetft.knobs import Allocator
+from budgetft.meter.live import LiveBytes
+from budgetft.outcome import Evidence, Stack
+from budgetft.plan import Target
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Bytes; peaks are of the time since the last ``forget_peaks``. Reserved ones are None where nothing reserves."""
+
+    allocated_bytes: int
+    allocated_peak_bytes: int
+    reserved_bytes: int | None
+    reserved_peak_bytes: int | None
+    process_bytes: int
+    process_peak_bytes: int
+    alloc_retries: int
+    ooms: int
+
+
+class Memory(Protocol):
+    """A device whose memory is capped and read."""
+
+    device: torch.device
+    evidence: Evidence
+    note: str
+    cap_bytes: int
+    stack: Stack
+
+    def set_cap(self) -> None:
+        """Cap the allocator at the budget less what the process holds outside it by now."""
+        ...
+
+    def count(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count tensors that were made outside ``working``; raises ``torch.OutOfMemoryError`` above the cap."""
+        ...
+
+    def working(self) -> AbstractContextManager[object]:
+        """The block in which tensors are made that count."""
+        ...
+
+    def forget_peaks(self) -> None: ...
+
+    def read(self) -> Held: ...
+
+
+class CpuMemory:
+    """Live tensor bytes of a run on the CPU, with the budget as their cap."""
+
+    def __init__(self, target: Target) -> None:
+        self.device = torch.device("cpu")
+        self.evidence: Evidence = "predicted"
+        self.note = "ran on the CPU: bytes are those of live tensors, and no card took part"
+        self.cap_bytes = target.budget_bytes
+        self.stack = _stack(platform.processor() or platform.machine() or "cpu", None)
+        self._live = LiveBytes(cap_bytes=target.budget_bytes)
+
+    def set_cap(self) -> None:
+        pass  # nothing is held beside the tensors
+
+    def count(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._live.count(tensors)
+
+    def working(self) -> AbstractContextManager[object]:
+        return self._live
+
+    def forget_peaks(self) -> None:
+        self._live.reset_peak()
+
+    def read(self) -> Held:
+        live, peak = self._live.live_bytes, self._live.peak_bytes
+        return Held(
+            allocated_bytes=live,
+            allocated_peak_bytes=peak,
+            reserved_bytes=None,
+            reserved_peak_bytes=None,
+            process_bytes=live,
+            process_peak_bytes=peak,
+            alloc_retries=0,
+            ooms=self._live.ooms,
+        )
+
+
+class CudaMemory:
+    """A card with torch's allocator capped. Create before anything else touches CUDA."""
+
+    def __init__(self, target: Target) -> None:
+        from budgetft.meter.cuda import CudaMeter, restrict_to
+
+        self._budget_bytes = target.budget_bytes
+        self._meter = CudaMeter()
+        self.device = self._meter.device
+        card = torch.cuda.get_device_name(self.device)
+        planned = target.profile.is_card(card, self._meter.total_bytes)
+        if not planned:
+            restrict_to(target.profile)
+        self.evidence: Evidence = "measured" if planned else "emulated"
+        self.note = f"ran on {card}" if planned else f"ran on {card}, restricted to what {target.profile.title} can do"
+        self.stack = _stack(card, self._meter.driver)
+        self.cap_bytes = 0
+        self.set_cap()
+
+    def set_cap(self) -> None:
+        self.cap_bytes = self._meter.set_cap(self._budget_bytes)
+
+    def count(self, tensors: Iterable[torch.Tensor]) -> None:
+        pass  # the allocator counts
+
+    def working(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def forget_peaks(self) -> None:
+        self._meter.reset()
+
+    def read(self) -> Held:
+        reading = self._meter.read()
+        return Held(
+            allocated_bytes=torch.cuda.memory_allocated(self.device),
+            allocated_peak_bytes=reading.allocated_peak_bytes,
+            reserved_bytes=torch.cuda.memory_reserved(self.device),
+            reserved_peak_bytes=reading.reserved_peak_bytes,
+            process_bytes=reading.process_bytes,
+            process_peak_bytes=max(reading.process_bytes, reading.non_torch_bytes + reading.reserved_peak_bytes),
+            alloc_retries=reading.alloc_retries,
+            ooms=reading.ooms,
+        )
+
+
+def open_memory(target: Target, device: Device, allocator: Allocator) -> Memory:
+    """The memory of the device to train on, capped at the target's budget; ``auto`` takes a card where there is one.
+
+    Raises ``UsageError`` for ``cuda`` without a card.
+    """
+    available = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UsageError(
+            "--device cuda: torch finds no CUDA card here",
+            hint="see budgetft doctor, or use --device cpu to try the machinery",
+        )
+    if not available:
+        return CpuMemory(target)
+    _choose_allocator(allocator)
+    return CudaMemory(target)
+
+
+def _choose_allocator(allocator: Allocator) -> None:
+    """Settle the allocator's kind before CUDA starts; torch reads it from the environment."""
+    # The variable had another name before 2.9, and the old name would still be read where the new one is absent.
+    old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
+    os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
+    name = "PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"
+    os.environ[name] = f"expandable_segments:{allocator == 'expandable'}"
+
+
+def _stack(card: str, driver: str | None) -> Stack:
+    return Stack(
+        card=card,
+        driver=driver,
+        torch=torch.__version__,
+        transformers=metadata.version("transformers"),
+        peft=metadata.version("peft"),
+        python=platform.python_version(),
+    )

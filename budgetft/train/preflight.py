@@ -1,0 +1,75 @@
+"""The heaviest batch of the data before the first step: what cannot fit is known in a minute, not in the ninth hour."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from budgetft.data.stats import check_lengths, measure_shapes
+from budgetft.step.step import Step
+from budgetft.train import rng
+from budgetft.train.job import Job
+from budgetft.train.loader import Micro, split
+from budgetft.train.memory import Held, Memory
+from budgetft.workload import Shape
+
+MICRO_STEPS = 2
+"""The second finds the gradients of the first in place."""
+
+
+def heaviest_batches(job: Job, processor: object) -> list[tuple[int, ...]]:
+    """Micro-batches, as indices, of the most demanding examples.
+
+    Those with the most tokens (then visual ones) make ``MICRO_STEPS`` micro-batches, or as many as a step has. Those
+    with the longest answers make one more: their logits can outweigh everything else. Reads every text and every
+    image's header. Raises one ``UsageError`` for all examples that cannot be encoded, and for those above the
+    contract's length.
+    """
+    contract, knobs, pixel_step = job.plan.contract, job.plan.knobs, job.model.pixel_step
+    shapes = measure_shapes(job.examples, processor, job.model, contract)  # pyright: ignore[reportArgumentType]
+    if any(shape.total_tokens(pixel_step) > contract.max_length for shape in shapes):
+        check_lengths([example.id for example in job.examples], shapes, job.model, contract)
+
+    def longest(shape: Shape) -> tuple[int, int]:
+        return shape.total_tokens(pixel_step), shape.visual_tokens(pixel_step)
+
+    def longest_answer(shape: Shape) -> tuple[int, int]:
+        return shape.supervised_tokens, shape.total_tokens(pixel_step)
+
+    wanted = knobs.micro_batch * min(MICRO_STEPS, knobs.grad_accum)
+    by_length = split(_largest(shapes, longest, wanted), knobs.micro_batch)
+    by_answer = split(_largest(shapes, longest_answer, knobs.micro_batch), knobs.micro_batch)
+    return by_length + [batch for batch in by_answer if sorted(batch) != sorted(by_length[0])]
+
+
+def _largest(shapes: Sequence[Shape], key: Callable[[Shape], tuple[int, int]], wanted: int) -> list[int]:
+    """Indices of the ``wanted`` largest; with too few, the largest again, as a batch wraps around the data too."""
+    order = sorted(range(len(shapes)), key=lambda index: key(shapes[index]), reverse=True)
+    return [order[number % len(order)] for number in range(wanted)]
+
+
+def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable[[Micro, int], torch.Tensor]) -> Held:
+    """Run ``micros`` forward and backward, with room taken for the optimizer's states; returns what was held.
+
+    Leaves no trace: parameters, optimizer, scaler and random number generators are as before. The cap is set again
+    afterwards, because by then the kernels and workspaces that lie outside torch's allocator are loaded. Raises
+    ``torch.OutOfMemoryError``.
+    """
+    states = rng.capture()
+    total = sum(micro.inputs.supervised_tokens for micro in micros)
+    try:
+        with memory.working():
+            # Adam keeps two numbers a parameter from its first step on.
+            missing = () if step.optimizer.state else step.parameters
+            room = [torch.zeros_like(parameter) for parameter in missing for _ in range(2)]
+            for micro in micros:
+                if step.knobs.grad_accum == 1:
+                    step.optimizer.zero_grad(set_to_none=True)
+                run_micro(micro, total)
+            del room
+    finally:
+        step.optimizer.zero_grad(set_to_none=True)
+        rng.restore(states)
+    held = memory.read()
+    memory.set_cap()
+    memory.forget_peaks()
+    return held

@@ -1,0 +1,81 @@
+"""The base of every value: frozen, keyword-only, closed, checked where it is built."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from budgetft.errors import UsageError, nearest
+
+
+class Value(BaseModel):
+    """A frozen value that rejects unknown fields, and types that are merely convertible."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], *, source: str) -> Self:
+        """The value in ``data`` (JSON or TOML, already parsed); all its problems in one ``UsageError``."""
+        try:
+            return cls.model_validate_json(json.dumps(data))
+        except (ValidationError, ValueError, TypeError, RecursionError) as error:
+            raise _explain(cls, error, source) from None
+
+    @classmethod
+    def make(cls, **fields: Any) -> Self:
+        """The value with ``fields``; bad ones are a ``UsageError`` that names them all."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise _explain(cls, error, cls.__name__.lower()) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with ``changes``."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; a missing, unreadable or truncated file is a ``UsageError``."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
+def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:
+    if not isinstance(error, ValidationError):
+        return UsageError(f"{source}: {error}")
+    known = _field_names(cls)
+    lines, hints = [], []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or cls.__name__
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key")
+            near = nearest(str(problem["loc"][-1]), known)
+            if near:
+                hints.append(f"did you mean {near!r} instead of {problem['loc'][-1]!r}?")
+        else:
+            given = "" if problem["type"] == "missing" else f" (got {str(problem['input'])[:60]!r})"
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message[0].lower()}{message[1:]}{given}")
+            if problem["type"] == "literal_error":
+                near = nearest(str(problem["input"]), problem.get("ctx", {}).get("expected", "").replace("'", "").split(", "))
+                hints += [f"did you mean {near!r}?"] if near else []
+    count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
+    return UsageError(f"{source}: {count}\n  " + "\n  ".join(lines), hint=" ".join(hints) or None)
+
+
+def _field_names(cls: type[BaseModel]) -> set[str]:
+    names = set(cls.model_fields)
+    for field in cls.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names |= _field_names(kind)
+    return names

@@ -1,0 +1,110 @@
+"""A tiny model, a few drawn images and a plan made by hand: enough to train on a CPU in seconds."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from budgetft.contract import Contract
+from budgetft.data.examples import Example, Examples, read_dataset, write_dataset
+from budgetft.gpu import load_gpu
+from budgetft.knobs import Knobs
+from budgetft.model import load_model
+from budgetft.outcome import Estimate
+from budgetft.plan import Plan, Proof, Target, refer
+from budgetft.units import GIB
+from budgetft.workload import Shape, Workload
+
+MODEL = "tiny-qwen2.5-vl"
+COLOURS = ("red", "green", "blue", "yellow", "white")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def draw_examples(folder: Path, count: int, *, answer: str = "a {colour} square") -> Examples:
+    """A dataset of ``count`` examples of different length, each with one or two small images."""
+    drawings = folder.with_name(folder.name + "-drawings")
+    drawings.mkdir(parents=True)
+    examples = []
+    for number in range(count):
+        colour = COLOURS[number % len(COLOURS)]
+        names = []
+        for part in range(1 + number % 2):
+            image = Image.new("RGB", (84 + 28 * (number % 3), 84), "black")
+            ImageDraw.Draw(image).rectangle((10 + number, 10, 50, 50 + part), fill=colour)
+            names.append(f"{number}-{part}.png")
+            image.save(drawings / names[-1])
+        text = answer.format(colour=colour) + " and nothing else" * (number % 3)
+        examples.append(Example(id=f"example-{number}", images=tuple(names), prompt="What is it?", answer=text))
+    return write_dataset(examples, folder, images_root=drawings)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Examples:
+    """Seven examples: no effective batch divides them."""
+    return draw_examples(tmp_path_factory.mktemp("data") / "seven", 7)
+
+
+@functools.cache
+def _model():
+    return load_model(MODEL)
+
+
+@pytest.fixture
+def make_plan(dataset) -> Callable[..., Plan]:
+    """A plan for the tiny model; keyword arguments change the contract, the knobs or the budget."""
+
+    def make(
+        *,
+        budget_bytes: int = GIB,
+        micro_batch: int = 2,
+        knobs: dict | None = None,
+        data: Path | None = None,
+        **contract,
+    ) -> Plan:
+        agreed = Contract(**{"rank": 4, "alpha": 8, "effective_batch": 4, "learning_rate": 1e-3, **contract})
+        shape = Shape(images=((84, 84),), text_tokens=40, supervised_tokens=8)
+        examples = dataset if data is None else read_dataset(data)
+        workload = Workload.uniform(shape).replace(examples=len(examples), fingerprint=examples.fingerprint)
+        estimate = Estimate(
+            tensor_peak_bytes=1, reserved_peak_bytes=1, process_peak_bytes=1, step_seconds=None,
+            samples_per_second=None, fits=True, terms=(),
+        )  # fmt: skip
+        chosen = {
+            "micro_batch": micro_batch,
+            "grad_accum": agreed.effective_batch // micro_batch,
+            "checkpointed_layers": 1,
+            "base_precision": "fp32",
+            **(knobs or {}),
+        }
+        return Plan(
+            gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g")),
+            model=refer(_model()),
+            contract=agreed,
+            knobs=Knobs(**chosen),
+            estimate=estimate,
+            evidence=Proof(kind="predicted", outcomes=(), confirmed=None, statement="made by hand"),
+            baseline=None,
+            workload=workload,
+            data=str(examples.folder),
+            environment={},
+        )
+
+    return make
+
+
+@pytest.fixture
+def train(tmp_path):
+    """``run_training`` on the CPU with random weights, into ``tmp_path/run`` unless told otherwise."""
+    from budgetft.train.loop import run_training
+
+    def run(plan: Plan, **options):
+        return run_training(plan, **{"out": tmp_path / "run", "weights": "random", "device": "cpu", **options})
+
+    return run

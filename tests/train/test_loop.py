@@ -1,0 +1,199 @@
+"""Training: it learns, keeps the contract whatever the knobs, and leaves an adapter that plain peft loads."""
+
+import json
+
+import pytest
+import torch
+from conftest import draw_examples
+from safetensors.torch import load_file
+
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.plan import read_plan
+from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint
+from budgetft.train.record import Summary
+
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+def read_log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
+
+
+def test_the_loss_falls_on_a_few_repeated_examples(make_plan, train, tmp_path):
+    records = []
+    plan = make_plan(learning_rate=1e-2, rank=16)
+    summary = train(plan, steps=30, on_progress=records.append)
+    assert summary.last_loss < summary.first_loss - 0.5
+    assert [record.step for record in records] == list(range(1, 31))
+    assert records[0].learning_rate == pytest.approx(1e-2)
+    assert records[-1].learning_rate < 1e-3
+    assert all(record.finite and record.steps == 30 for record in records)
+
+
+def test_a_run_leaves_log_summary_plan_and_adapter(make_plan, train, tmp_path):
+    plan = make_plan(epochs=2)
+    summary = train(plan)
+    run = tmp_path / "run"
+    assert summary.steps == 4  # two epochs of seven examples, four a step
+    assert read_plan(run / "plan.json") == plan
+    assert Summary.read(json.loads((run / "summary.json").read_text()), source="summary") == summary
+    assert (summary.evidence, summary.over_budget, summary.ooms) == ("predicted", False, 0)
+    assert "CPU" in summary.note
+    assert 0 < summary.process_peak_bytes <= summary.budget_bytes
+    assert summary.process_peak_bytes <= summary.preflight_peak_bytes  # the heaviest batch came first
+    log = read_log(run)
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert log[0]["peak_examples"]
+    assert max(line["process_peak_bytes"] for line in log) == summary.process_peak_bytes
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        ["adapter", "checkpoints", "log.jsonl", "plan.json", "run.json", "summary.json"]
+    )
+
+
+def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(make_plan, train, tmp_path, dataset):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from budgetft.data.collate import collate, encode
+    from budgetft.data.processor import load_processor
+    from budgetft.model import load_model
+    from budgetft.step.build import build_model, model_config
+    from budgetft.step.step import Step
+
+    plan = make_plan(learning_rate=1e-2)
+    train(plan, steps=3)
+    model = load_model(plan.model.name)
+    ours = build_model(model, plan.contract, base_precision="fp32", device=torch.device("cpu"))
+    step = Step(ours, plan.contract, plan.knobs, device=torch.device("cpu"))
+    found = newest_checkpoint(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    restore_checkpoint(*found, step)
+
+    torch.manual_seed(plan.contract.seed)
+    fresh = AutoModelForImageTextToText.from_config(model_config(model), dtype=torch.float32)
+    plain = PeftModel.from_pretrained(fresh, str(tmp_path / "run" / "adapter")).eval()
+    batch = collate([encode(dataset[0], load_processor(model), model, plan.contract)], 0)
+    with torch.no_grad():
+        inputs = step.prepare(batch)
+        hidden = step._hidden(inputs)
+        expected = plain(
+            input_ids=batch.input_ids,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            mm_token_type_ids=batch.mm_token_type_ids,
+        ).logits[0, inputs.target_index_N]
+        with plain.disable_adapter():
+            untrained = plain(
+                input_ids=batch.input_ids,
+                pixel_values=batch.pixel_values,
+                image_grid_thw=batch.image_grid_thw,
+                mm_token_type_ids=batch.mm_token_type_ids,
+            ).logits[0, inputs.target_index_N]
+    torch.testing.assert_close(step.base.lm_head(hidden), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - untrained).abs().max() > 1e-3
+
+
+def test_the_split_into_micro_batches_does_not_change_what_is_learned(make_plan, train, tmp_path):
+    losses, adapters = [], []
+    for micro_batch in (1, 4):
+        out = tmp_path / f"by-{micro_batch}"
+        # Not Adam's first steps at full speed: it divides noise by noise where a gradient is all but zero.
+        train(make_plan(micro_batch=micro_batch, learning_rate=1e-4), out=out, steps=4)
+        losses.append([line["loss"] for line in read_log(out)])
+        adapters.append(load_file(out / ADAPTER))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(tensor, adapters[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_path, monkeypatch):
+    from budgetft.train.loop import Training
+
+    plan = make_plan(lora_dropout=0.2, knobs={"lora": "stock"})  # dropout draws random numbers
+    train(plan, out=tmp_path / "with", steps=2)
+    monkeypatch.setattr(Training, "_preflight", lambda self: None)
+    train(plan, out=tmp_path / "without", steps=2)
+    assert [line["loss"] for line in read_log(tmp_path / "with")] == [
+        line["loss"] for line in read_log(tmp_path / "without")
+    ]
+    assert (tmp_path / "with" / ADAPTER).read_bytes() == (tmp_path / "without" / ADAPTER).read_bytes()
+
+
+def test_other_data_than_planned_is_refused_and_named(make_plan, train, tmp_path):
+    other = draw_examples(tmp_path / "other", 2)
+    with pytest.raises(UsageError, match=r"the plan was made for .*seven.*other has fingerprint") as caught:
+        train(make_plan(), data=other.folder)
+    assert "plan again" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_named(make_plan, train, tmp_path):
+    train(make_plan(), steps=1)
+    before = files_in(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"run already holds a run") as caught:
+        train(make_plan(), steps=1)
+    assert "--resume" in (caught.value.hint or "")
+    assert files_in(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(("budget_mib", "phase"), [(20, "load"), (50, "forward|loss|backward")])
+def test_a_budget_that_is_too_small_ends_with_the_phase_and_leaves_nothing(
+    make_plan, train, tmp_path, budget_mib, phase
+):
+    with pytest.raises(
+        BudgetftError, match=rf"out of memory in phase '({phase})'.*cap is .*{budget_mib * 2**20} bytes"
+    ) as caught:
+        train(make_plan(budget_bytes=budget_mib * 2**20))
+    assert "plan again" in (caught.value.hint or "")
+    assert files_in(tmp_path / "run") == []
+
+
+def test_a_plan_without_weights_says_so(make_plan, train):
+    with pytest.raises(UsageError, match="names no weights") as caught:
+        train(make_plan(), weights=None)
+    assert "--weights random" in (caught.value.hint or "")
+
+
+def test_weights_of_another_architecture_are_refused_before_they_are_read(make_plan, train):
+    from budgetft.profiles import profiles_folder
+
+    with pytest.raises(UsageError, match="not of the planned model"):
+        train(make_plan(), weights=str(profiles_folder() / "models" / "qwen2.5-vl-3b"))
+
+
+def test_examples_above_the_contract_length_are_refused_before_the_first_step(make_plan, train, tmp_path):
+    with pytest.raises(UsageError, match=r"of 7 examples .* 30 tokens"):
+        train(make_plan(max_length=30))
+    assert files_in(tmp_path / "run") == []
+
+
+def test_trackers_of_accelerate_get_every_step(make_plan, train):
+    from accelerate.tracking import GeneralTracker
+
+    class Listing(GeneralTracker):
+        name = "listing"
+        requires_logging_directory = False
+        main_process_only = True
+
+        def __init__(self):
+            super().__init__()
+            self.rows = []
+
+        @property
+        def tracker(self):
+            return self.rows
+
+        def store_init_configuration(self, values):
+            self.rows.append(values)
+
+        def log(self, values, step=None, **kwargs):
+            self.rows.append((step, values["loss"]))
+
+    listing = Listing()
+    summary = train(make_plan(), steps=2, trackers=[listing])
+    assert listing.rows[0]["micro_batch"] == 2
+    assert listing.rows[1:] == [(1, summary.first_loss), (2, summary.last_loss)]

@@ -1,0 +1,143 @@
+"""A run that is killed, stopped or damaged goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import budgetft
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.plan import write_plan
+from budgetft.train.guard import Interrupted
+
+ADAPTER = "adapter/adapter_model.safetensors"
+STEPS = 14
+RUN = "import typer; from budgetft.cli.train import train; typer.run(train)"
+
+
+def losses(run):
+    return [(line["step"], line["loss"]) for line in map(json.loads, (run / "log.jsonl").read_text().splitlines())]
+
+
+def steps_logged(run):
+    return (run / "log.jsonl").read_bytes().count(b"\n") if (run / "log.jsonl").exists() else 0
+
+
+@pytest.fixture
+def plan(make_plan):
+    """With dropout, so that a wrong random state shows."""
+    return make_plan(lora_dropout=0.1, knobs={"lora": "stock", "checkpointed_layers": 0})
+
+
+@pytest.fixture
+def reference(plan, train, tmp_path):
+    """An uninterrupted run."""
+    out = tmp_path / "reference"
+    train(plan, out=out, steps=STEPS)
+    return out
+
+
+def interrupt_after(step, signum=signal.SIGINT):
+    """A progress callback that signals this process after ``step``."""
+
+    def on_progress(record):
+        if record.step == step:
+            os.kill(os.getpid(), signum)
+
+    return on_progress
+
+
+def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(plan, reference, train, tmp_path):
+    run, plan_file = tmp_path / "run", tmp_path / "plan.json"
+    write_plan(plan, plan_file)
+    last = random.randint(1, STEPS - 3)
+    command = [sys.executable, "-c", RUN, "--plan", plan_file, "--out", run, "--weights", "random"]
+    command += ["--steps", str(STEPS), "--save-every", "3", "--device", "cpu", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(budgetft.__file__).parent.parent)}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while steps_logged(run) < last and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    _, told = process.communicate()
+    assert process.returncode == -signal.SIGKILL, told.decode()
+    assert last <= steps_logged(run) < STEPS, f"killed after step {last}"
+
+    summary = train(plan, out=run, resume=True, weights=None, save_every=3)
+    assert losses(run) == losses(reference), f"killed after step {last}"
+    assert (run / ADAPTER).read_bytes() == (reference / ADAPTER).read_bytes()
+    assert summary.steps == STEPS
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_last_finished_step_and_says_how_to_go_on(plan, reference, train, tmp_path, signum):
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"after step 5 of {STEPS}; that step is saved") as caught:
+        train(plan, steps=STEPS, on_progress=interrupt_after(5, signum))
+    assert caught.value.exit_code == 128 + signum
+    assert f"--out {run} --resume" in (caught.value.hint or "")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-5"]
+    assert not (run / "adapter").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    train(plan, resume=True)
+    assert losses(run) == losses(reference)
+    assert (run / ADAPTER).read_bytes() == (reference / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one_with_a_warning(plan, train, tmp_path, damage):
+    run, notes = tmp_path / "run", []
+    with pytest.raises(Interrupted):
+        train(plan, steps=6, save_every=2, on_progress=interrupt_after(5))
+    before = losses(run)
+    newest = run / "checkpoints" / "step-5"
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["step-4", "step-5"]  # the older is dropped
+    if damage == "cut":
+        file = newest / "state.json"
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "changed":
+        file = newest / "adapter" / "adapter_model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        (newest / "optimizer.safetensors").unlink()
+    train(plan, resume=True, save_every=2, on_note=notes.append)
+    assert any(note.startswith("warning: checkpoint step-5 is damaged") and "step-4" in note for note in notes)
+    assert losses(run)[:5] == before
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5, 6]
+    assert not newest.exists()
+
+
+def test_when_every_checkpoint_is_damaged_the_run_is_not_started_over(plan, train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(plan, steps=3, on_progress=interrupt_after(1))
+    (tmp_path / "run" / "checkpoints" / "step-1" / "state.json").write_text("{}")
+    with pytest.raises(BudgetftError, match=r"no checkpoint .* is whole"):
+        train(plan, resume=True)
+
+
+def test_a_finished_run_resumes_to_its_summary_without_work(plan, train):
+    summary = train(plan, steps=1)
+    assert train(plan, resume=True, weights=None, on_progress=pytest.fail) == summary
+
+
+def test_resuming_something_else_is_refused_with_every_reason(plan, make_plan, train, tmp_path):
+    train(plan, steps=1)
+    with pytest.raises(
+        UsageError, match="started under another plan; its learning-rate schedule was laid out for 1 steps, not 2"
+    ):
+        train(make_plan(rank=8), resume=True, steps=2)
+
+
+def test_resuming_where_nothing_was_started_is_refused(plan, train, tmp_path):
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        train(plan, resume=True)
+    assert not (tmp_path / "run").exists()
