@@ -3,8 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from budgetft.errors import BudgetftError
+
+if TYPE_CHECKING:
+    import typer
 
 INTERRUPTED = 130
 
@@ -13,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 wrong use, 3 nothing fits)."""
     import typer
 
+    usage_error: Any = typer.BadParameter.__base__  # click's UsageError; newer Typer carries a click of its own
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         result = typer.main.get_command(build_app())(
@@ -26,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.Exit as error:
         return error.exit_code
-    except typer.BadParameter.__base__ as error:  # click's UsageError; newer Typer carries a click of its own
+    except usage_error as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def build_app() -> "object":
+def build_app() -> "typer.Typer":
     """The Typer app. Commands load their own imports when they run, so that ``--help`` loads no torch."""
     import typer
 

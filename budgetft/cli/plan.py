@@ -31,7 +31,7 @@ def plan(
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
     probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
-    max_probes: Annotated[int, typer.Option(min=3, help="Most probes, baseline and confirmation included.")] = 20,
+    max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LINES = 50
 """About so many plain progress lines a run."""
+WIDE = 110
+"""Columns of a terminal that has room for a bar beside the numbers."""
 
 Note = Callable[[str], None]
 Progress = Callable[["Record"], None]
@@ -92,33 +94,28 @@ def _lines(budget_bytes: int) -> Progress:
 @contextmanager
 def _bar(budget_bytes: int) -> Iterator[tuple[Progress, Note]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    wide = console.width >= WIDE
+    columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Bar(*([BarColumn(bar_width=20)] if wide else []), *columns, console=console) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def show(record: "Record") -> None:
-            text = describe(record, budget_bytes)
+            text = describe(record, budget_bytes, rate="samples/s" if wide else "/s")
             bar.update(task, total=record.steps, completed=record.step, description=text, visible=True)
 
         yield show, lambda note: bar.console.print(note, markup=False, highlight=False)
 
 
-def describe(record: "Record", budget_bytes: int) -> str:
-    """A record in one line: loss, rate, and memory now, at its peak and of the budget."""
+def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") -> str:
+    """A record in one line: loss, samples per second, and memory now, at its peak, and of the budget."""
     loss = "not finite, skipped" if not record.finite or record.loss is None else f"{record.loss:.4f}"
     return (
-        f"loss {loss}  {record.samples_per_second:.2f} samples/s  memory {format_gib(record.process_bytes)}"
-        f" peak {format_gib(record.process_peak_bytes)} of {format_gib(budget_bytes)}"
+        f"loss {loss}  {record.samples_per_second:.2f} {rate}  {format_gib(record.process_bytes)}"
+        f", peak {format_gib(record.process_peak_bytes)} of {format_gib(budget_bytes)}"
     )
 
 

@@ -27,6 +27,8 @@ class Job(Value):
     contract: Contract
     workload: Workload
     device: Device = "cuda"
+    host: Gpu | None = None
+    """The card that stands in for ``gpu``, if its profile is known: probes have its speed and its context."""
     evidence: Evidence
     """What a probe on this machine counts as for ``gpu``."""
 
@@ -41,5 +43,7 @@ class Job(Value):
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""
-        text = self.model_dump_json(exclude={"gpu": {"sources", "title"}, "model": {"hub_id"}, "workload": {"fingerprint"}})
+        text = self.model_dump_json(
+            exclude={"gpu": {"sources", "title"}, "host": True, "model": {"hub_id"}, "workload": {"fingerprint"}}
+        )
         return hashlib.sha256(text.encode()).hexdigest()

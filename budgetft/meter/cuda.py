@@ -32,7 +32,7 @@ class CudaMeter:
         self.device = torch.device("cuda", device_index)
         self._used_before: int | None = None
         if not torch.cuda.is_initialized():
-            self._used_before = pynvml.nvmlDeviceGetMemoryInfo(self._first_visible()).used
+            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._first_visible()).used)
         self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
         self.handle = self._handle_of(self.uuid)
         self.total_bytes = torch.cuda.get_device_properties(self.device).total_memory

@@ -21,6 +21,8 @@ class Calibration(Value):
     torch: str | None
     context_bytes: int = Field(ge=0)
     """What the process holds outside torch's allocator."""
+    workspace_bytes: int = Field(ge=0)
+    """What torch allocates for cuBLAS, once per thread that uses it."""
     fragmentation_bytes: dict[Allocator, int]
     fragmentation_share: dict[Allocator, float]
     """Reserved less allocated: a constant, and a share of what is not static."""

@@ -8,6 +8,8 @@ from budgetft.outcome import Estimate, Term
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.law import Law, Layout, fit_law
 
+STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
+
 
 class Estimator:
     """Estimates of one job. Laws are fitted on first use and kept."""
@@ -16,7 +18,7 @@ class Estimator:
         self, job: Job, *, calibration: Calibration | None = None, on_trace: Callable[[str], None] = lambda text: None
     ) -> None:
         self.job = job
-        self.calibration = calibration or load_calibration("cpu" if job.device == "cpu" else job.gpu.name)
+        self.calibration = calibration or load_calibration(_calibrated_name(job))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
 
@@ -45,7 +47,9 @@ class Estimator:
         law = self.law(knobs)
         tensor_peak, parts = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
         known = self.calibration
-        static = sum(parts.get(name, 0) for name in ("weights", "adapter", "gradients", "optimizer", "inputs"))
+        static = sum(parts.get(name, 0) for name in STATIC_TERMS)
+        tensor_peak += known.workspace_bytes
+        parts["workspace"] = known.workspace_bytes
         fragmentation = round(
             known.fragmentation_bytes[knobs.allocator]
             + known.fragmentation_share[knobs.allocator] * max(0, tensor_peak - static)
@@ -66,7 +70,7 @@ class Estimator:
 
     def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
         """Sum over segments of the slower of launching its kernels and running them; None when the card's rates are unknown."""
-        gpu, known = self.job.gpu, self.calibration
+        gpu, known = self.job.host or self.job.gpu, self.calibration
         if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None:
             return None
         rate = gpu.fp16_tflops * 1e12 * known.matmul_efficiency
@@ -76,3 +80,10 @@ class Estimator:
             for work in law.work(knobs.micro_batch, knobs.checkpointed_layers)
         )
         return micro * knobs.grad_accum
+
+
+def _calibrated_name(job: Job) -> str:
+    """Whose context and speed a probe has: the CPU meter's, the card's that stands in, or the planned one's."""
+    if job.device == "cpu":
+        return "cpu"
+    return (job.host or job.gpu).name

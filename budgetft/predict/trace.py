@@ -19,9 +19,10 @@ from torch.utils.flop_counter import flop_registry
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
-from budgetft.knobs import Knobs
+from budgetft.knobs import Attention, Knobs
 from budgetft.meter.live import LiveBytes
 from budgetft.model import Model
+from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.step import Step
@@ -108,10 +109,12 @@ def trace_step(
     knobs: Knobs,
     shapes: Sequence[Shape],
     *,
-    gpu: Gpu,
+    gpu: Gpu | None,
     layers: int | None = None,
 ) -> Trace:
-    """Trace one micro-batch of ``shapes``; ``layers`` shortens the language model.
+    """Trace one micro-batch of ``shapes``, with the attention kernels of ``gpu``, or the CPU's for None.
+
+    ``layers`` shortens the language model.
 
     Raises ``BudgetftError`` naming the operation when the model cannot be traced.
     """
@@ -141,7 +144,7 @@ def trace_step(
             os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = previous
 
 
-def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu) -> Trace:
+def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None) -> Trace:
     recorder = _Recorder()
     step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
     accumulating = knobs.grad_accum > 1
@@ -157,7 +160,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     gc.collect()
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
-        with _layer_marks(step, recorder), _stock_attention_of(knobs, gpu, step), meter:
+        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), meter:
             step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
         gc.enable()
@@ -214,23 +217,27 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _stock_attention_of(knobs: Knobs, gpu: Gpu, step: Step) -> Iterator[None]:
-    """Stock attention as ``gpu`` would run it: grouped heads without flash fall to the math kernel on torch before 2.14.
+def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
+    """Attention as ``gpu`` would run it; None leaves the CPU's own kernels.
 
-    The V100's last default build is 2.10, so the older rule is traced for every card without flash.
+    Stock attention hands grouped heads to torch: without flash they fall to the math kernel on torch before 2.14. The
+    V100's last default build is 2.10, so the older rule is traced for every card without flash.
     """
-    if knobs.attention != "stock" or gpu.flash_attention:
+    if gpu is None:
         yield
         return
-    from budgetft.step.attention import implementation
-
-    config = step.base.model.language_model.config
-    previous = config._attn_implementation
-    config._attn_implementation = implementation("math")
+    fused: Attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
+    token = FUSED_KERNEL.set(fused)
+    text, tower = step.base.model.language_model.config, step.base.model.visual.config
+    before = text._attn_implementation, tower._attn_implementation
+    if knobs.attention == "stock":
+        text._attn_implementation = implementation("flash" if gpu.flash_attention else "math")
+        tower._attn_implementation = implementation(fused)
     try:
         yield
     finally:
-        config._attn_implementation = previous
+        FUSED_KERNEL.reset(token)
+        text._attn_implementation, tower._attn_implementation = before
 
 
 def _trace_inputs(inputs: Inputs, peft_model: Any) -> Inputs:

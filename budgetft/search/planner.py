@@ -14,7 +14,7 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Estimate, Outcome, Term
 from budgetft.plan import Candidate
-from budgetft.predict.estimator import Estimator
+from budgetft.predict.estimator import STATIC_TERMS, Estimator
 from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import SamplerName, enqueue, knobs_of, make_sampler, open_study, tell
@@ -196,15 +196,7 @@ class Planner:
         if not ranked:
             raise self._failed_everywhere(estimates)
         tried = tuple(self.outcomes)
-        for outcome in ranked[:3]:
-            confirmed = self._probe(outcome.knobs, estimates[outcome.knobs], "confirm", fresh=True)
-            if confirmed.fits and not confirmed.alloc_retries:
-                break
-        else:
-            raise BudgetftError(
-                f"none of the three best settings held in a fresh process; the last: {confirmed.status} ({confirmed.detail})",
-                hint="other processes on the card? lower --budget by a few hundred MiB and plan again",
-            )
+        confirmed = self._confirm(ranked[:3], estimates)
         stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
         others = [o for o in ranked if o.knobs != confirmed.knobs][:3]
         return Choice(
@@ -213,6 +205,19 @@ class Planner:
             runners_up=tuple(_settled(outcome, estimates) for outcome in others),
             outcomes=tuple(self.outcomes),
             confirmed=confirmed,
+        )
+
+    def _confirm(self, ranked: Sequence[Outcome], estimates: dict[Knobs, Estimate]) -> Outcome:
+        """The first of ``ranked`` that holds in a fresh process."""
+        last = ""
+        for outcome in ranked:
+            confirmed = self._probe(outcome.knobs, estimates[outcome.knobs], "confirm", fresh=True)
+            if confirmed.fits and not confirmed.alloc_retries:
+                return confirmed
+            last = f"{confirmed.status} ({confirmed.detail or f'{confirmed.alloc_retries} allocator retries'})"
+        raise BudgetftError(
+            f"none of the {len(ranked)} best settings held in a fresh process; the last: {last}",
+            hint="other processes on the card? lower --budget by a few hundred MiB and plan again",
         )
 
     def _failed_everywhere(self, estimates: dict[Knobs, Estimate]) -> BudgetftError:
@@ -237,7 +242,7 @@ def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
     allocated = outcome.allocated_peak_bytes or estimate.tensor_peak_bytes
     reserved = outcome.reserved_peak_bytes or estimate.reserved_peak_bytes
     process = outcome.process_peak_bytes or estimate.process_peak_bytes
-    fixed = [t for t in estimate.terms if t.name in ("weights", "adapter", "gradients", "optimizer", "inputs")]
+    fixed = [t for t in estimate.terms if t.name in STATIC_TERMS]
     moving = next((t.name for t in estimate.terms if "activations" in t.name), "activations and temporaries")
     terms = (
         *fixed,

@@ -10,7 +10,7 @@ from typing import Literal
 from budgetft import __version__
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits, UsageError
-from budgetft.gpu import Gpu
+from budgetft.gpu import Gpu, gpu_names, load_gpu
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
@@ -53,6 +53,7 @@ class Place:
     device: Device
     evidence: Evidence
     stack: Stack | None
+    host: Gpu | None = None
     statement: str
 
 
@@ -84,7 +85,8 @@ def find_place(request: PlanRequest) -> Place | None:
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
         f" the speed is that card's, not {request.gpu.name}'s"
     )
-    return Place(device="cuda", evidence="emulated", stack=stack, statement=statement)
+    host = next((gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes)), None)
+    return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement)
 
 
 def _cuda_card() -> tuple[str, int] | None:
@@ -130,6 +132,7 @@ def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
         contract=contract,
         workload=request.workload_under(contract),
         device="cuda" if place is None else place.device,
+        host=None if place is None else place.host,
         evidence="predicted" if place is None else place.evidence,
     )
 

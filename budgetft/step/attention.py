@@ -8,6 +8,7 @@ Shapes: B batch, H heads, G key/value heads, S sequence, D head size, I images o
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
 }
+
+
+FUSED_KERNEL: ContextVar[Attention | None] = ContextVar("FUSED_KERNEL", default=None)
+"""Set while tracing for a card: the fused kernel it has. Fake tensors then go through that card's operators, not the CPU's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +80,38 @@ def _attention(name: Attention) -> Callable[..., tuple[torch.Tensor, None]]:
         repeats = query_BHSD.shape[1] // key_BGSD.shape[1]
         key_BHSD, value_BHSD = repeat_heads(key_BGSD, repeats), repeat_heads(value_BGSD, repeats)
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        with kernel(name, query_BHSD.device.type):
-            if segments is not None:
-                windowed = getattr(module, "windowed", False)
-                return _by_segment(query_BHSD, key_BHSD, value_BHSD, scaling, segments, windowed=windowed), None
-            output_BHSD = scaled_dot_product_attention(
-                query_BHSD,
-                key_BHSD,
-                value_BHSD,
-                attn_mask=attention_mask,
-                scale=scaling,
-                is_causal=causal and attention_mask is None,
-            )
+        if segments is not None:
+            windowed = getattr(module, "windowed", False)
+            return _by_segment(name, query_BHSD, key_BHSD, value_BHSD, scaling, segments, windowed=windowed), None
+        causal = causal and attention_mask is None
+        output_BHSD = _attend(name, query_BHSD, key_BHSD, value_BHSD, scaling, mask=attention_mask, causal=causal)
         return output_BHSD.transpose(1, 2).contiguous(), None
 
     return attend
+
+
+def _attend(
+    name: Attention,
+    query_BHSD: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    scaling: float | None,
+    *,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """(B, H, S, D) by the named kernel; in a trace for a card, by that card's operator."""
+    traced = FUSED_KERNEL.get()
+    fused = traced if name == "stock" else name
+    if traced is not None and mask is None and fused == "efficient":
+        saving = torch.is_grad_enabled()
+        operator = torch.ops.aten._scaled_dot_product_efficient_attention
+        return operator(query_BHSD, key_BHSD, value_BHSD, None, saving, 0.0, causal, scale=scaling)[0]
+    if traced is not None and mask is None and fused == "flash":
+        operator = torch.ops.aten._scaled_dot_product_flash_attention
+        return operator(query_BHSD, key_BHSD, value_BHSD, 0.0, causal, False, scale=scaling)[0]
+    with kernel(name, query_BHSD.device.type):
+        return scaled_dot_product_attention(query_BHSD, key_BHSD, value_BHSD, attn_mask=mask, scale=scaling, is_causal=causal)
 
 
 def repeat_heads(tensor_BGSD: torch.Tensor, repeats: int) -> torch.Tensor:
@@ -101,6 +123,7 @@ def repeat_heads(tensor_BGSD: torch.Tensor, repeats: int) -> torch.Tensor:
 
 
 def _by_segment(
+    name: Attention,
     query_1HSD: torch.Tensor,
     key_1HSD: torch.Tensor,
     value_1HSD: torch.Tensor,
@@ -121,7 +144,7 @@ def _by_segment(
             .transpose(0, 1)
             for tensor in (query_1HSD, key_1HSD, value_1HSD)
         )
-        output = scaled_dot_product_attention(q, k, v, scale=scaling)
+        output = _attend(name, q, k, v, scaling)
         parts.append(output.transpose(1, 2).reshape(images, count * length, heads, size))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return whole.reshape(1, images * patches, heads, size)

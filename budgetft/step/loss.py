@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, linear
 
+from budgetft.step.attention import FUSED_KERNEL
+
 CHUNK_TOKENS = 256
 """Tokens whose logits exist at a time: 256 x 151,936 are 156 MB in fp32 and 78 MB in fp16."""
 GRADIENT_SCALE = 1024.0
@@ -28,6 +30,13 @@ def chunked_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: to
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
 
 
+def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
+    """In fp32. CUDA reads fp16 directly; the CPU first makes an fp32 copy, which a trace for a card must not."""
+    if logits_CV.dtype == torch.float16 and (logits_CV.is_cuda or FUSED_KERNEL.get() is not None):
+        return torch.ops.aten._log_softmax(logits_CV, -1, True)
+    return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -39,7 +48,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             target_C1 = targets_N[chunk, None]
             with torch.autocast(hidden_ND.device.type, enabled=False):
                 logits_CV = linear(hidden_ND[chunk], weight_VD)
-                log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+                log_p_CV = _log_softmax(logits_CV)
                 del logits_CV
                 total -= log_p_CV.gather(1, target_C1).sum()
                 slope_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=torch.float32))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from budgetft.outcome import Phase
 from budgetft.step.attention import Segments
 
 PATCHES_PER_GROUP = 8192
@@ -91,7 +92,7 @@ def _sorted_windows(grid: np.ndarray, config: Any) -> tuple[torch.Tensor, tuple[
     return torch.cat(windows), tuple(runs)
 
 
-def freeze(visual: torch.nn.Module, on_phase: Callable[[str], None]) -> None:
+def freeze(visual: Any, on_phase: Callable[[Phase], None]) -> None:
     """Make ``visual`` compute without a graph, group by group; :func:`unfreeze` undoes it."""
     windowed = set(range(len(visual.blocks))) - set(getattr(visual, "fullatt_block_indexes", range(len(visual.blocks))))
     for number, block in enumerate(visual.blocks):
@@ -99,14 +100,14 @@ def freeze(visual: torch.nn.Module, on_phase: Callable[[str], None]) -> None:
     visual.forward = partial(_frozen_forward, visual, on_phase)
 
 
-def unfreeze(visual: torch.nn.Module) -> None:
+def unfreeze(visual: Any) -> None:
     """Give ``visual`` its stock forward back."""
     visual.__dict__.pop("forward", None)
 
 
 def _frozen_forward(
-    visual: torch.nn.Module,
-    on_phase: Callable[[str], None],
+    visual: Any,
+    on_phase: Callable[[Phase], None],
     pixel_values_PC: torch.Tensor,
     grid_thw: Any = None,
     groups: tuple[VisionGroup, ...] = (),

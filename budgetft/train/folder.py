@@ -87,9 +87,7 @@ def claimed(path: Path, *, resume: bool) -> Iterator[RunFolder]:
 
 def _check_content(folder: RunFolder, resume: bool) -> None:
     if not resume and folder.holds_run:
-        raise UsageError(
-            f"{folder.path} already holds a run", hint="add --resume to go on with it, or choose another --out"
-        )
+        raise UsageError(f"{folder.path} already holds a run", hint="add --resume to go on with it, or choose another --out")
     # A run that was killed while it started may leave its plan; that is not worth keeping.
     strange = (name for name in os.listdir(folder.path) if not name.startswith(".") and name != folder.plan.name)
     if not resume and any(strange):

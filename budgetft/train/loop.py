@@ -224,8 +224,7 @@ class Training:
         job, finished, states = self.job, first, rng.capture()
         numbers = range(first + 1, job.steps + 1)
         wanted = (
-            split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch)
-            for number in numbers
+            split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch) for number in numbers
         )
         with self.stop, ExitStack() as stack:
             batches = prefetched(wanted, self._make)
@@ -270,9 +269,7 @@ class Training:
             self.step.optimizer.zero_grad(set_to_none=True)
         loss = float(torch.stack(shares).sum())
         seconds = time.perf_counter() - began
-        return self._record(
-            number, loss, update, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids]
-        )
+        return self._record(number, loss, update, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids])
 
     def _record(
         self,
@@ -354,16 +351,12 @@ class Training:
 
     def _how_to_resume(self) -> str:
         data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
-        after = (
-            f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
-        )
+        after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
         return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
 
     def _interrupted(self, finished: int) -> Interrupted:
         signum = self.stop.received or 0
-        where = (
-            f"after step {finished} of {self.job.steps}; that step is saved" if finished else "before the end of step 1"
-        )
+        where = f"after step {finished} of {self.job.steps}; that step is saved" if finished else "before the end of step 1"
         return Interrupted(
             f"interrupted {where}",
             signum=signum,

@@ -117,9 +117,7 @@ def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_pat
     train(plan, out=tmp_path / "with", steps=2)
     monkeypatch.setattr(Training, "_preflight", lambda self: None)
     train(plan, out=tmp_path / "without", steps=2)
-    assert [line["loss"] for line in read_log(tmp_path / "with")] == [
-        line["loss"] for line in read_log(tmp_path / "without")
-    ]
+    assert [line["loss"] for line in read_log(tmp_path / "with")] == [line["loss"] for line in read_log(tmp_path / "without")]
     assert (tmp_path / "with" / ADAPTER).read_bytes() == (tmp_path / "without" / ADAPTER).read_bytes()
 
 
@@ -141,9 +139,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_named(make_plan, train, 
 
 
 @pytest.mark.parametrize(("budget_mib", "phase"), [(20, "load"), (50, "forward|loss|backward")])
-def test_a_budget_that_is_too_small_ends_with_the_phase_and_leaves_nothing(
-    make_plan, train, tmp_path, budget_mib, phase
-):
+def test_a_budget_that_is_too_small_ends_with_the_phase_and_leaves_nothing(make_plan, train, tmp_path, budget_mib, phase):
     with pytest.raises(
         BudgetftError, match=rf"out of memory in phase '({phase})'.*cap is .*{budget_mib * 2**20} bytes"
     ) as caught:

@@ -1,0 +1,107 @@
+"""A trace is the step: on a model small enough to run, its peak is the byte meter's."""
+
+import pytest
+import torch
+
+from budgetft.contract import Contract
+from budgetft.data.collate import synthetic_batch
+from budgetft.gpu import load_gpu
+from budgetft.knobs import Knobs, stock_knobs
+from budgetft.meter.live import LiveBytes
+from budgetft.model import load_model
+from budgetft.predict.trace import trace_step
+from budgetft.step.build import build_model
+from budgetft.step.step import Step
+from budgetft.workload import Shape
+
+CONTRACT = Contract(rank=8, effective_batch=4)
+OURS = Knobs(micro_batch=2, grad_accum=2, checkpointed_layers=2, base_precision="fp32")
+STOCK = stock_knobs(micro_batch=2, effective_batch=4, layers=2, base_precision="fp32")
+SETTINGS = {
+    "stock": STOCK,
+    "ours": OURS,
+    "ours without checkpointing": OURS.replace(checkpointed_layers=0),
+    "ours with peft's LoRA": OURS.replace(lora="stock"),
+    "all answer logits at once": OURS.replace(loss="supervised"),
+    "math attention": OURS.replace(attention="math"),
+    "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
+}
+
+
+def metered_peak(name: str, knobs: Knobs, shapes: list[Shape]) -> int:
+    """Peak of the third micro-batch's forward and backward: Adam's states exist, and gradients when accumulating."""
+    model = load_model(name)
+    peft_model = build_model(model, CONTRACT, base_precision=knobs.base_precision, device=torch.device("cpu"))
+    step = Step(peft_model, CONTRACT, knobs, device=torch.device("cpu"))
+    inputs = step.prepare(synthetic_batch(shapes, model, seed=0))
+    step.micro(inputs, total_supervised=100)
+    step.update()
+    if knobs.grad_accum > 1:
+        step.micro(inputs, total_supervised=100)
+    meter = LiveBytes()
+    meter.count([*peft_model.parameters(), *peft_model.buffers(), *(p.grad for p in step.parameters)])
+    meter.count(value for state in step.optimizer.state.values() for key, value in state.items() if key != "step")
+    meter.count(value for value in vars(inputs).values() if isinstance(value, torch.Tensor))
+    meter.count(t for group in inputs.vision.get("image_groups", ()) for t in group.tensors.values())
+    with meter:
+        step.micro(inputs, total_supervised=100)
+    return meter.peak_bytes
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2.5-vl", "tiny-qwen2-vl", "tiny-qwen3-vl"])
+@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
+def test_the_traced_peak_is_the_real_one_to_the_byte(name, knobs):
+    model = load_model(name)
+    edge = model.pixel_step
+    shapes = [Shape(images=((edge * 10, edge * 7),), text_tokens=60, supervised_tokens=30)] * knobs.micro_batch
+    traced = trace_step(model, CONTRACT, knobs, shapes, gpu=None)
+    assert traced.peak_bytes == metered_peak(name, knobs, shapes)
+
+
+def test_flops_of_the_language_model_are_those_of_the_formula():
+    """Forward and the gradient of the input, 2 FLOPs a weight and token each; a recompute when checkpointed."""
+    model = load_model("qwen2.5-vl-3b")
+    shape = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+    gpu = load_gpu("v100-16g")
+
+    def flops_of_a_layer(checkpointed: int) -> float:
+        knobs = Knobs(micro_batch=1, grad_accum=2, checkpointed_layers=checkpointed)
+        three, two = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu, layers=n).flops for n in (3, 2))
+        return three - two
+
+    linears = 2048 * (2048 + 256 + 256 + 2048) + 3 * 2048 * 11008
+    tokens = 256 + 258
+    plain, recomputed = flops_of_a_layer(0), flops_of_a_layer(3)
+    assert plain == pytest.approx(2 * 2 * linears * tokens, rel=0.06)  # attention and adapters come on top
+    assert plain > 2 * 2 * linears * tokens
+    assert recomputed / plain == pytest.approx(1.5, rel=0.05)
+
+
+def test_a_card_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
+    model = load_model("qwen2.5-vl-3b")
+    shape = Shape(images=((448, 448),), text_tokens=1500, supervised_tokens=160)
+    knobs = stock_knobs(micro_batch=1, effective_batch=4, layers=0, base_precision="fp16")
+    peaks = {
+        name: trace_step(model, CONTRACT, knobs, [shape], gpu=load_gpu(name), layers=2).peak_bytes
+        for name in ("v100-16g", "rtx3090")
+    }
+    scores = 16 * (1500 + 256) ** 2 * 2  # heads x N x N in fp16, for one layer
+    assert peaks["v100-16g"] - peaks["rtx3090"] > scores
+
+
+def test_a_trace_takes_no_memory_to_speak_of():
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shape = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+    traced = trace_step(
+        load_model("qwen2.5-vl-7b"),
+        CONTRACT,
+        Knobs(micro_batch=4, grad_accum=1, checkpointed_layers=4),
+        [shape] * 4,
+        gpu=load_gpu("v100-16g"),
+        layers=4,
+    )
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert traced.peak_bytes > 4 * 2**30
+    assert grown < 2**30
