@@ -121,9 +121,8 @@ def trace_step(
     from budgetft.data.collate import synthetic_batch
 
     peft_model = build_model(model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), layers=layers)
-    inputs = _trace_inputs(
-        prepare(synthetic_batch(shapes, model, seed=0), peft_model.get_base_model(), vision=knobs.vision), peft_model
-    )
+    base = peft_model.get_base_model()
+    inputs = with_indices(prepare(synthetic_batch(shapes, model, seed=0), base, vision=knobs.vision), base)
     previous = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it compares a count of placeholders that a fake tensor does not know
     try:
@@ -160,7 +159,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     gc.collect()
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
-        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), meter:
+        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), _static_deepstack(step, inputs), meter:
             step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
         gc.enable()
@@ -176,9 +175,8 @@ def _static_bytes(
         "adapter": list(parameters),
         "gradients": [parameter.grad for parameter in parameters],
         "optimizer": list(states),
-        "inputs": [value for value in vars(inputs).values() if isinstance(value, torch.Tensor)],
+        "inputs": list(inputs.tensors()),
     }
-    parts["inputs"] += [t for group in inputs.vision.get("image_groups", ()) for t in group.tensors.values()]
     sizes = {}
     for name, tensors in parts.items():
         before = meter.live_bytes
@@ -217,6 +215,36 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
 
 
 @contextmanager
+def _static_deepstack(step: Step, inputs: Inputs) -> Iterator[None]:
+    """Qwen3-VL adds vision features by a boolean mask, whose count a fake tensor does not know; here it is given.
+
+    The same operations on the same sizes; a mask's positions live only inside the operator, so they are not counted.
+    """
+    text = step.base.model.language_model
+    if not hasattr(text, "_deepstack_process"):
+        yield
+        return
+    merge = step.base.model.visual.spatial_merge_size**2
+    visual_tokens = int(inputs.grid.prod(axis=1).sum()) // merge
+
+    positions = torch.empty(visual_tokens, 2, dtype=torch.int64).unbind(1)
+
+    def add_features(hidden_states: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states.clone()
+        local = hidden_states[positions] + features.to(hidden_states.dtype)
+        if local.requires_grad:
+            local.register_hook(lambda grad, kept=mask: None)  # backward keeps the mask; here it hangs on the hook
+        hidden_states[positions] = local
+        return hidden_states
+
+    text._deepstack_process = add_features
+    try:
+        yield
+    finally:
+        del text._deepstack_process
+
+
+@contextmanager
 def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     """Attention as ``gpu`` would run it; None leaves the CPU's own kernels.
 
@@ -240,13 +268,13 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
         text._attn_implementation, tower._attn_implementation = before
 
 
-def _trace_inputs(inputs: Inputs, peft_model: Any) -> Inputs:
-    """Stock vision computes its indices from the grid on the device; fake tensors cannot, so they are given."""
+def with_indices(inputs: Inputs, base_model: Any) -> Inputs:
+    """``inputs`` with the indices that stock vision computes from the grid on the device: fake tensors could not."""
     if inputs.vision or inputs.pixel_values_PC is None:
         return inputs
     from transformers import vision_utils
 
-    config = peft_model.get_base_model().model.visual.config
+    config = base_model.model.visual.config
     grid = torch.from_numpy(inputs.grid)
     given: dict[str, Any] = {
         "image_position_ids": vision_utils.get_vision_position_ids(grid, config.spatial_merge_size),

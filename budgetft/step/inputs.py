@@ -47,6 +47,12 @@ class Inputs:
         changes = {name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **changes, vision={name: _map(value, move) for name, value in self.vision.items()})
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor."""
+        found: list[torch.Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)
+        return found
+
     def to(self, device: torch.device) -> "Inputs":
         """A copy on ``device``."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

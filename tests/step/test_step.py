@@ -33,9 +33,7 @@ class Case:
         self.model = load_model(name)
         self.contract = Contract(rank=4, effective_batch=4)
         self.stock = stock_knobs(micro_batch=2, effective_batch=4, layers=self.model.layers, base_precision=dtype)
-        self.peft_model = build_model(
-            self.model, self.contract, base_precision=dtype, device=torch.device("cpu")
-        )
+        self.peft_model = build_model(self.model, self.contract, base_precision=dtype, device=torch.device("cpu"))
         for parameter in trainable(self.peft_model):  # B starts at zero, which would hide half of the gradients
             torch.nn.init.normal_(parameter.data, std=0.05)
         self.step = Step(self.peft_model, self.contract, self.stock, device=torch.device("cpu"))
