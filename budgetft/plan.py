@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Proof(Value):
     kind: Evidence
     outcomes: tuple[Outcome, ...]
     confirmed: Outcome | None
+    wall_seconds: float | None = None
+    """Of the whole planning, tracing and probing included."""
     statement: str
     """In words: on what the numbers were obtained."""
 
@@ -89,7 +92,7 @@ class Plan(Value):
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
         problems = knob_problems(self.knobs, self.contract, self.gpu.profile)
-        if self.estimate.fits and self.estimate.process_peak_bytes > self.gpu.budget_bytes:
+        if self.estimate.process_peak_bytes > self.gpu.budget_bytes:
             peak, budget = self.estimate.process_peak_bytes, self.gpu.budget_bytes
             problems.append(f"estimate.process_peak_bytes {peak} is above gpu.budget_bytes {budget}")
         if problems:
@@ -143,7 +146,8 @@ def write_text_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -1,6 +1,7 @@
 """The base of every value: frozen, keyword-only, closed, checked where it is built."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -62,11 +63,12 @@ def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:
             if near:
                 hints.append(f"did you mean {near!r} instead of {problem['loc'][-1]!r}?")
         else:
-            given = "" if problem["type"] == "missing" else f" (got {str(problem['input'])[:60]!r})"
+            whole = problem["type"] == "missing" or isinstance(problem["input"], dict)
+            given = "" if whole else f" (got {str(problem['input'])[:60]!r})"
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message[0].lower()}{message[1:]}{given}")
             if problem["type"] == "literal_error":
-                near = nearest(str(problem["input"]), problem.get("ctx", {}).get("expected", "").replace("'", "").split(", "))
+                near = nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", "")))
                 hints += [f"did you mean {near!r}?"] if near else []
     count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
     return UsageError(f"{source}: {count}\n  " + "\n  ".join(lines), hint=" ".join(hints) or None)

@@ -27,7 +27,7 @@ def estimate(
     from budgetft.cli.show import print_estimate
     from budgetft.errors import UsageError
     from budgetft.gpu import load_gpu
-    from budgetft.knobs import parse_knob
+    from budgetft.knobs import Knobs, parse_knob
     from budgetft.measure.job import Job
     from budgetft.model import load_model
     from budgetft.plan import knob_problems
@@ -60,6 +60,7 @@ def estimate(
     grid = settings(job)
     if "micro_batch" in given:
         given.setdefault("grad_accum", contract.effective_batch // max(1, given["micro_batch"]))
+    Knobs.make(**{**dict(grid[0]), **given})
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
     wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, card)]
     if not wanted or any(knobs.checkpointed_layers > architecture.layers for knobs in wanted):

@@ -1,7 +1,6 @@
 """Options that several commands share, and how they become values."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -95,10 +94,3 @@ def typed_shape(
             hint="raise --max-length or lower --max-pixels; examples are never cut",
         )
     return shape
-
-
-def cache_folder() -> Path:
-    """Where studies, ledgers and the sample live unless told otherwise: ``$BUDGETFT_CACHE`` or the user's cache."""
-    import os
-
-    return Path(os.environ.get("BUDGETFT_CACHE") or Path.home() / ".cache" / "budgetft")

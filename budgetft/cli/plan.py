@@ -44,6 +44,7 @@ def plan(
     from budgetft.gpu import load_gpu
     from budgetft.model import load_model
     from budgetft.plan import write_plan
+    from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
     def say(text: str) -> None:
@@ -61,7 +62,7 @@ def plan(
     contract, ranges = options.contract_from(
         max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
     )
-    cache = options.cache_folder()
+    cache = cache_folder()
     if data is None and image is None:
         data = _sample(cache / "sample", say)
 

@@ -21,6 +21,8 @@ from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Phase, Stack
 
 CHILD = (sys.executable, "-m", "budgetft.measure.child")
+ANSWER_BYTES = 2**20
+"""Longest answer that is read; an outcome is a few kilobytes."""
 LOAD_SECONDS = 600.0
 PROBE_SECONDS = 300.0
 
@@ -77,7 +79,10 @@ class Prober:
     def _ended(self, knobs: Knobs, reply: dict[str, Any]) -> Outcome:
         if "outcome" in reply:
             try:
-                return Outcome.read(reply["outcome"], source="the probe's answer")
+                outcome = Outcome.read(reply["outcome"], source="the probe's answer")
+                if outcome.knobs == knobs:
+                    return outcome
+                reply = {"crash": f"unreadable answer: an outcome of another setting: {outcome.knobs}"}
             except BudgetftError as error:
                 reply = {"crash": f"unreadable answer: {error.message}"}
         assert self._child is not None
@@ -120,6 +125,7 @@ class _Child:
         self._process = subprocess.Popen(
             [*command, str(write_end)],
             stdin=subprocess.PIPE,
+            bufsize=0,
             stdout=self._stderr,
             stderr=self._stderr,
             pass_fds=(write_end,),
@@ -127,18 +133,17 @@ class _Child:
             start_new_session=True,
         )
         os.close(write_end)
+        assert self._process.stdin is not None
+        self._requests = self._process.stdin
+        os.set_blocking(self._requests.fileno(), False)  # a child that hangs before it reads must not hang the parent
 
     def talk(self, request: dict[str, Any], wanted: str, seconds: float) -> dict[str, Any]:
         """Send one line and read until ``wanted`` or ``outcome``; else {"timeout": why} or {"crash": why}."""
-        try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            return {"crash": self._death()}
+        unsent = json.dumps(request).encode() + b"\n"
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._results, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_WRITE)
             while True:
                 line, newline, rest = self._pending.partition(b"\n")
                 if newline:
@@ -147,18 +152,33 @@ class _Child:
                     if wanted in reply or "outcome" in reply or "crash" in reply:
                         return reply
                     continue
+                if len(self._pending) > ANSWER_BYTES:
+                    return {"crash": f"unreadable answer: {self._pending[:200]!r}"}
                 left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
+                ready = {key.fileobj for key, _ in selector.select(left)} if left > 0 else set()
+                if not ready:
                     return {"timeout": f"no answer within {seconds:.0f} s"}
-                chunk = os.read(self._results, 65536)
-                if not chunk:
-                    return {"crash": self._death()}
-                self._pending += chunk
+                if self._requests in ready:
+                    unsent = self._send(unsent)
+                    if not unsent:
+                        selector.unregister(self._requests)
+                if self._results in ready:
+                    chunk = os.read(self._results, 65536)
+                    if not chunk:
+                        return {"crash": self._death()}
+                    self._pending += chunk
+
+    def _send(self, unsent: bytes) -> bytes:
+        """What is left of ``unsent`` after as much was written as fits; nothing when the child no longer reads."""
+        try:
+            return unsent[self._requests.write(unsent) or 0 :]
+        except OSError:
+            return b""  # what it answered before may still be in the pipe
 
     def _understand(self, line: bytes) -> dict[str, Any]:
         try:
             reply = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {"crash": f"unreadable answer: {line[:200]!r}"}
         if not isinstance(reply, dict):
             return {"crash": f"unreadable answer: {line[:200]!r}"}
@@ -173,17 +193,16 @@ class _Child:
         except subprocess.TimeoutExpired:
             return "closed its answers and went on running"
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._stderr.seek(0)
-        tail = self._stderr.read()[-3000:].decode(errors="replace").strip().splitlines()
-        return f"{how}: {' | '.join(tail[-4:])}" if tail else how
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 3000))
+        tail = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f"{how}: {' | '.join(line[-400:] for line in tail[-4:])}" if tail else how
 
     def close(self) -> None:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.close()
+        with suppress(OSError):
+            self._requests.close()
         os.close(self._results)
         self._stderr.close()

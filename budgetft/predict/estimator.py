@@ -6,7 +6,8 @@ from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
 from budgetft.predict.calibrate import Calibration, load_calibration
-from budgetft.predict.law import Law, Layout, fit_law
+from budgetft.predict.law import INNER, Law, Layout, fit_law
+from budgetft.predict.store import find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
@@ -24,23 +25,26 @@ class Estimator:
 
     def law(self, knobs: Knobs) -> Law:
         """The law of everything but micro-batch and checkpointed layers."""
-        stock = is_stock(knobs)
-        layers = self.job.model.layers
         combination = knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default")
         law = self._laws.get(combination)
         if law is None:
-            layouts: tuple[Layout, ...] = ("checkpointed",) if stock else ("checkpointed", "mixed", "plain")
-            law = fit_law(
-                self.job.model,
-                self.job.contract,
-                combination,
-                self.job.workload.worst[0],
-                gpu=self.job.gpu,
-                layouts=layouts if layers >= 6 else ("checkpointed", "plain"),
-                on_trace=self._on_trace,
-            )
-            self._laws[combination] = law
+            law = self._laws[combination] = self._stored_or_traced(combination)
         return law
+
+    def _stored_or_traced(self, combination: Knobs) -> Law:
+        job, layouts = self.job, self._layouts(combination)
+        shape = job.workload.worst[0]
+        key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
+        law = find_law(key)
+        if law is None:
+            law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
+            keep_law(key, law)
+        return law
+
+    def _layouts(self, combination: Knobs) -> tuple[Layout, ...]:
+        if is_stock(combination):  # the stock recipe checkpoints all layers or none
+            return ("checkpointed",)
+        return ("checkpointed", "mixed", "plain") if self.job.model.layers >= 2 * INNER else ("checkpointed", "plain")
 
     def estimate(self, knobs: Knobs) -> Estimate:
         """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin."""

@@ -18,6 +18,8 @@ from budgetft.value import Value
 from budgetft.workload import Shape
 
 Layout = Literal["mixed", "checkpointed", "plain"]
+LAW_VERSION = 1
+"""Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
 INNER = 3
 """Layers of each kind in a template: a first, one that stands for all inner ones, and a last."""
 LOSS_CHUNK = 256

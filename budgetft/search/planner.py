@@ -1,5 +1,6 @@
 """From a job to a plan: predict, probe what is worth probing, confirm the winner in a fresh process."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +18,7 @@ from budgetft.plan import Candidate
 from budgetft.predict.estimator import STATIC_TERMS, Estimator
 from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import SamplerName, enqueue, knobs_of, make_sampler, open_study, tell
+from budgetft.search.study import SamplerName, enqueue, held, knobs_of, make_sampler, open_study, tell, told
 from budgetft.units import format_gib
 
 Stage = Literal["trace", "baseline", "search", "confirm"]
@@ -70,8 +71,11 @@ class Planner:
             return self._predicted(grid, stock, estimates)
         self._refuse_hopeless(estimates)
         study = self._study([*grid, *stock], estimates)
+        self._recall(study, estimates)
         self._probe_baseline(study, stock, estimates)
         self._search(study, grid, estimates)
+        if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(study, estimates):
+            self._search(study, grid, estimates)
         return self._confirmed(estimates)
 
     # Without probes
@@ -90,8 +94,9 @@ class Planner:
         )
 
     def _nothing_fits(self, estimates: dict[Knobs, Estimate]) -> NothingFits:
-        knobs, least = min(estimates.items(), key=lambda pair: pair[1].process_peak_bytes)
-        needed = round(least.process_peak_bytes * (1 + self.estimator.calibration.uncertainty_share))
+        knobs = _smallest(estimates)
+        least, tried, margin = estimates[knobs], self._known(knobs), 1 + self.estimator.calibration.uncertainty_share
+        needed = round(margin * (least.process_peak_bytes if tried is None else self.job.budget_bytes))
         parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
         names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
         weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
@@ -100,9 +105,13 @@ class Planner:
             if weights > self.job.budget_bytes
             else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
         )
+        need = f"needs at least {format_gib(least.process_peak_bytes)}"
+        if tried is not None:
+            how = "held only with allocator retries" if tried.fits else f"ended as {tried.status} in phase {tried.phase}"
+            need += f" by prediction, and a probe of that {how}"
         return NothingFits(
-            f"nothing fits {format_gib(self.job.budget_bytes)} on {self.job.gpu.name}: {self.job.model.name} needs at least"
-            f" {format_gib(least.process_peak_bytes)} (micro_batch {knobs.micro_batch}, all layers checkpointed): {names}",
+            f"nothing fits {format_gib(self.job.budget_bytes)} on {self.job.gpu.name}: {self.job.model.name} {need}"
+            f" ({describe(knobs)}): {names}",
             hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
         )
 
@@ -121,8 +130,16 @@ class Planner:
             budget_bytes=self.job.budget_bytes,
             seed=self.job.contract.seed,
         )
-        name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{self.sampler}"
+        stack = self.prober.stack if self.prober is not None else None
+        on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]
+        name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{on}-{self.sampler}"
         return open_study(name, self.storage, sampler)
+
+    def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
+        """What an earlier run of this study found: the sampler will not ask for it again."""
+        for outcome in told(study):
+            if outcome.knobs in estimates and self._known(outcome.knobs) is None:
+                self._take(self._in_ledger(outcome.knobs) or outcome, estimates[outcome.knobs], "search", known=True)
 
     def _probe_baseline(self, study: Study, stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
         """The stock recipe from its largest predicted micro-batch up while it fits, or down until it does."""
@@ -159,6 +176,13 @@ class Planner:
                 continue
             tell(study, trial, self._probe(knobs, estimate, "search"), estimate)
 
+    def _probe_least(self, study: Study, estimates: dict[Knobs, Estimate]) -> bool:
+        """Before giving up, the smallest setting, which the sampler was not sure enough of; whether it fits."""
+        least = _smallest(estimates)
+        if estimates[least].tensor_peak_bytes > self.job.budget_bytes:
+            return False
+        return self._run(study, least, estimates, stage="search").fits
+
     def _run(self, study: Study, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome:
         enqueue(study, knobs)
         outcome = self._probe(knobs, estimates[knobs], stage)
@@ -172,21 +196,39 @@ class Planner:
     def _probe(self, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False) -> Outcome:
         assert self.prober is not None
         number = len(self.outcomes) + 1
-        known = None if fresh or self.ledger is None else self.ledger.find(self.job, knobs, self.prober.stack)
-        if known is None:
-            self.on_event(Event(stage=stage, number=number, estimate=estimate, text=describe(knobs)))
-        outcome = known or self.prober.probe(knobs, fresh=fresh)
-        if known is None and self.ledger is not None:
+        if not fresh:
+            taken = self._known(knobs)
+            if taken is not None:
+                return taken
+            earlier = self._in_ledger(knobs)
+            if earlier is not None:
+                return self._take(earlier, estimate, stage, known=True)
+        self.on_event(Event(stage=stage, number=number, estimate=estimate, text=describe(knobs)))
+        outcome = self.prober.probe(knobs, fresh=fresh)
+        if self.ledger is not None:
             self.ledger.append(self.job, outcome)
+        return self._take(outcome, estimate, stage, known=False)
+
+    def _known(self, knobs: Knobs) -> Outcome | None:
+        """The newest outcome of ``knobs`` in this plan; crashes and time-outs are tried again."""
+        final = (o for o in reversed(self.outcomes) if o.knobs == knobs and o.status not in ("crash", "timeout"))
+        return next(final, None)
+
+    def _in_ledger(self, knobs: Knobs) -> Outcome | None:
+        if self.ledger is None or self.prober is None:
+            return None
+        return self.ledger.find(self.job, knobs, self.prober.stack)
+
+    def _take(self, outcome: Outcome, estimate: Estimate, stage: Stage, *, known: bool) -> Outcome:
         self.outcomes.append(outcome)
         self.on_event(
             Event(
                 stage=stage,
-                number=number,
+                number=len(self.outcomes),
                 estimate=estimate,
                 outcome=outcome,
-                text=describe(knobs),
-                from_ledger=known is not None,
+                text=describe(outcome.knobs),
+                from_ledger=known,
             )
         )
         return outcome
@@ -198,7 +240,8 @@ class Planner:
         tried = tuple(self.outcomes)
         confirmed = self._confirm(ranked[:3], estimates)
         stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
-        others = [o for o in ranked if o.knobs != confirmed.knobs][:3]
+        asked_twice = {outcome.knobs for outcome in self.outcomes[len(tried) :]}
+        others = [o for o in ranked if o.knobs not in asked_twice][:3]
         return Choice(
             winner=_settled(confirmed, estimates),
             baseline=None if stock is None else _settled(stock, estimates),
@@ -212,7 +255,7 @@ class Planner:
         last = ""
         for outcome in ranked:
             confirmed = self._probe(outcome.knobs, estimates[outcome.knobs], "confirm", fresh=True)
-            if confirmed.fits and not confirmed.alloc_retries:
+            if held(confirmed):
                 return confirmed
             last = f"{confirmed.status} ({confirmed.detail or f'{confirmed.alloc_retries} allocator retries'})"
         raise BudgetftError(
@@ -262,6 +305,10 @@ def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
     )
 
 
+def _smallest(estimates: dict[Knobs, Estimate]) -> Knobs:
+    return min(estimates, key=lambda knobs: estimates[knobs].process_peak_bytes)
+
+
 def _settled(outcome: Outcome, estimates: dict[Knobs, Estimate]) -> Candidate:
     return Candidate(knobs=outcome.knobs, estimate=settle(estimates[outcome.knobs], outcome), outcome=outcome)
 
@@ -270,7 +317,7 @@ def _ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Outcomes that held without the allocator having to retry, fastest first, each setting once."""
     best: dict[Knobs, Outcome] = {}
     for outcome in outcomes:
-        if outcome.fits and not outcome.alloc_retries:
+        if held(outcome):
             best[outcome.knobs] = outcome
     return sorted(best.values(), key=_measured_speed, reverse=True)
 

@@ -1,6 +1,7 @@
 """A plan from a request: decide where probes run, plan, price the ranges, and write down the proof."""
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +104,7 @@ def _cuda_card() -> tuple[str, int] | None:
 
 def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
+    started = time.monotonic()
     place = find_place(request)
     job = _job(request, request.contract, place)
     estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
@@ -121,7 +123,7 @@ def make_plan(request: PlanRequest) -> Plan:
             choice = planner.plan()
     else:
         choice = planner.plan()
-    return _plan(request, job, choice, place, estimator)
+    return _plan(request, job, choice, place, estimator, started)
 
 
 def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
@@ -137,7 +139,7 @@ def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
     )
 
 
-def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, estimator: Estimator) -> Plan:
+def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, estimator: Estimator, started: float) -> Plan:
     unprobed = (
         f"traced on fake tensors, calibration {estimator.calibration.name!r}, +- {estimator.calibration.uncertainty_share:.0%};"
         " no card took part"
@@ -152,6 +154,7 @@ def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, e
             kind="predicted" if place is None else place.evidence,
             outcomes=choice.outcomes,
             confirmed=choice.confirmed,
+            wall_seconds=round(time.monotonic() - started, 1),
             statement=unprobed if place is None else place.statement,
         ),
         baseline=choice.baseline,

@@ -5,6 +5,7 @@ The next probe has the largest expected improvement times probability of fitting
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
@@ -23,6 +24,8 @@ SURE = 0.9
 """Least probability of fitting that a probe may have."""
 WORTHWHILE = 0.01
 """Expected improvement, as a share of the best speed, under which another probe is not worth it."""
+TRIES = 2
+"""A setting that crashed or hung so often is not proposed again."""
 PEAK_PRIOR = Prior(offset=0.06, smooth=0.02, noise=0.003)
 TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.02)
 SEARCHED = ("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "allocator")
@@ -87,10 +90,17 @@ class ResidualSampler(BaseSampler):
         tried: set[int] = set()
         peaks: dict[int, float] = {}
         speeds: dict[int, float] = {}
+        failures: Counter[int] = Counter()
         best = None
         for trial in trials:
             index = self._index.get(_key(trial.params))
-            if index is None or trial.state != TrialState.COMPLETE:
+            if index is None:
+                continue
+            if trial.state == TrialState.FAIL and "status" in trial.user_attrs:
+                failures[index] += 1
+            if failures[index] >= TRIES:
+                tried.add(index)
+            if trial.state != TrialState.COMPLETE:
                 continue
             tried.add(index)
             peak, speed = trial.user_attrs.get("process_peak_bytes"), trial.user_attrs.get("samples_per_second")

@@ -1,5 +1,6 @@
 """The Optuna study of one job: where outcomes become trials."""
 
+import json
 import logging
 from collections.abc import Sequence
 from typing import Literal
@@ -45,22 +46,36 @@ def make_sampler(
     return ResidualSampler(grid, estimates, budget_bytes=budget_bytes)
 
 
+def held(outcome: Outcome) -> bool:
+    """Whether the setting stayed under its cap without the allocator having to give back and ask again."""
+    return outcome.fits and not outcome.alloc_retries
+
+
 def tell(study: Study, trial: Trial, outcome: Outcome, estimate: Estimate) -> None:
     """Report ``outcome``. Out of memory is a finished trial that broke the constraint, so that every sampler learns from it."""
     trial.set_user_attr("status", outcome.status)
     trial.set_user_attr("evidence", outcome.evidence)
-    if outcome.status in ("crash", "timeout"):
+    trial.set_user_attr("outcome", outcome.model_dump_json())
+    if outcome.status in ("crash", "timeout", "nonfinite"):
         trial.set_user_attr("detail", outcome.detail[:500])
         study.tell(trial, state=TrialState.FAIL)
         return
-    if outcome.fits:
-        peak, value = outcome.process_peak_bytes or 0, outcome.samples_per_second or 0.0
+    peak, value = outcome.process_peak_bytes or 0, 0.0
+    if held(outcome):
+        value = outcome.samples_per_second or 0.0
         trial.set_user_attr("samples_per_second", value)
-    else:
-        peak, value = max(estimate.process_peak_bytes, int(outcome.budget_bytes * 1.02)), 0.0
+    elif peak <= outcome.budget_bytes:  # the allocator was refused more than it had; by how much is not known
+        peak = max(estimate.process_peak_bytes, int(outcome.budget_bytes * 1.02))
     trial.set_user_attr("process_peak_bytes", peak)
     trial.set_constraint(CONSTRAINT, peak / outcome.budget_bytes - 1)
     study.tell(trial, value)
+
+
+def told(study: Study) -> list[Outcome]:
+    """What the finished trials found, oldest first."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    texts = [trial.user_attrs["outcome"] for trial in trials if "outcome" in trial.user_attrs]
+    return [Outcome.read(json.loads(text), source=f"study {study.study_name}") for text in texts]
 
 
 def knobs_of(trial: Trial, like: Knobs, effective_batch: int) -> Knobs:

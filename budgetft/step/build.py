@@ -1,5 +1,6 @@
 """The model with its adapters: from a folder or a hub id, or from a config with random weights."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -63,7 +64,10 @@ def model_config(model: Model, layers: int | None = None) -> Any:
     """The transformers configuration object, with a shortened language model when ``layers`` is given."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(model.family, **{k: v for k, v in model.config.items() if k != "model_type"})
+    fields = copy.deepcopy(
+        {key: value for key, value in model.config.items() if key != "model_type"}
+    )  # it keeps and edits them
+    config = AutoConfig.for_model(model.family, **fields)
     if layers is not None:
         text = config.get_text_config()
         text.num_hidden_layers = layers

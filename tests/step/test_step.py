@@ -179,3 +179,10 @@ def test_phases_are_reported_in_the_order_of_the_work(case):
     case.step.update()
     case.step.on_phase = lambda phase: None
     assert phases == ["forward", "vision", "forward", "loss", "backward", "optimizer"]
+
+
+def test_building_a_model_leaves_its_description_as_it_was():
+    model = load_model("tiny-qwen2.5-vl")
+    before = model.model_dump_json()
+    build_model(model, Contract(rank=4), base_precision="fp32", device=torch.device("meta"), layers=1)
+    assert model.model_dump_json() == before

@@ -44,7 +44,8 @@ def run(tmp_path):
         write_plan(plan, tmp_path / "plan.json")
         command = [sys.executable, "-c", RUN, "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run")]
         command += ["--weights", "random", "--device", "cuda", "--json", *options]
-        environment = {**os.environ, "PYTHONPATH": str(Path(budgetft.__file__).parent.parent)}
+        path = os.pathsep.join([str(Path(budgetft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return start

@@ -1,0 +1,87 @@
+"""What may be tried: only what the contract and the card allow, and all of that."""
+
+from itertools import pairwise
+
+import pytest
+
+from budgetft.contract import Contract
+from budgetft.gpu import gpu_names, load_gpu
+from budgetft.knobs import is_stock
+from budgetft.model import load_model, model_names
+from budgetft.plan import knob_problems
+from budgetft.search.space import checkpoint_choices, divisors, settings, stock_settings
+
+CONTRACTS = [
+    Contract(),
+    Contract(effective_batch=1),
+    Contract(effective_batch=12),
+    Contract(effective_batch=7),
+    Contract(lora_dropout=0.05),
+]
+
+
+@pytest.mark.parametrize("gpu", gpu_names())
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: f"batch {c.effective_batch}, dropout {c.lora_dropout}")
+def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, contract):
+    job = make_job(gpu=load_gpu(gpu), contract=contract)
+    grid, stock = settings(job), stock_settings(job)
+    assert grid
+    assert [knob_problems(knobs, contract, job.gpu) for knobs in [*grid, *stock]] == [[]] * len([*grid, *stock])
+    assert len(set(grid)) == len(grid)
+    assert not set(grid) & set(stock)
+    assert {knobs.micro_batch * knobs.grad_accum for knobs in grid} == {contract.effective_batch}
+    assert (
+        {knobs.micro_batch for knobs in grid}
+        == {knobs.micro_batch for knobs in stock}
+        == set(divisors(contract.effective_batch))
+    )
+    assert {knobs.lora for knobs in grid} == {"stock" if contract.lora_dropout else "lean"}
+    modern = job.gpu.capability >= (8, 0)
+    assert {knobs.attention for knobs in grid} == {"flash" if modern else "efficient"}
+    assert {knobs.base_precision for knobs in [*grid, *stock]} == {"bf16" if modern else "fp16"}
+    assert {knobs.allocator for knobs in grid} == {"default", "expandable"}
+
+
+def test_a_card_without_any_fused_kernel_gets_the_math_kernel(make_job):
+    gpu = load_gpu("v100-16g").replace(efficient_attention=False)
+    assert {knobs.attention for knobs in settings(make_job(gpu=gpu))} == {"math"}
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_model_is_tried_with_no_and_with_all_layers_checkpointed(make_job, model):
+    job = make_job(model=load_model(model))
+    counts = {knobs.checkpointed_layers for knobs in settings(job)}
+    assert {0, job.model.layers} <= counts
+    assert counts <= set(range(job.model.layers + 1))
+    assert {knobs.checkpointed_layers for knobs in stock_settings(job)} == {job.model.layers}
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 6, 7, 28, 36, 80])
+def test_between_none_and_all_there_are_at_least_two_layers_of_each_kind(layers):
+    counts = checkpoint_choices(layers)
+    assert counts == sorted(set(counts))
+    assert counts[0] == 0
+    assert counts[-1] == layers
+    assert all(2 <= count <= layers - 2 for count in counts[1:-1])
+    if layers >= 6:
+        assert max(b - a for a, b in pairwise(counts)) <= max(2, layers // 12 + 1)
+
+
+def test_the_cpu_knows_no_expandable_segments_and_runs_a_tiny_model_in_fp32(make_job):
+    job = make_job(model=load_model("tiny-qwen2.5-vl"), device="cpu", evidence="predicted")
+    grid = settings(job)
+    assert {knobs.allocator for knobs in grid} == {"default"}
+    assert {knobs.base_precision for knobs in [*grid, *stock_settings(job)]} == {"fp32"}
+
+
+def test_the_stock_recipe_comes_smallest_first_and_is_stock(make_job):
+    stock = stock_settings(make_job())
+    assert [knobs.micro_batch for knobs in stock] == [1, 2, 4, 8, 16, 32]
+    assert all(is_stock(knobs) for knobs in stock)
+    assert not any(is_stock(knobs) for knobs in settings(make_job()))
+
+
+def test_divisors_are_all_of_them():
+    assert divisors(1) == [1]
+    assert divisors(7) == [1, 7]
+    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]

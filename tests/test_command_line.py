@@ -1,0 +1,335 @@
+"""Commands as a user types them: exit codes, what is said where, and the JSON that others may rely on."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from budgetft.cli import main
+from budgetft.gpu import gpu_names
+from budgetft.model import model_names
+from budgetft.plan import Plan, read_plan
+from budgetft.search.run import _cuda_card
+from budgetft.units import GIB, MIB
+
+JOB = ["--gpu", "v100-16g", "--model", "tiny-qwen2.5-vl", "--image", "56x56", "--text-tokens", "40"]
+JOB += ["--supervised-tokens", "8", "--effective-batch", "4"]
+ESTIMATE_KEYS = {
+    "tensor_peak_bytes",
+    "reserved_peak_bytes",
+    "process_peak_bytes",
+    "step_seconds",
+    "samples_per_second",
+    "fits",
+    "terms",
+}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "optuna",
+    "sqlalchemy",
+    "numpy",
+    "pandas",
+    "PIL",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """One cache for the tests of this file: what one has traced the others need not."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(cache, monkeypatch):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(cache))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def said(capsys):
+    """Run one command in this process."""
+
+    def run(*words: str) -> Said:
+        capsys.readouterr()
+        code = main(list(words))
+        captured = capsys.readouterr()
+        return Said(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def planned(cache, tmp_path_factory) -> tuple[Said, Path]:
+    """A predicted plan with a price list, made once; the first command of the file that traces."""
+    path = tmp_path_factory.mktemp("plan") / "new" / "plan.json"
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("BUDGETFT_CACHE", str(cache))
+        code = main(["plan", *JOB, "--rank", "4..8", "--probe", "never", "--out", str(path)])
+    return Said(code=code, out=out.getvalue(), err=err.getvalue()), path
+
+
+def fresh_python(source: str, cache: Path, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BUDGETFT_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+def loaded_by(words: list[str], cache: Path) -> set[str]:
+    """The top-level packages in memory after a command in a process of its own; the command must succeed."""
+    source = f"""
+import contextlib, io, sys
+from budgetft.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    code = main({words!r})
+assert code == 0, code
+print(*{{name.partition(".")[0] for name in sys.modules}})
+"""
+    return set(fresh_python(source, cache).stdout.split())
+
+
+# What every command has in common
+
+
+def test_help_takes_less_than_half_a_second_and_loads_nothing_heavy(cache):
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "budgetft", "--help"], capture_output=True, text=True, timeout=60)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0
+    for command in ("plan", "train", "estimate", "gpus", "models", "data"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+    assert min(seconds) < 0.5
+    assert not loaded_by(["--help"], cache) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gpus"],
+        ["gpus", "v100-16g"],
+        ["gpus", "--json"],
+        ["models"],
+        ["models", "qwen2.5-vl-3b"],
+        ["plan", "--help"],
+        ["train", "--help"],
+        ["data", "--help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_a_look_loads_nothing_heavy(words, cache):
+    assert not loaded_by(words, cache) & HEAVY
+
+
+def test_an_estimate_from_a_stored_law_and_reading_a_plan_load_no_torch(planned, cache):
+    assert "torch" not in loaded_by(["estimate", *JOB, "--rank", "4"], cache)
+    read = f"import sys; from pathlib import Path; from budgetft.plan import read_plan; read_plan(Path({str(planned[1])!r}))"
+    assert fresh_python(read + "\nprint('torch' in sys.modules)", cache).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["estimate", *JOB, "--gpu", "v100-16gb"], ["unknown GPU 'v100-16gb'", "hint: did you mean 'v100-16g'?"]),
+        (["plan", *JOB, "--gpu", "V100"], ["unknown GPU 'V100'", "did you mean 'v100-16g'?", "t4"]),
+        (["gpus", "rtx4090ti"], ["unknown GPU", "did you mean 'rtx4090'?"]),
+        (["estimate", *JOB, "--model", "qwen2.5-vl-3"], ["unknown model", "did you mean 'qwen2.5-vl-3b'?"]),
+        (["models", "tiny-qwen3vl"], ["unknown model", "did you mean 'tiny-qwen3-vl'?"]),
+        (["estimate", *JOB, "--knob", "micro_bach=2"], ["unknown knob 'micro_bach'", "did you mean 'micro_batch'?"]),
+        (["estimate", *JOB, "--knob", "loss=chunk"], ["unknown value for knob loss", "did you mean 'chunked'?"]),
+        (["estimate", *JOB, "--knob", "attention=flash"], ["'flash' needs compute capability 8.0", "v100-16g"]),
+        (["estimate", *JOB, "--knob", "base_precision=bf16"], ["'bf16' is emulated on v100-16g"]),
+        (["estimate", *JOB, "--knob", "micro_batch=3"], ["micro_batch 3 x grad_accum 1 is not the effective batch 4"]),
+        (["estimate", *JOB, "--knob", "micro_batch=0"], ["micro_batch", "greater than or equal to 1", "got '0'"]),
+        (["estimate", *JOB, "--knob", "checkpointed_layers=9"], ["checkpointed_layers is 0 to 2"]),
+        (["estimate", *JOB, "--budget", "14"], ["cannot read '14'", "14GiB"]),
+        (["estimate", *JOB, "--budget", "0GiB"], ["--budget 0GiB"]),
+        (["plan", *JOB, "--budget", "17GiB"], ["--budget 17GiB is 17.00 GiB; v100-16g has 15.78 GiB"]),
+        (["plan", *JOB, "--rank", "8..4"], ["--rank 8..4", "must rise"]),
+        (["plan", *JOB, "--rank", "many"], ["--rank must be a number or LOW..HIGH, not 'many'"]),
+        (["plan", *JOB, "--rank", "0"], ["--rank 0"]),
+        (["plan", *JOB, "--effective-batch", "0"], ["effective_batch"]),
+        (["plan", *JOB, "--targets", "q_prj"], ["targets must be some of q_proj", "q_prj"]),
+        (["plan", *JOB, "--image", "56"], ["'56'", "WIDTHxHEIGHT"]),
+        (["plan", *JOB, "--text-tokens", "5000"], ["5004 tokens (4 of them visual)", "the limit is 4096"]),
+        (["plan", *JOB, "--supervised-tokens", "40"], ["must be fewer than --text-tokens 40"]),
+        (["plan", *JOB, "--probe", "sometimes"], ["sometimes", "always"]),
+        (["plan", *JOB, "--budgt", "14GiB"], ["--budgt", "--budget"]),
+        (["plan"], ["--gpu"]),
+        (["pln"], ["pln"]),
+    ],
+    ids=lambda value: " ".join(w for w in value if w not in JOB or len(value) < 3) if isinstance(value, list) else value,
+)
+def test_a_wrong_request_is_refused_by_name_on_stderr_with_exit_code_2(said, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    answer = said(*words)
+    assert answer.code == 2
+    assert answer.out == ""
+    for text in expected:
+        assert text in answer.err
+    assert "Traceback" not in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lists_name_every_profile(said):
+    gpus, models = said("gpus"), said("models")
+    assert (gpus.code, models.code) == (0, 0)
+    assert all(name in gpus.out for name in gpu_names())
+    assert all(name in models.out for name in model_names())
+    assert said("--version").out.startswith("budgetft ")
+
+
+# estimate
+
+
+def test_an_estimate_as_json_has_the_promised_keys_and_terms_that_sum_to_it(planned, said):
+    answer = said("estimate", *JOB, "--rank", "4", "--json")
+    assert answer.code == 0
+    estimate = json.loads(answer.out)
+    assert set(estimate) >= ESTIMATE_KEYS
+    assert sum(term["memory_bytes"] for term in estimate["terms"]) == estimate["process_peak_bytes"]
+    assert estimate["tensor_peak_bytes"] <= estimate["reserved_peak_bytes"] <= estimate["process_peak_bytes"]
+    assert estimate["samples_per_second"] == pytest.approx(4 / estimate["step_seconds"])
+    assert estimate["evidence"] == "predicted"
+    assert all(isinstance(term["memory_bytes"], int) for term in estimate["terms"])
+
+
+def test_an_estimate_answers_for_the_knobs_that_were_asked(planned, said):
+    def peak(*knobs: str, budget: str = "14GiB") -> dict:
+        words = [word for knob in knobs for word in ("--knob", knob)]
+        return json.loads(said("estimate", *JOB, "--rank", "4", "--json", "--budget", budget, *words).out)
+
+    small, large = peak("micro_batch=1"), peak("micro_batch=4")
+    assert small["tensor_peak_bytes"] < large["tensor_peak_bytes"]
+    assert small["samples_per_second"] < large["samples_per_second"]
+    recomputed, kept = peak("checkpointed_layers=2"), peak("checkpointed_layers=0")
+    assert recomputed["samples_per_second"] < kept["samples_per_second"]
+    assert peak("micro_batch=4", budget="0.5GiB")["fits"] is False
+
+
+def test_an_estimate_in_words_says_that_nothing_was_run(planned, said):
+    answer = said("estimate", *JOB, "--rank", "4", "--knob", "micro_batch=2")
+    assert answer.code == 0
+    assert "tiny-qwen2.5-vl on v100-16g, budget 14.00 GiB: predicted, nothing was run" in answer.out
+    assert "micro_batch 2" in answer.out
+    assert "fits" in answer.out
+
+
+# plan
+
+
+def test_a_plan_without_probes_is_predicted_and_has_the_promised_keys(planned):
+    answer, path = planned
+    assert answer.code == 0
+    plan = json.loads(path.read_text())
+    assert plan["schema_version"] == 1
+    assert plan["gpu"]["name"] == "v100-16g"
+    assert plan["gpu"]["budget_bytes"] == 14 * GIB
+    assert plan["model"]["name"] == "tiny-qwen2.5-vl"
+    assert plan["contract"]["effective_batch"] == 4
+    assert plan["contract"]["rank"] == 4
+    assert plan["contract"]["alpha"] == 8
+    assert plan["knobs"]["micro_batch"] * plan["knobs"]["grad_accum"] == 4
+    assert set(plan["estimate"]) >= ESTIMATE_KEYS
+    assert plan["estimate"]["fits"] is True
+    assert sum(term["memory_bytes"] for term in plan["estimate"]["terms"]) == plan["estimate"]["process_peak_bytes"]
+    assert plan["evidence"]["kind"] == "predicted"
+    assert plan["evidence"]["outcomes"] == []
+    assert plan["evidence"]["confirmed"] is None
+    assert "no card took part" in plan["evidence"]["statement"]
+    assert plan["baseline"]["knobs"]["loss"] == "full"
+    assert plan["baseline"]["estimate"]["samples_per_second"] < plan["estimate"]["samples_per_second"]
+    assert {"budgetft", "python", "torch", "transformers"} <= set(plan["environment"])
+
+
+def test_the_price_list_has_the_floor_and_every_doubling(planned):
+    rows = read_plan(planned[1]).price_list
+    assert [(row.axis, row.value) for row in rows] == [("rank", "4"), ("rank", "8")]
+    floor, above = rows
+    assert floor.knobs == read_plan(planned[1]).knobs
+    assert above.process_peak_bytes > floor.process_peak_bytes
+    assert {row.evidence for row in rows} == {"predicted"}
+
+
+def test_results_are_on_stdout_and_progress_on_stderr(planned, said, tmp_path):
+    answer, path = planned
+    assert "[trace]" in answer.err
+    assert "[trace]" not in answer.out
+    assert f"written to {path}" in answer.out
+    assert "predicted: traced on fake tensors" in answer.out
+    quiet = said("plan", *JOB, "--rank", "4", "--probe", "never", "--quiet", "--json", "--out", str(tmp_path / "plan.json"))
+    assert quiet.code == 0
+    assert quiet.err == ""
+    assert Plan.model_validate_json(quiet.out) == read_plan(tmp_path / "plan.json")
+
+
+def test_a_budget_below_the_weights_names_the_floor_and_a_budget_that_works(planned, said, tmp_path):
+    path = tmp_path / "plan.json"
+    words = ["plan", *JOB, "--rank", "4", "--probe", "never", "--out", str(path)]
+    answer = said(*words, "--budget", "10MiB")
+    assert answer.code == 3
+    assert answer.out == ""
+    assert not path.exists()
+    assert "nothing fits 0.01 GiB on v100-16g" in answer.err
+    assert "needs at least" in answer.err
+    assert "weights" in answer.err
+    assert "its weights alone exceed the budget" in answer.err
+    (needed,) = re.findall(r"smallest budget that would work is about (\d+\.\d\d) GiB", answer.err)
+    assert said(*words, "--budget", f"{float(needed) - 0.02:.2f}GiB").code == 3
+    assert not path.exists()
+    assert said(*words, "--budget", f"{float(needed) + 0.01:.2f}GiB").code == 0
+    assert read_plan(path).estimate.process_peak_bytes <= read_plan(path).gpu.budget_bytes
+
+
+def test_a_plan_that_cannot_be_written_is_refused_by_name(planned, said, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    answer = said("plan", *JOB, "--rank", "4", "--probe", "never", "--out", str(tmp_path / "file" / "plan.json"))
+    assert answer.code == 2
+    assert "cannot write" in answer.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(_cuda_card() is not None, reason="with a card, probes run on the card")
+def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_ledger(said, tmp_path, cache):
+    path = tmp_path / "plan.json"
+    words = ["plan", *JOB, "--rank", "4", "--probe", "always", "--max-probes", "5", "--out", str(path)]
+    answer = said(*words, "--budget", "96MiB")
+    assert answer.code == 0, answer.err
+    plan = read_plan(path)
+    assert plan.evidence.kind == "predicted", "no card took part, whatever the CPU did"
+    assert "real steps on the CPU" in plan.evidence.statement
+    assert plan.evidence.confirmed.fits
+    assert plan.evidence.confirmed == plan.evidence.outcomes[-1]
+    assert plan.estimate.process_peak_bytes == plan.evidence.confirmed.process_peak_bytes <= 96 * MIB
+    assert sum(term.memory_bytes for term in plan.estimate.terms) == plan.estimate.process_peak_bytes
+    assert plan.estimate.step_seconds == plan.evidence.confirmed.step_seconds
+    assert plan.environment["card"] == plan.evidence.confirmed.stack.card
+    assert {"ledger.sqlite3", "studies.sqlite3", "laws"} <= {entry.name for entry in cache.iterdir()}
+
+    again = said(*words, "--budget", "96MiB")
+    assert again.code == 0
+    assert again.err.count("(known)") == len({outcome.knobs for outcome in plan.evidence.outcomes})

@@ -1,0 +1,104 @@
+"""Imports point down: nouns below everything, the command line above it. Read from the source, nothing is run."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import budgetft
+
+ROOT = Path(budgetft.__file__).resolve().parent
+FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+NOUNS = ("errors", "units", "value", "profiles", "gpu", "model", "contract", "knobs", "workload", "outcome", "plan")
+ABOVE = {
+    "meter": {"data", "step", "predict", "measure", "search", "train", "cli"},
+    "data": {"meter", "step", "predict", "measure", "search", "train", "cli"},
+    "step": {"predict", "measure", "search", "train", "cli"},
+    "predict": {"search", "train", "cli"},
+    "measure": {"predict", "search", "train", "cli"},
+    "search": {"train", "cli"},
+    "train": {"predict", "measure", "search", "cli"},
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file names in an import, those inside functions too, and whether it loads on import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not looked through here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) not in lazy | typing_only
+
+
+def folders_used(path: Path) -> set[str]:
+    return {parts[1] for name, _ in imports(path) if (parts := name.split("."))[0] == "budgetft" and parts[1] in FOLDERS}
+
+
+def test_every_folder_has_its_place_in_the_order():
+    assert FOLDERS - {"cli"} == set(ABOVE), "a new folder: say here what it may not import"
+    assert {path.stem for path in ROOT.glob("*.py")} >= set(NOUNS)
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_noun_imports_no_verb_and_no_torch(noun):
+    path = ROOT / f"{noun}.py"
+    assert folders_used(path) == set()
+    heavy = {name.split(".")[0] for name, at_once in imports(path) if at_once} & {"torch", "transformers", "numpy", "optuna"}
+    assert heavy == set()
+
+
+@pytest.mark.parametrize("folder", ABOVE)
+def test_a_folder_imports_nothing_from_above(folder):
+    wrong = {
+        str(path.relative_to(ROOT)): upward
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (upward := folders_used(path) & ABOVE[folder])
+    }
+    assert wrong == {}
+
+
+def test_nothing_imports_the_command_line_but_its_entry_point():
+    users = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("*.py") if "cli" in folders_used(path)}
+    assert users <= {"cli", "__main__.py"}
+
+
+@pytest.mark.parametrize("folder", ["cli", "search", "measure", "data"])
+def test_torch_is_loaded_only_where_it_is_used(folder):
+    """A command that needs no torch must be able to import these; the step, the traces and the trainer may load it."""
+    loads = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if any(at_once and name.split(".")[0] in ("torch", "transformers", "peft") for name, at_once in imports(path))
+    ]
+    assert loads == [], loads
+
+
+def test_the_reader_of_imports_sees_what_it_must(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text(
+        "import torch.nn\nfrom budgetft import step\nfrom budgetft.cli.show import rate\n"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import optuna\n"
+        "def act():\n    from budgetft.search.run import make_plan\n    import numpy\n"
+    )
+    assert folders_used(path) == {"step", "cli", "search"}
+    at_once = {name for name, now in imports(path) if now}
+    assert at_once == {"torch.nn", "budgetft.step", "budgetft.cli.show.rate", "typing.TYPE_CHECKING"}

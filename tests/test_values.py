@@ -1,0 +1,202 @@
+"""Units, and values that are refused where they are built."""
+
+import pytest
+
+from budgetft.contract import Contract
+from budgetft.errors import BudgetftError, UsageError, nearest, unknown_name
+from budgetft.knobs import Knobs, differences, is_stock, parse_knob, stock_knobs
+from budgetft.units import GIB, format_gib, parse_bytes, parse_size
+from budgetft.workload import Shape, Workload
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("14GiB", 14 * 2**30),
+        ("14GB", 14 * 10**9),
+        ("14.5GiB", 29 * 2**29),
+        (" 14 GiB ", 14 * 2**30),
+        ("512MiB", 2**29),
+        ("1.5MB", 1_500_000),
+        ("3KiB", 3072),
+        ("3KB", 3000),
+        ("0GiB", 0),
+        ("7B", 7),
+    ],
+)
+def test_an_amount_of_memory_is_taken_at_its_word(text, expected):
+    assert parse_bytes(text) == expected
+    assert isinstance(parse_bytes(text), int)
+
+
+@pytest.mark.parametrize(
+    "text", ["14", "GiB", "14gb", "14G", "14gib", "14 Gi B", "-14GiB", "1e3GiB", "", "14,5GiB", "14GiBs", ".5GiB", "nanGiB"]
+)
+def test_an_amount_without_a_clear_unit_is_refused_with_both_readings(text):
+    with pytest.raises(UsageError) as caught:
+        parse_bytes(text)
+    assert repr(text) in caught.value.message
+    assert "GiB" in caught.value.message
+    assert "14 * 2^30" in caught.value.hint
+    assert "14 * 10^9" in caught.value.hint
+
+
+def test_bytes_are_shown_as_gib():
+    assert format_gib(14 * GIB) == "14.00 GiB"
+    assert format_gib(14 * 10**9) == "13.04 GiB"
+    assert format_gib(0) == "0.00 GiB"
+    assert format_gib(None) == "-"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1288x728", (1288, 728)), (" 4 X 5 ", (4, 5)), ("1x1", (1, 1))])
+def test_a_size_is_width_by_height(text, expected):
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "448", "448x", "x448", "0x448", "448x0", "-4x4", "4.5x4", "4x4x4", "4*4", "axb"])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match="image size") as caught:
+        parse_size(text)
+    assert repr(text) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "wrong", "right"),
+    [
+        (Knobs, {"micro_batch": 1, "grad_accum": 1, "checkpointed_layer": 0}, "checkpointed_layer", "checkpointed_layers"),
+        (Knobs, {"micro_batch": 1, "gradaccum": 1, "checkpointed_layers": 0}, "gradaccum", "grad_accum"),
+        (Contract, {"effectivebatch": 8}, "effectivebatch", "effective_batch"),
+        (Contract, {"Rank": 8}, "Rank", "rank"),
+        (Contract, {"maxpixels": 800}, "maxpixels", "max_pixels"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(kind, fields, wrong, right):
+    for build in (lambda: kind.make(**fields), lambda: kind.read(fields, source="a file")):
+        with pytest.raises(UsageError) as caught:
+            build()
+        assert f"{wrong}: unknown key" in caught.value.message
+        assert f"did you mean {right!r} instead of {wrong!r}?" in caught.value.hint
+
+
+def test_all_bad_fields_are_named_with_their_source_and_what_was_given():
+    with pytest.raises(UsageError) as caught:
+        Contract.read({"rank": 0, "epochs": "three", "targets": ["q_proj", "nonsense"]}, source="my.toml")
+    message = caught.value.message
+    assert message.startswith("my.toml: 3 problems")
+    assert "rank" in message
+    assert "got '0'" in message
+    assert "got 'three'" in message
+    assert "not nonsense" in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rank": "8"},
+        {"rank": 8.0},
+        {"rank": True},
+        {"rank": None},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"learning_rate": 0.0},
+        {"lora_dropout": 1.0},
+        {"effective_batch": 0},
+        {"targets": ()},
+        {"targets": "q_proj"},
+    ],
+)
+def test_a_contract_takes_no_value_that_is_merely_convertible_or_out_of_range(fields):
+    with pytest.raises(UsageError, match=next(iter(fields))):
+        Contract.make(**fields)
+
+
+def test_a_wrong_choice_is_refused_with_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        Knobs.make(micro_batch=1, grad_accum=1, checkpointed_layers=0, attention="eficient")
+    assert "did you mean 'efficient'?" in caught.value.hint
+
+
+def test_values_are_frozen_and_a_changed_copy_is_checked():
+    contract = Contract()
+    with pytest.raises(ValueError, match="frozen"):
+        contract.rank = 8  # pyright: ignore[reportAttributeAccessIssue]
+    assert contract.replace(rank=8).rank == 8
+    assert contract.rank == 16
+    with pytest.raises(ValueError, match="rank"):
+        contract.replace(rank=0)
+    with pytest.raises(ValueError, match="ranks"):
+        contract.replace(ranks=8)
+
+
+# Knobs on the command line
+
+
+def test_a_knob_is_read_as_what_it_is():
+    assert parse_knob("micro_batch=8") == ("micro_batch", 8)
+    assert parse_knob("checkpointed_layers=0") == ("checkpointed_layers", 0)
+    assert parse_knob("loss=full") == ("loss", "full")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("micro_batch", "cannot read knob 'micro_batch'", "--knob micro_batch=8"),
+        ("micro_bach=8", "unknown knob 'micro_bach'", "did you mean 'micro_batch'?"),
+        ("loss=chunky", "unknown value for knob loss: 'chunky'; known: chunked, full, supervised", "did you mean 'chunked'?"),
+        ("attention=Flash", "unknown value for knob attention: 'Flash'", "did you mean 'flash'?"),
+        ("micro_batch=four", "knob micro_batch must be a whole number, not 'four'", None),
+        ("micro_batch=-4", "knob micro_batch must be a whole number, not '-4'", None),
+        ("micro_batch=4.5", "knob micro_batch must be a whole number, not '4.5'", None),
+        ("micro_batch=", "knob micro_batch must be a whole number, not ''", None),
+        ("=4", "unknown knob ''", None),
+    ],
+)
+def test_a_knob_that_cannot_be_read_is_refused_by_name(text, message, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_knob(text)
+    assert caught.value.message.startswith(message)
+    if hint is not None:
+        assert hint in caught.value.hint
+
+
+def test_the_stock_recipe_is_known_for_what_it_is_and_by_what_differs():
+    stock = stock_knobs(micro_batch=2, effective_batch=32, layers=36, base_precision="bf16")
+    assert (stock.micro_batch * stock.grad_accum, stock.checkpointed_layers) == (32, 36)
+    assert is_stock(stock)
+    for name, value in {
+        "loss": "chunked",
+        "vision": "frozen",
+        "attention": "flash",
+        "lora": "lean",
+        "allocator": "expandable",
+    }.items():
+        changed = stock.replace(**{name: value})
+        assert not is_stock(changed)
+        assert differences(changed, stock) == {name: value}
+    assert differences(stock, stock) == {}
+
+
+# Names, errors, shapes
+
+
+def test_the_nearest_name_is_found_whatever_its_case_and_none_when_none_is_near():
+    assert nearest("V100-16GB", ["v100-16g", "t4", "l4"]) == "v100-16g"
+    assert nearest("zzzz", ["v100-16g", "t4"]) is None
+    assert nearest("anything", []) is None
+    error = unknown_name("GPU", "v100", ["v100-16g", "t4"])
+    assert isinstance(error, BudgetftError)
+    assert error.message == "unknown GPU 'v100'; known: t4, v100-16g"
+    assert error.hint == "did you mean 'v100-16g'?"
+
+
+def test_a_shape_counts_one_token_per_square_of_the_pixel_step():
+    shape = Shape(images=((448, 448), (56, 28)), text_tokens=100, supervised_tokens=20)
+    assert shape.visual_tokens(28) == 256 + 2
+    assert shape.total_tokens(28) == 358
+
+
+def test_a_workload_has_at_least_one_shape_of_each_kind():
+    shape = Shape(images=(), text_tokens=10, supervised_tokens=1)
+    assert Workload.uniform(shape).worst == Workload.uniform(shape).typical == (shape,)
+    with pytest.raises(UsageError, match="worst"):
+        Workload.make(worst=(), typical=(shape,))
