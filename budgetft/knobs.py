@@ -71,7 +71,7 @@ def parse_knob(text: str) -> tuple[str, Any]:
         if raw not in choices:
             raise unknown_name(f"value for knob {name}:", raw, choices)
         return name, raw
-    if not raw.isdigit():
+    if not (raw.isascii() and raw.isdigit()):
         raise UsageError(f"knob {name} must be a whole number, not {raw!r}")
     return name, int(raw)
 

@@ -25,6 +25,8 @@ def parse_bytes(text: str) -> int:
             f"cannot read {text!r} as an amount of memory; allowed units: {', '.join(_FACTORS)}",
             hint="write for example 14GiB (14 * 2^30 bytes) or 14GB (14 * 10^9 bytes)",
         )
+    if len(match[1]) > 15:
+        raise UsageError(f"{text[:40]!r} is more memory than there is")
     return int(float(match[1]) * _FACTORS[match[2]])
 
 

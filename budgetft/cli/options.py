@@ -21,9 +21,9 @@ Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the 
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
 Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
-Images = Annotated[int, typer.Option(help="Images per example, with --image.")]
-TextTokens = Annotated[int, typer.Option(help="Text tokens per example, with --image; prompt and answer.")]
-SupervisedTokens = Annotated[int, typer.Option(help="Answer tokens per example, with --image.")]
+Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
+TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]
+SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 DEFAULT_MODEL = "qwen2.5-vl-3b"

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Attention, Knobs
 from budgetft.meter.live import LiveBytes
 from budgetft.model import Model
+from budgetft.predict.allocator import Event
 from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
@@ -56,6 +58,10 @@ class Trace:
     static_bytes: dict[str, int]
     """weights, adapter, gradients, optimizer, inputs: there before the first segment."""
     segments: tuple[Segment, ...]
+    static_events: tuple[Event, ...] = ()
+    """What was there before, one allocation each, in the order in which a process makes them."""
+    events: tuple[Event, ...] = ()
+    """Every allocation and end of a tensor, in order, for a replay through an allocator."""
 
     @property
     def peak_bytes(self) -> int:
@@ -75,12 +81,20 @@ class Trace:
 class _Recorder:
     segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
     layer_of: dict[int, int] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    numbers: dict[int, int] = field(default_factory=dict)
+    counter: Iterator[int] = field(default_factory=count)
 
     def enter(self, label: Label) -> None:
         if self.segments[-1].label != label:
             self.segments.append(Segment(label=label))
 
     def change(self, key: int, size: int) -> None:
+        if size == 0:
+            return
+        if size > 0:
+            self.numbers[key] = next(self.counter)  # keys are addresses and used again; tensors are numbered
+        self.events.append((self.numbers[key], size))
         segment = self.segments[-1]
         segment.net_bytes += size
         if size > 0:
@@ -95,12 +109,12 @@ class _Recorder:
             return
         segment.kernels += 1
         moved = _nbytes(args) + _nbytes(out)
-        count = flop_registry.get(func.overloadpacket)
-        if count is None and "attention" not in func.overloadpacket.__name__:
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None and "attention" not in func.overloadpacket.__name__:
             segment.moved_bytes += moved
             return
         segment.matmul_bytes += moved
-        segment.flops += _attention_flops(func, args) if count is None else count(*args, **kwargs, out_val=out)
+        segment.flops += _attention_flops(func, args) if formula is None else formula(*args, **kwargs, out_val=out)
 
 
 def trace_step(
@@ -154,6 +168,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
             parameter.grad = torch.empty_like(parameter)
     meter = LiveBytes(on_change=recorder.change, on_operation=recorder.operation)
     static = _static_bytes(meter, peft_model, parameters, states, inputs)
+    already, recorder.events = tuple(recorder.events), []
     recorder.segments = [Segment(label=("forward", -1))]
     step.on_phase = lambda phase: recorder.enter((phase, -1))
     gc.collect()
@@ -163,7 +178,9 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
             step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
         gc.enable()
-    return Trace(static_bytes=static, segments=tuple(recorder.segments))
+    return Trace(
+        static_bytes=static, segments=tuple(recorder.segments), static_events=already, events=tuple(recorder.events)
+    )
 
 
 def _static_bytes(

@@ -240,7 +240,7 @@ class Planner:
         tried = tuple(self.outcomes)
         confirmed = self._confirm(ranked[:3], estimates)
         stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
-        asked_twice = {outcome.knobs for outcome in self.outcomes[len(tried) :]}
+        asked_twice = [outcome.knobs for outcome in self.outcomes[len(tried) :]]
         others = [o for o in ranked if o.knobs not in asked_twice][:3]
         return Choice(
             winner=_settled(confirmed, estimates),
