@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from budgetft.knobs import Allocator
 from budgetft.outcome import Evidence
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_json
@@ -23,9 +22,6 @@ class Calibration(Value):
     """What the process holds outside torch's allocator."""
     workspace_bytes: int = Field(ge=0)
     """What torch allocates for cuBLAS, once per thread that uses it."""
-    fragmentation_bytes: dict[Allocator, int]
-    fragmentation_share: dict[Allocator, float]
-    """Reserved less allocated: a constant, and a share of what is not static."""
     uncertainty_share: float = Field(ge=0)
     """Half-width of the interval around a predicted process peak, as a share of it."""
     matmul_efficiency: float = Field(gt=0, le=1)

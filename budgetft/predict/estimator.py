@@ -6,7 +6,7 @@ from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
 from budgetft.predict.calibrate import Calibration, load_calibration
-from budgetft.predict.law import INNER, Law, Layout, fit_law
+from budgetft.predict.law import SHALLOW, Law, Layout
 from budgetft.predict.store import find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
@@ -37,6 +37,8 @@ class Estimator:
         key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
         law = find_law(key)
         if law is None:
+            from budgetft.predict.fit import fit_law
+
             law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
             keep_law(key, law)
         return law
@@ -44,24 +46,26 @@ class Estimator:
     def _layouts(self, combination: Knobs) -> tuple[Layout, ...]:
         if is_stock(combination):  # the stock recipe checkpoints all layers or none
             return ("checkpointed",)
-        return ("checkpointed", "mixed", "plain") if self.job.model.layers >= 2 * INNER else ("checkpointed", "plain")
+        return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")
 
     def estimate(self, knobs: Knobs) -> Estimate:
         """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin."""
         law = self.law(knobs)
         tensor_peak, parts = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
         known = self.calibration
-        static = sum(parts.get(name, 0) for name in STATIC_TERMS)
-        tensor_peak += known.workspace_bytes
-        parts["workspace"] = known.workspace_bytes
-        fragmentation = round(
-            known.fragmentation_bytes[knobs.allocator]
-            + known.fragmentation_share[knobs.allocator] * max(0, tensor_peak - static)
-        )
-        reserved = tensor_peak + fragmentation
+        blocks = kept = 0
+        if self.job.device == "cuda":  # the CPU's byte meter counts tensors, not blocks
+            blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
+        tensor_peak += blocks + known.workspace_bytes
+        reserved = tensor_peak + max(0, kept - blocks)
         process = reserved + known.context_bytes
         seconds = self._step_seconds(law, knobs)
-        parts |= {"allocator (fragmentation)": fragmentation, "context and kernels": known.context_bytes}
+        parts |= {
+            "workspace": known.workspace_bytes,
+            "allocator (blocks larger than their tensor)": blocks,
+            "allocator (fragmentation)": reserved - tensor_peak,
+            "context and kernels": known.context_bytes,
+        }
         return Estimate(
             tensor_peak_bytes=tensor_peak,
             reserved_peak_bytes=reserved,

@@ -1,29 +1,24 @@
 """A law: a few traces of a shortened model, composed into any micro-batch and any number of checkpointed layers.
 
 Decoder layers are alike, so the allocations of one inner layer, checkpointed or not, stand for all of them; and every size
-is affine in the micro-batch, so two traces give the rest. A setting then costs a scan over a hundred segments.
+is affine in the micro-batch, so two traces give the rest. A setting then costs a scan over a hundred segments. What the
+caching allocator adds is replayed at a grid of settings when the law is made, and interpolated.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from math import log2
 from typing import Literal
 
-from pydantic import Field
-
-from budgetft.contract import Contract
-from budgetft.gpu import Gpu
-from budgetft.knobs import Knobs
-from budgetft.model import Model
+from budgetft.knobs import Allocator
 from budgetft.value import Value
-from budgetft.workload import Shape
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 1
+LAW_VERSION = 2
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
-INNER = 3
-"""Layers of each kind in a template: a first, one that stands for all inner ones, and a last."""
-LOSS_CHUNK = 256
-PATCHES_PER_GROUP = 8192
+SHALLOW = 6
+"""With fewer layers than this, all or none are checkpointed."""
+KIND = 5
+"""Layers of each kind in a template: the two first, one that stands for all inner ones, the two last."""
 
 
 class Affine(Value):
@@ -52,15 +47,18 @@ class LawSegment(Value):
     flops: Affine
     moved: Affine
     kernels: Affine
-    freed_of_layer: dict[str, Affine] = Field(default_factory=dict)
+    freed_of_layer: dict[str, Affine]
 
 
 class Template(Value):
-    """The segments of a step of a shortened model in one layout."""
+    """The segments of a step of a shortened model in one layout: before the layers, forward, between, backward."""
 
     layers: int
-    static: dict[str, Affine]
-    segments: tuple[LawSegment, ...]
+    head: tuple[LawSegment, ...]
+    forward: tuple[tuple[LawSegment, ...], ...]
+    """By layer of the template; a layer's segments end where the next layer's begin."""
+    middle: tuple[LawSegment, ...]
+    backward: tuple[tuple[LawSegment, ...], ...]
 
 
 class Work(Value):
@@ -72,64 +70,78 @@ class Work(Value):
     kernels: float
 
 
+class Overhead(Value):
+    """What the allocator adds to the live bytes at their peak, replayed at a grid of settings: rows by checkpointed layers."""
+
+    micro_batches: tuple[int, ...]
+    checkpointed: tuple[int, ...]
+    allocated: tuple[tuple[int, ...], ...]
+    """Blocks larger than their tensor."""
+    reserved: tuple[tuple[int, ...], ...]
+    """The above, and what is kept and not in use."""
+
+    def at(self, micro_batch: int, checkpointed_layers: int) -> tuple[int, int]:
+        """(allocated, reserved) bytes above the live ones; the grid's edge beyond it."""
+        x = [log2(size) for size in self.micro_batches]
+        column, across = _place(x, log2(micro_batch))
+        row, along = _place([float(count) for count in self.checkpointed], float(checkpointed_layers))
+
+        def value(table: tuple[tuple[int, ...], ...]) -> int:
+            def of(line: int) -> float:
+                cells = table[line]
+                return cells[column] * (1 - across) + cells[min(column + 1, len(cells) - 1)] * across
+
+            return round(of(row) * (1 - along) + of(min(row + 1, len(table) - 1)) * along)
+
+        return value(self.allocated), value(self.reserved)
+
+
 class Law(Value):
     """Peak bytes and work of every (micro-batch, checkpointed layers) of one combination of the other knobs."""
 
     layers: int
+    static: dict[str, int]
+    """weights, adapter, gradients, optimizer: bytes that do not depend on the micro-batch."""
+    inputs: Affine
     templates: dict[str, Template]
-    per_layer: dict[str, float]
-    """Static bytes that each further layer adds, by category."""
     vision_group: float
     """Examples whose images the frozen tower takes at a time: further ones add their features, not another peak."""
-    loss_peak_below: tuple[int, Affine] | None = None
+    loss_peak_below: tuple[int, Affine] | None
     """Below this micro-batch the chunked loss has a single chunk, and this peak."""
+    overhead: dict[Allocator, Overhead]
 
     def peak_bytes(self, micro_batch: int, checkpointed_layers: int, *, accumulating: bool) -> tuple[int, dict[str, int]]:
         """Most live tensor bytes, and what they are: static categories, and the phase's own."""
-        static = self.static_bytes(micro_batch, checkpointed_layers, accumulating=accumulating)
-        live = peak = float(sum(static.values()))
+        terms = {**self.static, "inputs": round(self.inputs(micro_batch))}
+        if not accumulating:
+            terms["gradients"] = 0
+        live = peak = float(sum(terms.values()))
         phase = "forward"
         for segment in self.sequence(checkpointed_layers):
             inside = self._segment_peak(segment, micro_batch)
             if live + inside > peak:
                 peak, phase = live + inside, segment.phase
             live += segment.net(micro_batch)
-        terms = {name: round(size) for name, size in static.items()}
         terms[f"{phase} (activations and temporaries)"] = round(peak) - sum(terms.values())
         return round(peak), terms
 
     def work(self, micro_batch: int, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""
         return [
-            Work(
-                phase=s.phase,
-                flops=s.flops(micro_batch),
-                moved_bytes=s.moved(micro_batch),
-                kernels=s.kernels(micro_batch),
-            )
+            Work(phase=s.phase, flops=s.flops(micro_batch), moved_bytes=s.moved(micro_batch), kernels=s.kernels(micro_batch))
             for s in self.sequence(checkpointed_layers)
         ]
 
-    def static_bytes(self, micro_batch: int, checkpointed_layers: int, *, accumulating: bool) -> dict[str, float]:
-        """Bytes that are there before the first segment, by category."""
-        template = self._template(checkpointed_layers)
-        extra = self.layers - template.layers
-        sizes = {name: size(micro_batch) + extra * self.per_layer.get(name, 0.0) for name, size in template.static.items()}
-        if not accumulating:
-            sizes["gradients"] = 0.0
-        return sizes
-
     def sequence(self, checkpointed_layers: int) -> list[LawSegment]:
         """The segments of the full model, in order."""
-        template = self._template(checkpointed_layers)
-        counts = _repeats(template.layers, checkpointed_layers, self.layers - checkpointed_layers)
-        head, forward, middle, backward = _parts(template)
-        sequence = list(head)
-        for layer in range(template.layers):
-            sequence += forward[layer] * counts[layer]
-        sequence += [_with_all_frees(segment, counts) for segment in middle]
-        for layer in reversed(range(template.layers)):
-            sequence += backward[layer] * counts[layer]
+        template = self.templates[layout_of(self.layers, checkpointed_layers)]
+        stands_for = template_layers(self.layers, checkpointed_layers)
+        sequence = list(template.head)
+        for layer in stands_for:
+            sequence += template.forward[layer]
+        sequence += [_with_all_frees(segment, stands_for, template.layers) for segment in template.middle]
+        for layer in reversed(stands_for):
+            sequence += template.backward[layer]
         return sequence
 
     def _segment_peak(self, segment: LawSegment, micro_batch: int) -> float:
@@ -140,140 +152,49 @@ class Law(Value):
         earlier = micro_batch - self.vision_group
         return segment.peak(self.vision_group) + segment.net.slope * earlier
 
-    def _template(self, checkpointed_layers: int) -> Template:
-        if checkpointed_layers >= self.layers:
-            return self.templates["checkpointed"]
-        return self.templates["plain" if checkpointed_layers == 0 else "mixed"]
+
+def layout_of(layers: int, checkpointed_layers: int) -> Layout:
+    """Which template a number of checkpointed layers is composed from."""
+    if checkpointed_layers >= layers:
+        return "checkpointed"
+    return "plain" if checkpointed_layers == 0 else "mixed"
 
 
-def _with_all_frees(segment: LawSegment, counts: list[int]) -> LawSegment:
+def template_layers(layers: int, checkpointed_layers: int) -> list[int]:
+    """For each layer of the full model, the template's layer that stands for it: checkpointed ones come first."""
+
+    def of(count: int) -> list[int]:
+        if count >= KIND:
+            return [0, 1, *([2] * (count - KIND + 1)), 3, 4]
+        return {0: [], 1: [0], 2: [0, 4], 3: [0, 1, 4], 4: [0, 1, 3, 4]}[count]
+
+    plain = of(layers - checkpointed_layers)
+    if layout_of(layers, checkpointed_layers) == "mixed":
+        return of(checkpointed_layers) + [KIND + layer for layer in plain]
+    return of(checkpointed_layers) or plain
+
+
+def _with_all_frees(segment: LawSegment, stands_for: list[int], layers: int) -> LawSegment:
     """``segment``, which stands once, with what it frees of every layer freed as often as there are layers.
 
     Only what it frees of each layer of a kind counts: a hidden state that the next layer frees is freed once at the end.
     """
     net = segment.net
-    for first in range(0, len(counts), INNER):
-        group = range(first, min(first + INNER, len(counts)))
-        freed = [segment.freed_of_layer.get(str(layer)) for layer in group]
-        if None in freed:
+    for first in range(0, layers, KIND):
+        kind = range(first, first + KIND)
+        freed = [segment.freed_of_layer.get(str(layer)) for layer in kind]
+        present = [affine for affine in freed if affine is not None]
+        if len(present) < len(freed):
             continue
-        least = min((affine for affine in freed if affine is not None), key=lambda affine: affine(2))
-        times = sum(counts[layer] for layer in group) - len(group)
+        least = min(present, key=lambda affine: affine(2))
+        times = sum(layer in kind for layer in stands_for) - KIND
         net = Affine(at_zero=net.at_zero - least.at_zero * times, slope=net.slope - least.slope * times)
     return segment if net is segment.net else segment.replace(net=net)
 
 
-def _repeats(template_layers: int, checkpointed: int, plain: int) -> list[int]:
-    """How often each template layer stands in the full model: first and last once, the inner one for all others."""
-
-    def of(count: int) -> list[int]:
-        if count <= 0:
-            return []
-        return [1, max(0, count - 2), 1] if count >= 2 else [1, 0, 0]
-
-    return of(checkpointed) + of(plain) if template_layers == 2 * INNER else of(checkpointed or plain)
-
-
-def _parts(
-    template: Template,
-) -> tuple[Sequence[LawSegment], dict[int, list[LawSegment]], Sequence[LawSegment], dict[int, list[LawSegment]]]:
-    segments = template.segments
-    starts = [i for i, s in enumerate(segments) if s.phase == "forward" and s.layer >= 0]
-    backs = [i for i, s in enumerate(segments) if s.phase == "backward" and s.layer >= 0]
-    forward = {segments[i].layer: list(segments[i : i + 2]) for i in starts[:-1]}
-    last = starts[-1]
-    forward[segments[last].layer] = [segments[last]]
-    backward = {segments[i].layer: [segments[i]] for i in backs}
-    return segments[: starts[0]], forward, segments[last + 1 : backs[0]], backward
-
-
-def fit_law(
-    model: Model,
-    contract: Contract,
-    knobs: Knobs,
-    shape: Shape,
-    *,
-    gpu: Gpu,
-    layouts: Sequence[Layout] = ("checkpointed", "mixed", "plain"),
-    on_trace: Callable[[str], None] = lambda text: None,
-) -> Law:
-    """Trace the shortened model in each layout at two micro-batches and compose; only torch, no card."""
-    from budgetft.predict.trace import Trace, trace_step
-
-    first = max(1, math.ceil(LOSS_CHUNK / shape.supervised_tokens)) if knobs.loss == "chunked" else 1
-    sizes = (first, 2 * first)
-    traces: dict[str, tuple[Trace, Trace]] = {}
-    for layout in layouts:
-        layers = 2 * INNER if layout == "mixed" else INNER
-        checkpointed = 0 if layout == "plain" else INNER
-        short = knobs.replace(checkpointed_layers=checkpointed, grad_accum=2)
-        on_trace(f"tracing {knobs.loss}/{knobs.vision}/{knobs.attention}, {layout}")
-        traces[layout] = tuple(  # pyright: ignore[reportArgumentType]
-            trace_step(model, contract, short, [shape] * size, gpu=gpu, layers=layers) for size in sizes
-        )
-    one_more = _static_of_layers(model, contract, knobs, shape, gpu, traces)
-
-    def loss_peak(size: int) -> tuple[int, float]:
-        short = knobs.replace(checkpointed_layers=INNER, grad_accum=2)
-        trace = trace_step(model, contract, short, [shape] * size, gpu=gpu, layers=INNER)
-        return size, float(max(segment.peak_bytes for segment in trace.segments if segment.label[0] == "loss"))
-
-    below = None
-    if first > 1:
-        one = loss_peak(1)
-        below = first, Affine.through(one, loss_peak(first - 1) if first > 2 else (2, one[1]))
-    patches = max((w // model.patch_size) * (h // model.patch_size) for w, h in shape.images) if shape.images else 1
-    return Law(
-        layers=model.layers,
-        templates={name: _template_of(pair, sizes) for name, pair in traces.items()},
-        per_layer=one_more,
-        loss_peak_below=below,
-        vision_group=max(1, PATCHES_PER_GROUP // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
-    )
-
-
-def _static_of_layers(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, traces: dict) -> dict[str, float]:
-    """Static bytes of one more layer: from templates of two depths, or from one more, shortest, trace."""
-    from budgetft.predict.trace import trace_step
-
-    (short, _), depth = next(iter(traces.values())), INNER
-    if "mixed" in traces and len(traces) > 1:
-        short, long, extra = traces[next(n for n in traces if n != "mixed")][0], traces["mixed"][0], INNER
-    else:
-        depth = 2 * INNER if "mixed" in traces else INNER
-        short = trace_step(
-            model, contract, knobs.replace(checkpointed_layers=0, grad_accum=2), [shape], gpu=gpu, layers=depth - 1
-        )
-        long, extra = next(iter(traces.values()))[0], 1
-    names = ("weights", "adapter", "gradients", "optimizer")
-    return {name: (long.static_bytes[name] - short.static_bytes[name]) / extra for name in names}
-
-
-def _template_of(pair: tuple, sizes: tuple[int, int]) -> Template:
-    small, large = pair
-    names = [segment.label for segment in small.segments]
-    if names != [segment.label for segment in large.segments]:
-        raise ValueError(f"the step divides differently at micro-batch {sizes[0]} and {sizes[1]}")
-
-    def affine(one: float, two: float) -> Affine:
-        return Affine.through((sizes[0], one), (sizes[1], two))
-
-    segments = tuple(
-        LawSegment(
-            phase=a.label[0],
-            layer=a.label[1],
-            net=affine(a.net_bytes, b.net_bytes),
-            peak=affine(a.peak_bytes, b.peak_bytes),
-            flops=affine(a.flops, b.flops),
-            moved=affine(a.moved_bytes, b.moved_bytes),
-            kernels=affine(a.kernels, b.kernels),
-            freed_of_layer={
-                str(layer): affine(a.freed_of_layer.get(layer, 0), b.freed_of_layer.get(layer, 0))
-                for layer in a.freed_of_layer.keys() | b.freed_of_layer.keys()
-            },
-        )
-        for a, b in zip(small.segments, large.segments, strict=True)
-    )
-    layers = 1 + max(segment.layer for segment in segments)
-    static = {name: affine(small.static_bytes[name], large.static_bytes[name]) for name in small.static_bytes}
-    return Template(layers=layers, static=static, segments=segments)
+def _place(grid: list[float], value: float) -> tuple[int, float]:
+    """The grid interval that holds ``value``, and how far into it; clamped at both ends."""
+    index = min(max(bisect_right(grid, value) - 1, 0), len(grid) - 1)
+    if index == len(grid) - 1:
+        return index, 0.0
+    return index, min(max((value - grid[index]) / (grid[index + 1] - grid[index]), 0.0), 1.0)

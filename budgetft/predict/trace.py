@@ -39,6 +39,7 @@ class Segment:
     """What happens between two boundaries. ``net`` and ``peak`` are bytes relative to the segment's start."""
 
     label: Label
+    events: list[Event] = field(default_factory=list)
     net_bytes: int = 0
     peak_bytes: int = 0
     flops: int = 0
@@ -60,8 +61,11 @@ class Trace:
     segments: tuple[Segment, ...]
     static_events: tuple[Event, ...] = ()
     """What was there before, one allocation each, in the order in which a process makes them."""
-    events: tuple[Event, ...] = ()
-    """Every allocation and end of a tensor, in order, for a replay through an allocator."""
+
+    @property
+    def events(self) -> list[Event]:
+        """Every allocation and end of a tensor, in order, for a replay through an allocator."""
+        return [event for segment in self.segments for event in segment.events]
 
     @property
     def peak_bytes(self) -> int:
@@ -81,7 +85,6 @@ class Trace:
 class _Recorder:
     segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
     layer_of: dict[int, int] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
     numbers: dict[int, int] = field(default_factory=dict)
     counter: Iterator[int] = field(default_factory=count)
 
@@ -94,8 +97,8 @@ class _Recorder:
             return
         if size > 0:
             self.numbers[key] = next(self.counter)  # keys are addresses and used again; tensors are numbered
-        self.events.append((self.numbers[key], size))
         segment = self.segments[-1]
+        segment.events.append((self.numbers[key], size))
         segment.net_bytes += size
         if size > 0:
             self.layer_of[key] = segment.label[1] if segment.label[0] == "forward" else -1
@@ -168,7 +171,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
             parameter.grad = torch.empty_like(parameter)
     meter = LiveBytes(on_change=recorder.change, on_operation=recorder.operation)
     static = _static_bytes(meter, peft_model, parameters, states, inputs)
-    already, recorder.events = tuple(recorder.events), []
+    already = tuple(recorder.segments[0].events)
     recorder.segments = [Segment(label=("forward", -1))]
     step.on_phase = lambda phase: recorder.enter((phase, -1))
     gc.collect()
@@ -178,9 +181,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
             step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
         gc.enable()
-    return Trace(
-        static_bytes=static, segments=tuple(recorder.segments), static_events=already, events=tuple(recorder.events)
-    )
+    return Trace(static_bytes=static, segments=tuple(recorder.segments), static_events=already)
 
 
 def _static_bytes(

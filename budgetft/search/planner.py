@@ -81,7 +81,7 @@ class Planner:
     # Without probes
 
     def _predicted(self, grid: Sequence[Knobs], stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> Choice:
-        fitting = [knobs for knobs in grid if estimates[knobs].fits]
+        fitting = [knobs for knobs in (*grid, *stock) if estimates[knobs].fits]
         if not fitting:
             raise self._nothing_fits(estimates)
         ranked = sorted(fitting, key=lambda knobs: _speed(estimates[knobs]), reverse=True)

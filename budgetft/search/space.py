@@ -3,6 +3,7 @@
 from budgetft.knobs import Knobs, Precision, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.plan import knob_problems
+from budgetft.predict.law import SHALLOW
 
 CHECKPOINT_STEPS = 12
 """Checkpointed layers are tried in so many steps between none and all."""
@@ -23,7 +24,9 @@ def divisors(number: int) -> list[int]:
 def checkpoint_choices(layers: int) -> list[int]:
     """All layers, none, and evenly between; the shortest laws need at least two of each kind."""
     steps = {round(layers * step / CHECKPOINT_STEPS) for step in range(CHECKPOINT_STEPS + 1)}
-    return sorted({count for count in steps if count in (0, layers) or (layers >= 6 and 2 <= count <= layers - 2)})
+    if layers < SHALLOW:
+        return [0, layers]
+    return sorted(count for count in steps if count in (0, layers) or 2 <= count <= layers - 2)
 
 
 def settings(job: Job) -> list[Knobs]:

@@ -6,7 +6,8 @@ from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.model import load_model
-from budgetft.predict.law import Law, fit_law
+from budgetft.predict.fit import fit_law
+from budgetft.predict.law import Law
 from budgetft.predict.trace import trace_step
 from budgetft.workload import Shape
 
