@@ -41,8 +41,12 @@ class Probing:
         peft_model = build_model(
             job.model, job.contract, base_precision=knobs.base_precision, device=self.device, weights=job.weights
         )
-        self.new_step = lambda chosen: Step(peft_model, job.contract, chosen, device=self.device)
+        self.new_step = lambda chosen: Step(peft_model, self.job.contract, chosen, device=self.device)
         self.peft_model = peft_model
+
+    def rebind(self, job: Job) -> None:
+        """Measure for ``job`` from now on: the same model and adapters, other shapes or another effective batch."""
+        self.job = job
 
     def probe(self, knobs: Knobs, *, timed_steps: int) -> Outcome:
         """Measure one setting: the worst batch through two optimizer steps for the peaks, then timed ordinary batches."""

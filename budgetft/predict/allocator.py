@@ -20,6 +20,8 @@ SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 OWN_SEGMENT = 10 * MIB
 OWN_ROUNDING = 2 * MIB
+ADDRESSES = 2**50
+"""Where the large pool's expandable segment begins: each pool grows in a range of its own."""
 
 Event = tuple[int, int]
 """(tensor, bytes): bytes positive for an allocation, anything else for the end of the tensor."""
@@ -134,6 +136,7 @@ class CachingAllocator:
         block = self._reserve(-(-missing // page) * page)
         if block is None:
             return None
+        block.address = (0 if pool.small else ADDRESSES) if last is None else last.address + last.size
         if last is not None:
             last.after, block.before = block, last
         pool.end = block

@@ -1,11 +1,19 @@
-"""What a trace cannot see, per card and software stack: context, fragmentation, real speed; measured, or assumed."""
+"""What a trace cannot see, per card and software stack: context, workspace, real speed; measured, or assumed and said so."""
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 from pydantic import Field
 
+from budgetft.errors import UsageError
+from budgetft.gpu import Gpu
 from budgetft.outcome import Evidence
+from budgetft.plan import write_text_atomically
+from budgetft.predict.law import Work
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_json
 
@@ -31,6 +39,30 @@ class Calibration(Value):
     """Host time per kernel: a segment never takes less than its kernels times this."""
     source: str
 
+    def micro_seconds(self, work: Sequence[Work], gpu: Gpu) -> float | None:
+        """Seconds of one micro-batch: each segment takes its kernels' launching, or their running if that is longer.
+
+        None when the rates of ``gpu`` are unknown.
+        """
+        if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None:
+            return None
+        rate = gpu.fp16_tflops * 1e12 * self.matmul_efficiency
+        bandwidth = gpu.memory_bandwidth_gb_per_s * 1e9 * self.bandwidth_efficiency
+        return sum(max(each.kernels * self.launch_seconds, each.flops / rate + each.moved_bytes / bandwidth) for each in work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One probe beside its prediction without a calibration: bytes of tensors in their blocks, and what its segments do."""
+
+    blocks_bytes: int
+    reserved_bytes: int
+    work: Sequence[Work]
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    process_peak_bytes: int
+    micro_seconds: float | None
+
 
 def load_calibration(name: str) -> Calibration:
     """The calibration made for the card profile ``name`` (``cpu`` for the byte meter), else the assumed one."""
@@ -42,6 +74,51 @@ def load_calibration(name: str) -> Calibration:
     return Calibration.read(read_json(folder / "assumed.json"), source="assumed.json")
 
 
+def fit_calibration(
+    observations: Sequence[Observation], gpu: Gpu, *, name: str, evidence: Evidence, torch: str, source: str
+) -> Calibration:
+    """Context and workspace are medians; the uncertainty is the worst error that is left; speeds have the least log error."""
+    if len(observations) < 3:
+        raise UsageError(f"{len(observations)} probes are too few to calibrate {gpu.name}; at least 3 are needed")
+    context = int(median(o.process_peak_bytes - o.reserved_peak_bytes for o in observations))
+    workspace = max(0, int(median(o.allocated_peak_bytes - o.blocks_bytes for o in observations)))
+    errors = [(o.reserved_bytes + workspace + context) / o.process_peak_bytes - 1 for o in observations]
+    matmul, bandwidth, launch = _speeds([o for o in observations if o.micro_seconds], gpu)
+    return Calibration(
+        name=name,
+        evidence=evidence,
+        card=name,
+        torch=torch,
+        context_bytes=context,
+        workspace_bytes=workspace,
+        uncertainty_share=round(max(abs(error) for error in errors) + 0.0005, 3),
+        matmul_efficiency=matmul,
+        bandwidth_efficiency=bandwidth,
+        launch_seconds=launch,
+        source=source,
+    )
+
+
+def _speeds(observations: Sequence[Observation], gpu: Gpu) -> tuple[float, float, float]:
+    """Efficiencies and seconds per launch, searched on a grid: three numbers, a few dozen observations."""
+    if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None or not observations:
+        return 0.5, 0.7, 7e-6
+    works = [np.array([(w.flops, w.moved_bytes, w.kernels) for w in o.work]) for o in observations]
+    seconds = np.log([o.micro_seconds or 1.0 for o in observations])
+    rate, bandwidth = gpu.fp16_tflops * 1e12, gpu.memory_bandwidth_gb_per_s * 1e9
+
+    def error(matmul: float, moving: float, launch: float) -> float:
+        said = [
+            np.maximum(work[:, 2] * launch, work[:, 0] / (rate * matmul) + work[:, 1] / (bandwidth * moving)).sum()
+            for work in works
+        ]
+        return float(np.mean((np.log(said) - seconds) ** 2))
+
+    grid = product(np.linspace(0.1, 0.9, 33), np.linspace(0.1, 1.0, 19), np.geomspace(2e-6, 4e-5, 25))
+    matmul, moving, launch = min(grid, key=lambda three: error(*three))
+    return round(float(matmul), 3), round(float(moving), 3), round(float(launch), 8)
+
+
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """Write for later use."""
-    path.write_text(json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    """Write whole or not at all."""
+    write_text_atomically(path, calibration.model_dump_json(indent=2) + "\n")

@@ -77,17 +77,10 @@ class Estimator:
         )
 
     def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
-        """Sum over segments of the slower of launching its kernels and running them; None when the card's rates are unknown."""
-        gpu, known = self.job.host or self.job.gpu, self.calibration
-        if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None:
-            return None
-        rate = gpu.fp16_tflops * 1e12 * known.matmul_efficiency
-        bandwidth = gpu.memory_bandwidth_gb_per_s * 1e9 * known.bandwidth_efficiency
-        micro = sum(
-            max(work.kernels * known.launch_seconds, work.flops / rate + work.moved_bytes / bandwidth)
-            for work in law.work(knobs.micro_batch, knobs.checkpointed_layers)
-        )
-        return micro * knobs.grad_accum
+        """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown."""
+        work = law.work(knobs.micro_batch, knobs.checkpointed_layers)
+        micro = self.calibration.micro_seconds(work, self.job.host or self.job.gpu)
+        return None if micro is None else micro * knobs.grad_accum
 
 
 def _calibrated_name(job: Job) -> str:

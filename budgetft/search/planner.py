@@ -129,6 +129,7 @@ class Planner:
             [estimates[knobs] for knobs in grid],
             budget_bytes=self.job.budget_bytes,
             seed=self.job.contract.seed,
+            uncertainty_share=max(0.005, self.estimator.calibration.uncertainty_share),
         )
         stack = self.prober.stack if self.prober is not None else None
         on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]

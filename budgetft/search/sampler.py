@@ -31,6 +31,11 @@ TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.02)
 SEARCHED = ("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "allocator")
 
 
+def peak_prior(uncertainty_share: float) -> Prior:
+    """The prior of the log residual of a process peak, from the half-width of the calibration's interval."""
+    return Prior(offset=uncertainty_share, smooth=min(0.02, uncertainty_share / 2), noise=0.003)
+
+
 def distributions(grid: Sequence[Knobs]) -> dict[str, BaseDistribution]:
     """One categorical per searched knob, over the values that the grid has."""
     return {name: CategoricalDistribution(sorted({getattr(knobs, name) for knobs in grid})) for name in SEARCHED}
@@ -44,7 +49,15 @@ def parameters(knobs: Knobs) -> dict[str, Any]:
 class ResidualSampler(BaseSampler):
     """See the module. ``estimates`` belong to ``grid``, entry by entry; ``budget_bytes`` is of the process."""
 
-    def __init__(self, grid: Sequence[Knobs], estimates: Sequence[Estimate], *, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        grid: Sequence[Knobs],
+        estimates: Sequence[Estimate],
+        *,
+        budget_bytes: int,
+        peak_prior: Prior = PEAK_PRIOR,
+    ) -> None:
+        self._peak_prior = peak_prior
         self._grid = list(grid)
         self._index = {_key(parameters(knobs)): i for i, knobs in enumerate(grid)}
         self._features = np.array([_features(knobs) for knobs in grid])
@@ -69,7 +82,7 @@ class ResidualSampler(BaseSampler):
     def choose(self, trials: Sequence[FrozenTrial]) -> int | None:
         """Index of the next setting; None when every one that may fit has been tried."""
         tried, peaks, speeds, best = self._learn(trials)
-        peak_mean, peak_spread = self._posterior(peaks, PEAK_PRIOR)
+        peak_mean, peak_spread = self._posterior(peaks, self._peak_prior)
         time_mean, time_spread = self._posterior(speeds, TIME_PRIOR)
         room = (self._log_budget - self._log_peak - peak_mean) / peak_spread
         fits = np.array([NormalDist().cdf(float(value)) for value in room])

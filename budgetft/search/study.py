@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.outcome import Estimate, Outcome
-from budgetft.search.sampler import SEARCHED, ResidualSampler, parameters
+from budgetft.search.sampler import PEAK_PRIOR, SEARCHED, ResidualSampler, parameters, peak_prior
 
 SamplerName = Literal["residual", "tpe", "gp"]
 CONSTRAINT = "over_budget_share"
@@ -36,14 +36,20 @@ def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
 
 
 def make_sampler(
-    name: SamplerName, grid: Sequence[Knobs], estimates: Sequence[Estimate], *, budget_bytes: int, seed: int
+    name: SamplerName,
+    grid: Sequence[Knobs],
+    estimates: Sequence[Estimate],
+    *,
+    budget_bytes: int,
+    seed: int,
+    uncertainty_share: float = PEAK_PRIOR.offset,
 ) -> BaseSampler:
-    """Our sampler, or one of Optuna's for comparison."""
+    """Our sampler, or one of Optuna's for comparison. ``uncertainty_share`` is of a predicted process peak."""
     if name == "tpe":
         return TPESampler(seed=seed, n_startup_trials=4)
     if name == "gp":
         return GPSampler(seed=seed, n_startup_trials=4, deterministic_objective=False)
-    return ResidualSampler(grid, estimates, budget_bytes=budget_bytes)
+    return ResidualSampler(grid, estimates, budget_bytes=budget_bytes, peak_prior=peak_prior(uncertainty_share))
 
 
 def held(outcome: Outcome) -> bool:

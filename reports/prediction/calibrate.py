@@ -1,0 +1,54 @@
+"""Makes a calibration from ledgers: python reports/prediction/calibrate.py CARD OUT.json LEDGER.sqlite3 [...]"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from budgetft.gpu import load_gpu
+from budgetft.measure.ledger import Ledger
+from budgetft.predict.calibrate import Observation, fit_calibration, write_calibration
+from budgetft.predict.estimator import Estimator
+
+
+def main() -> None:
+    """Print what the calibration is worth on the probes that it was made from, and write it."""
+    card, out, *ledgers = sys.argv[1:]
+    estimators: dict[str, Estimator] = {}
+    observations, torch, evidence = [], "", "emulated"
+    for path in ledgers:
+        for job, outcome in Ledger(Path(path)).rows():
+            if outcome.allocated_peak_bytes is None or outcome.reserved_peak_bytes is None:
+                continue
+            assert outcome.process_peak_bytes is not None
+            assert outcome.stack is not None
+            estimator = estimators.setdefault(job.fingerprint(), Estimator(job))
+            knobs, law = outcome.knobs, estimator.law(outcome.knobs)
+            live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
+            blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
+            observations.append(
+                Observation(
+                    blocks_bytes=live + blocks,
+                    reserved_bytes=live + kept,
+                    work=law.work(knobs.micro_batch, knobs.checkpointed_layers),
+                    allocated_peak_bytes=outcome.allocated_peak_bytes,
+                    reserved_peak_bytes=outcome.reserved_peak_bytes,
+                    process_peak_bytes=outcome.process_peak_bytes,
+                    micro_seconds=outcome.micro_seconds,
+                )
+            )
+            torch, evidence = outcome.stack.torch, outcome.evidence
+    gpu = load_gpu(card)
+    source = (
+        f"{len(observations)} probes in {', '.join(Path(path).name for path in ledgers)}, by reports/prediction/calibrate.py"
+    )
+    made = fit_calibration(observations, gpu, name=card, evidence=evidence, torch=torch, source=source)
+    timed = [o for o in observations if o.micro_seconds]
+    ratios = np.array([(made.micro_seconds(o.work, gpu) or 0) / (o.micro_seconds or 1) for o in timed])
+    print(made.model_dump_json(indent=2))
+    print(f"seconds predicted over measured: median {np.median(ratios):.2f}, from {ratios.min():.2f} to {ratios.max():.2f}")
+    write_calibration(made, Path(out))
+
+
+if __name__ == "__main__":
+    main()
