@@ -25,14 +25,19 @@ class Estimator:
 
     def law(self, knobs: Knobs) -> Law:
         """The law of everything but micro-batch and checkpointed layers."""
-        combination = knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default")
+        combination = self.combination(knobs)
         law = self._laws.get(combination)
         if law is None:
             law = self._laws[combination] = self._stored_or_traced(combination)
         return law
 
+    @staticmethod
+    def combination(knobs: Knobs) -> Knobs:
+        """The knobs that a law is of: one law serves every micro-batch, number of checkpointed layers and allocator."""
+        return knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default")
+
     def _stored_or_traced(self, combination: Knobs) -> Law:
-        job, layouts = self.job, self._layouts(combination)
+        job, layouts = self.job, self.layouts(combination)
         shape = job.workload.worst[0]
         key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
         law = find_law(key)
@@ -43,7 +48,8 @@ class Estimator:
             keep_law(key, law)
         return law
 
-    def _layouts(self, combination: Knobs) -> tuple[Layout, ...]:
+    def layouts(self, combination: Knobs) -> tuple[Layout, ...]:
+        """The templates that a law of ``combination`` needs."""
         if is_stock(combination):  # the stock recipe checkpoints all layers or none
             return ("checkpointed",)
         return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")

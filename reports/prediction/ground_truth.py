@@ -10,6 +10,7 @@ of the budget end well and their true peaks are known. Predictions are a trace o
 allocator; the context and cuBLAS workspace come from the calibration, which was made on other settings.
 """
 
+import gc
 import json
 import random
 import sys
@@ -130,11 +131,12 @@ def measure(path: str, ledger_path: str, seconds: float) -> None:
         if time.monotonic() - started > seconds:
             print(f"time is up after {number} of {len(settings)}")
             return
+        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{setting.knobs.allocator == 'expandable'}")
         if probing is None or rank != setting.rank:
             probing = None
+            gc.collect()
             torch.cuda.empty_cache()
             probing, rank = Probing(job, setting.knobs, lambda phase: None), setting.rank
-        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{setting.knobs.allocator == 'expandable'}")
         probing.rebind(job)
         begun = time.monotonic()
         outcome = probing.probe(setting.knobs, timed_steps=1)

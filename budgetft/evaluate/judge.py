@@ -1,0 +1,135 @@
+"""Bring predictions and truth together, whatever files they come from, and score them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from budgetft.data.examples import Example
+from budgetft.errors import UsageError
+from budgetft.evaluate.aggregate import How, aggregate, majority
+from budgetft.evaluate.metrics import Scorer
+from budgetft.evaluate.official import ACTORS, LETTERS, Slot, answer_letter, phase_digit
+from budgetft.evaluate.predictions import Prediction, predicted
+from budgetft.evaluate.scoring import Evaluation, Pair, score_answers, score_captions
+
+
+class Question(NamedTuple):
+    """A multiple-choice question."""
+
+    id: str
+
+
+class Plain(NamedTuple):
+    """A captioning example that is of no phase and no actor."""
+
+    id: str
+
+
+Key = Slot | Question | Plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts under what they are about; the truth, or predictions already reduced to one each."""
+
+    captions: dict[Slot, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    """Letters by question id."""
+    plain: dict[str, str] = field(default_factory=dict)
+
+
+def key_of_example(example: Example) -> Key:
+    """What ``example`` is about. A question is an example whose answer is one letter, a to d."""
+    if example.answer.strip().lower() in LETTERS:
+        return Question(_source(example))
+    return _slot(example) or Plain(_source(example))
+
+
+def key_of_prediction(prediction: Prediction) -> Key:
+    """What ``prediction`` says it is about; without scenario, phase and actor it is taken for an answer."""
+    return _slot(prediction) or Question(_source(prediction))
+
+
+def truth_of_examples(examples: Iterable[Example]) -> Texts:
+    """The answers of ``examples``, one for all frames and views of a thing; the vehicle's view has the last word.
+
+    Raises ``UsageError`` when some captions are of phases and actors and others are not.
+    """
+    truth = Texts()
+    for example in sorted(examples, key=lambda one: "vehicle" in str(getattr(one, "view", None) or "")):
+        match key_of_example(example):
+            case Slot() as slot:
+                truth.captions.setdefault(slot, example.answer)
+            case Question(name):
+                truth.answers.setdefault(name, example.answer.strip())
+            case Plain(name):
+                truth.plain.setdefault(name, example.answer)
+    if truth.captions and truth.plain:
+        name = next(iter(truth.plain))
+        raise UsageError(
+            f"{len(truth.plain)} captions are of no scenario, phase and actor (the first: {name!r}),"
+            f" {len(truth.captions)} are; their scores cannot be averaged",
+            hint="keep them in two datasets",
+        )
+    return truth
+
+
+def reduce_predictions(
+    predictions: Sequence[Prediction], examples: Iterable[Example] | None, *, how: How, scorer: Scorer
+) -> Texts:
+    """One text per thing. What a prediction is about is read from its example, else from the prediction itself.
+
+    Of predictions with equal ids the last counts. Those of no example are kept under their own id: they are unknown.
+    """
+    latest = {one.id: one for one in predictions}
+    keys: dict[str, Key] = {name: key_of_prediction(one) for name, one in latest.items()}
+    for example in examples or ():
+        if example.id in latest:
+            keys[example.id] = key_of_example(example)
+            latest[example.id] = predicted(example, latest[example.id].text)
+    captions = {name: one for name, one in latest.items() if not isinstance(keys[name], Question)}
+    texts = Texts()
+    for key, chosen in aggregate(captions.values(), lambda one: keys[one.id], how=how, scorer=scorer).items():
+        if isinstance(key, Slot):
+            texts.captions[key] = chosen.text
+        else:
+            texts.plain[key.id] = chosen.text
+    questions: dict[str, list[Prediction]] = {}
+    for name, one in latest.items():
+        if isinstance(key := keys[name], Question):
+            questions.setdefault(key.id, []).append(one)
+    for name, group in questions.items():
+        # An answer that names no letter is wrong, not missing.
+        texts.answers[name] = majority(group, lambda one: answer_letter(one.text)) or ""
+    return texts
+
+
+def evaluate(found: Texts, truth: Texts, scorer: Scorer) -> Evaluation:
+    """Score ``found`` against ``truth``: captions, answers, or both."""
+    captions: dict[Slot, str] | dict[str, str] = truth.captions or truth.plain
+    given: dict[Slot, str] | dict[str, str] = found.captions if truth.captions else found.plain
+    pairs = [_pair(key, given.get(key), text) for key, text in captions.items()]  # pyright: ignore[reportArgumentType]
+    unknown = [str(key) for key in given if key not in captions]
+    return Evaluation(
+        captions=score_captions(pairs, scorer, unknown=unknown) if pairs else None,
+        answers=score_answers(found.answers.items(), truth.answers) if truth.answers else None,
+    )
+
+
+def _pair(key: Slot | str, prediction: str | None, reference: str) -> Pair:
+    if isinstance(key, Slot):
+        return Pair(name=str(key), group=key.actor, scenario=key.scenario, prediction=prediction, reference=reference)
+    return Pair(name=key, prediction=prediction, reference=reference)
+
+
+def _slot(one: Example | Prediction) -> Slot | None:
+    scenario, phase, actor = (getattr(one, name, None) for name in ("scenario", "phase", "actor"))
+    digit = None if phase is None else phase_digit(str(phase))
+    return Slot(str(scenario), digit, actor) if scenario and digit and actor in ACTORS else None
+
+
+def _source(one: Example | Prediction) -> str:
+    """The id of what was expanded into frames; its own id where it was not."""
+    expanded = getattr(one, "frame_rank", None) is not None
+    source = one.source_id if expanded and one.source_id != getattr(one, "scenario", None) else None
+    return source or one.id
