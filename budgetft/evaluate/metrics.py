@@ -67,7 +67,7 @@ def installed_wordnet() -> WordNet | None:
     reader: Any = wordnet
     try:
         reader.synsets("car")
-    except LookupError:
+    except (LookupError, OSError):  # absent, or not whole
         return None
     return reader
 

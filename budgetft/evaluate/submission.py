@@ -1,13 +1,12 @@
 """The two files that the challenge takes, checked against the test set before either is written."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import json
 
 from budgetft.data.examples import problem_report
 from budgetft.errors import UsageError

@@ -6,6 +6,7 @@ Four decoder layers of qwen2.5-vl-3b at full width, ours and stock, default and 
 of a block in order, with the bytes that were reserved and allocated at the peak.
 """
 
+import gc
 import gzip
 import json
 import sys
@@ -31,6 +32,7 @@ def record(knobs: Knobs) -> dict[str, Any]:
     """One step's requests after a first one created the optimizer's states, from the building of the model on."""
     model, contract, device = load_model("qwen2.5-vl-3b"), Contract(effective_batch=8), torch.device("cuda")
     torch.cuda.memory._set_allocator_settings(f"expandable_segments:{knobs.allocator == 'expandable'}")
+    gc.collect()  # or the model of the record before is still there when this one begins
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.memory._record_memory_history(max_entries=10**6, stacks="python", context=None)

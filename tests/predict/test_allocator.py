@@ -104,12 +104,12 @@ def recorded() -> list[dict]:
         return json.load(file)
 
 
-@pytest.mark.skipif(not HISTORY.exists(), reason="no recorded history in this checkout")
-@pytest.mark.parametrize("number", range(4))
-def test_a_recorded_step_of_a_card_is_replayed_to_one_percent(number):
+@pytest.mark.parametrize("number", range(2), ids=["ours, default", "stock, expandable"])
+def test_a_recorded_step_of_a_card_is_replayed_to_half_a_percent(number):
     record = recorded()[number]
     allocator = CachingAllocator(record["knobs"]["allocator"])
+    if record["held_before"]:
+        allocator.allocate(-1, record["held_before"])
     allocator.run([tuple(event) for event in record["events"]])
-    reserved, allocated = record["reserved_peak_bytes"], record["allocated_peak_bytes"] - record["held_before"]
-    assert allocator.reserved_peak_bytes == pytest.approx(reserved, rel=0.01)
-    assert allocator.allocated_peak_bytes == pytest.approx(allocated, rel=0.01)
+    assert allocator.reserved_peak_bytes == pytest.approx(record["reserved_peak_bytes"], rel=0.005)
+    assert allocator.allocated_peak_bytes == pytest.approx(record["allocated_peak_bytes"], rel=0.005)

@@ -1,0 +1,163 @@
+"""``budgetft predict``: generate captions and answers for a dataset, inside the budget, and go on after an interrupt."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from budgetft.cli.options import budget_bytes, contract_from
+from budgetft.errors import UsageError
+from budgetft.gpu import load_gpu
+from budgetft.plan import read_plan
+from budgetft.units import format_gib
+
+if TYPE_CHECKING:
+    from budgetft.evaluate.generate import Generated, Progress
+    from budgetft.evaluate.source import Source
+
+DEFAULT_GPU = "v100-16g"
+LINES = 50
+"""About so many progress lines a run."""
+
+
+def predict(
+    data: Annotated[Path, typer.Option("--data", help="The dataset folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to append to; a rerun goes on where it stopped.")],
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder: its model, adapter, contract and budget.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan: its model without an adapter, contract and budget.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model alone: bundled, a local folder or a hub id.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A folder or hub id with the base weights, or 'random'.")] = None,
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="With --run: the base alone, all else equal.")] = False,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help=f"With --model: the card profile; {DEFAULT_GPU} when left out.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="With --model: memory for the whole process, e.g. 14GiB.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="With --model: most pixels of an image.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="With --model: most tokens of a prompt.")] = None,
+    precision: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None, typer.Option(help="With --model: the weights' type; the card's when left out.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples at a time; halved when memory runs out.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where a text is cut off.")] = 256,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample tokens instead of taking the likeliest.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="With --sample; 1 when left out.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="With --sample: from tokens that have this probability together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --sample; 0 when left out.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Generate a text for every example of a dataset, and append it to a file."""
+    _refuse_unread({"--temperature": temperature, "--top-p": top_p, "--seed": seed}, "--sample", given=sample)
+    alone = {"gpu": gpu, "budget": budget, "max_pixels": max_pixels, "max_length": max_length, "precision": precision}
+    _check_source(run, plan, model, no_adapter, alone)
+    from budgetft.data.examples import read_dataset
+
+    examples = read_dataset(data)
+    from budgetft.evaluate.decoding import Decoding
+    from budgetft.evaluate.generate import generate
+
+    decoding = Decoding.make(
+        max_new_tokens=max_new_tokens,
+        temperature=(1.0 if temperature is None else temperature) if sample else None,
+        top_p=1.0 if top_p is None else top_p,
+        seed=seed or 0,
+    )
+    summary = generate(
+        _source(run, plan, model, weights, no_adapter, **alone),
+        examples,
+        out,
+        decoding=decoding,
+        batch=batch,
+        device=device,
+        on_progress=_quiet if quiet else _Lines(len(examples)),
+        on_note=_warnings if quiet else _say,
+    )
+    print(summary.model_dump_json(indent=2) if json_output else _lines(summary, out))
+
+
+def _check_source(run: Path | None, plan: Path | None, model: str | None, no_adapter: bool, alone: dict[str, Any]) -> None:
+    if sum(choice is not None for choice in (run, plan, model)) != 1:
+        raise UsageError("name what generates: one of --run, --plan and --model")
+    options = {f"--{name.replace('_', '-')}": value for name, value in alone.items()}
+    _refuse_unread(options, "--model", given=model is not None)
+    _refuse_unread({"--no-adapter": no_adapter}, "--run", given=run is not None)
+
+
+def _source(
+    run: Path | None,
+    plan: Path | None,
+    model: str | None,
+    weights: str | None,
+    no_adapter: bool,
+    *,
+    gpu: str | None,
+    budget: str | None,
+    max_pixels: int | None,
+    max_length: int | None,
+    precision: Any,
+) -> "Source":
+    from budgetft.evaluate.source import source_of_model, source_of_plan, source_of_run
+
+    if run is not None:
+        return source_of_run(run, weights=weights, use_adapter=not no_adapter)
+    if plan is not None:
+        return source_of_plan(read_plan(plan), weights=weights)
+    card = load_gpu(gpu or DEFAULT_GPU)
+    contract, _ = contract_from(max_pixels=None if max_pixels is None else str(max_pixels), max_length=max_length)
+    return source_of_model(
+        model or "", gpu=card, budget_bytes=budget_bytes(budget, card), contract=contract, weights=weights, precision=precision
+    )
+
+
+def _refuse_unread(options: dict[str, object], needs: str, *, given: bool) -> None:
+    unread = [name for name, value in options.items() if value is not None and value is not False]
+    if unread and not given:
+        raise UsageError(f"{', '.join(unread)} would not be read", hint=f"it belongs to {needs}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _warnings(text: str) -> None:
+    if text.startswith("warning"):
+        _say(text)
+
+
+def _quiet(progress: "Progress") -> None:
+    pass
+
+
+class _Lines:
+    """A line when another fiftieth of the examples is done."""
+
+    def __init__(self, examples: int) -> None:
+        self._every = max(1, examples // LINES)
+        self._told = 0
+
+    def __call__(self, progress: "Progress") -> None:
+        if progress.done < progress.examples and progress.done - self._told < self._every:
+            return
+        self._told = progress.done
+        left = (progress.examples - progress.done) * progress.seconds / progress.generated
+        rate = progress.generated / progress.seconds
+        _say(f"{progress.done}/{progress.examples}  {rate:.2f} examples/s  batch {progress.batch}  {left:.0f} s left")
+
+
+def _lines(summary: "Generated", out: Path) -> str:
+    over = "OVER the budget" if summary.over_budget else "of the budget"
+    rate = f", {summary.generated / summary.seconds:.2f} examples/s" if summary.seconds else ""
+    rows = {
+        "predictions": f"{out}: {summary.generated} new, {summary.skipped} already there, of {summary.examples} examples",
+        "time": f"{summary.seconds:.1f} s{rate}",
+        "cut off": f"{summary.truncated} of the new texts reached --max-new-tokens",
+        "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}",
+        "out of memory": f"{len(summary.reductions)} times; the batch is {summary.batch}",
+        "evidence": f"{summary.evidence}: {summary.note}",
+    }
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

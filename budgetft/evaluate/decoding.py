@@ -1,0 +1,167 @@
+"""Prompts to new tokens with the kernels of the training step: left-padded batches, a cache, greedy or sampled.
+
+Shapes: B examples, S tokens of the longest prompt, N new tokens, P patches, C values of a patch, I images, T tokens of one
+prompt; in attention H heads, Q queries, K keys, D head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from budgetft.contract import Contract
+from budgetft.data.collate import IGNORED, Encoded, encode
+from budgetft.data.examples import Example
+from budgetft.knobs import Attention
+from budgetft.model import Model
+from budgetft.step.attention import implementation
+from budgetft.step.build import DTYPES
+from budgetft.step.step import Step
+from budgetft.step.vision import group_images
+from budgetft.value import Value
+
+_STAND_IN = "?"
+
+
+class Decoding(Value):
+    """How tokens are chosen: the likeliest one, or with a temperature sampled ones."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float | None = Field(default=None, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Sample from the likeliest tokens that together have this probability."""
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompts:
+    """A batch of prompts, padded on the left so that every next token comes last."""
+
+    input_ids_BS: torch.Tensor
+    attention_mask_BS: torch.Tensor
+    mm_token_type_ids_BS: torch.Tensor
+    pixel_values_PC: torch.Tensor
+    image_grid_I3: torch.Tensor
+
+    def to(self, device: torch.device) -> "Prompts":
+        """The batch on ``device``."""
+        return Prompts(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
+
+def encode_prompt(example: Example, processor: Any, model: Model, contract: Contract) -> Encoded:
+    """``example`` up to where its answer starts, by the rules of training; the answer may be empty, as in a test set.
+
+    Raises ``UsageError`` as :func:`budgetft.data.collate.encode` does.
+    """
+    # Encoded with an answer that is then cut off: images, template and limits stay those of one place.
+    whole = encode(example.replace(answer=_STAND_IN), processor, model, contract)
+    length = int((whole.labels == IGNORED).sum())
+    return replace(
+        whole,
+        input_ids=whole.input_ids[:length],
+        labels=whole.labels[:length],
+        mm_token_type_ids=whole.mm_token_type_ids[:length],
+    )
+
+
+def pad_left(encoded: Sequence[Encoded], pad_token_id: int) -> Prompts:
+    """One batch of ``encoded`` prompts."""
+    longest = max(len(one.input_ids) for one in encoded)
+
+    def padded(rows_T: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0), value=value) for row in rows_T])
+
+    return Prompts(
+        input_ids_BS=padded([one.input_ids for one in encoded], pad_token_id),
+        attention_mask_BS=padded([torch.ones_like(one.input_ids) for one in encoded], 0),
+        mm_token_type_ids_BS=padded([one.mm_token_type_ids for one in encoded], 0),
+        pixel_values_PC=torch.cat([one.pixel_values for one in encoded]),
+        image_grid_I3=torch.cat([one.image_grid_thw for one in encoded]),
+    )
+
+
+def prepare_for_generation(step: Step) -> None:
+    """Turn the model of ``step`` from training to generation: a cache, one token at a time, no gradients."""
+    from transformers import GenerationConfig
+
+    base = step.base
+    step.peft_model.requires_grad_(False).eval()
+    # Published generation settings (repetition penalty, top-k) would apply unasked.
+    base.generation_config = GenerationConfig()
+    if step.knobs.attention != "stock":
+        name = _cached_attention(step.knobs.attention)
+        for config in (base.config, base.model.config, base.model.language_model.config):
+            config._attn_implementation = name
+    if step.knobs.vision == "frozen":
+        _group_on_the_fly(base.model.visual)
+
+
+def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: list[int], pad_id: int) -> torch.Tensor:
+    """The tokens (B, N) that follow ``prompts``, padded after an end; on the device. No logits are kept."""
+    from transformers import GenerationConfig
+
+    sampled: dict[str, Any] = {"do_sample": False}
+    if decoding.temperature is not None:
+        # A top_k of 0 stands for none; the library's own default would be 50.
+        sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, use_cache=True, **sampled
+    )
+    dtype = DTYPES[step.knobs.base_precision]
+    with torch.no_grad(), torch.autocast(step.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        tokens_BS = step.base.generate(
+            input_ids=prompts.input_ids_BS,
+            attention_mask=prompts.attention_mask_BS,
+            mm_token_type_ids=prompts.mm_token_type_ids_BS,
+            pixel_values=prompts.pixel_values_PC,
+            image_grid_thw=prompts.image_grid_I3,
+            generation_config=config,
+        )
+    return tokens_BS[:, prompts.input_ids_BS.shape[1] :]
+
+
+def _cached_attention(name: Attention) -> str:
+    """The training step's attention under a name of its own, right for one query against many keys as well.
+
+    A causal mask is aligned to the first key, so the one query of a decoding step would see that key alone.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    plain = ALL_ATTENTION_FUNCTIONS[implementation(name)]
+    # The flash kernel takes no mask, and left padding needs one.
+    masked = ALL_ATTENTION_FUNCTIONS[implementation("efficient")] if name == "flash" else plain
+
+    def attend(
+        module: torch.nn.Module,
+        query_BHQD: torch.Tensor,
+        key_BHKD: torch.Tensor,
+        value_BHKD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        is_causal: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        causal = False if query_BHQD.shape[2] == 1 else is_causal
+        chosen = plain if attention_mask is None else masked
+        return chosen(module, query_BHQD, key_BHKD, value_BHKD, attention_mask, is_causal=causal, **options)
+
+    registered = f"{implementation(name)}_cached"
+    AttentionInterface.register(registered, attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(registered, sdpa_mask)
+    return registered
+
+
+def _group_on_the_fly(visual: Any) -> None:
+    """Give the frozen tower its groups, which in training are made ahead on the host and here from the grid it gets."""
+    frozen = visual.forward
+
+    def forward(pixel_values_PC: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Any:
+        device = pixel_values_PC.device
+        groups = group_images(grid_thw.cpu().numpy(), visual.config)
+        moved = tuple(replace(one, tensors={name: t.to(device) for name, t in one.tensors.items()}) for one in groups)
+        return frozen(pixel_values_PC, groups=moved)
+
+    visual.forward = forward
