@@ -144,7 +144,7 @@ def _cached_attention(name: Attention) -> str:
         is_causal: bool | None = None,
         **options: Any,
     ) -> Any:
-        causal = False if query_BHQD.shape[2] == 1 else is_causal
+        causal = is_causal
         chosen = plain if attention_mask is None else masked
         return chosen(module, query_BHQD, key_BHKD, value_BHKD, attention_mask, is_causal=causal, **options)
 
