@@ -178,7 +178,7 @@ def test_malformed_official_files_name_every_problem(tmp_path):
 def test_predictions_of_other_data_are_refused(tmp_path, scorer):
     write(tmp_path / "p.jsonl", '{"id":"x","text":"y"}\n')
     write(tmp_path / "t.json", [{"id": "q", "correct": "a"}])
-    with pytest.raises(UsageError, match="nothing in .* was predicted for this truth"):
+    with pytest.raises(UsageError, match=r"nothing in .* was predicted for this truth"):
         evaluate_files([tmp_path / "p.jsonl"], truth=[tmp_path / "t.json"], scorer=scorer)
 
 
