@@ -12,13 +12,14 @@ ROOT = Path(budgetft.__file__).resolve().parent
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 NOUNS = ("errors", "units", "value", "profiles", "gpu", "model", "contract", "knobs", "workload", "outcome", "plan")
 ABOVE = {
-    "meter": {"data", "step", "predict", "measure", "search", "train", "cli"},
-    "data": {"meter", "step", "predict", "measure", "search", "train", "cli"},
-    "step": {"predict", "measure", "search", "train", "cli"},
-    "predict": {"search", "train", "cli"},
-    "measure": {"predict", "search", "train", "cli"},
-    "search": {"train", "cli"},
-    "train": {"predict", "measure", "search", "cli"},
+    "meter": {"evaluate", "data", "step", "predict", "measure", "search", "train", "cli"},
+    "data": {"evaluate", "meter", "step", "predict", "measure", "search", "train", "cli"},
+    "step": {"evaluate", "predict", "measure", "search", "train", "cli"},
+    "predict": {"evaluate", "search", "train", "cli"},
+    "measure": {"evaluate", "predict", "search", "train", "cli"},
+    "search": {"evaluate", "train", "cli"},
+    "train": {"evaluate", "predict", "measure", "search", "cli"},
+    "evaluate": {"predict", "measure", "search", "cli"},
 }
 
 

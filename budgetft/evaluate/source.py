@@ -16,7 +16,7 @@ from budgetft.plan import Plan, Target, read_plan
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.train.folder import RunFolder
-from budgetft.train.job import RANDOM, _check_architecture, _model
+from budgetft.train.job import RANDOM, check_architecture, planned_model
 from budgetft.train.memory import Memory
 
 _ADAPTER_FILE = "adapter_model.safetensors"
@@ -63,9 +63,9 @@ def source_of_plan(plan: Plan, *, weights: str | None = None, adapter: Path | No
             f"the plan names no weights for {plan.model.name}",
             hint="give --weights FOLDER or a hub id, or --weights random to try the machinery",
         )
-    model = _model(plan, chosen)
+    model = planned_model(plan, chosen)
     if chosen != RANDOM:
-        _check_architecture(chosen, model)
+        check_architecture(chosen, model)
     return Source(
         model=model,
         weights=None if chosen == RANDOM else chosen,
@@ -93,7 +93,7 @@ def source_of_model(
             f"{model.name} has no weights of its own", hint="give --weights FOLDER or a hub id, or --weights random"
         )
     if chosen != RANDOM:
-        _check_architecture(chosen, model)
+        check_architecture(chosen, model)
     knobs = Knobs(
         micro_batch=1,
         grad_accum=1,

@@ -50,9 +50,9 @@ def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | N
             f"the plan names no weights for {plan.model.name}",
             hint="give --weights FOLDER or a hub id, or --weights random to try the machinery",
         )
-    model = _model(plan, chosen)
+    model = planned_model(plan, chosen)
     if chosen != RANDOM:
-        _check_architecture(chosen, model)
+        check_architecture(chosen, model)
     examples = _examples(plan, data)
     if steps is not None and steps < 1:
         raise UsageError(f"--steps must be at least 1, not {steps}")
@@ -65,7 +65,7 @@ def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | N
     )
 
 
-def _model(plan: Plan, chosen: str) -> Model:
+def planned_model(plan: Plan, chosen: str) -> Model:
     if chosen == RANDOM:
         return load_planned_model(plan)
     if plan.model.weights is not None:
@@ -74,7 +74,7 @@ def _model(plan: Plan, chosen: str) -> Model:
     return load_planned_model(plan).replace(weights=chosen)
 
 
-def _check_architecture(weights: str, model: Model) -> None:
+def check_architecture(weights: str, model: Model) -> None:
     """Refuse weights of another architecture before gigabytes of them are read."""
     from transformers import AutoConfig
 
