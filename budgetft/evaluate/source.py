@@ -16,7 +16,7 @@ from budgetft.plan import Plan, Target, read_plan
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.train.folder import RunFolder
-from budgetft.train.job import RANDOM, check_architecture, planned_model
+from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
 
 _ADAPTER_FILE = "adapter_model.safetensors"
@@ -57,18 +57,10 @@ def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = 
 
 def source_of_plan(plan: Plan, *, weights: str | None = None, adapter: Path | None = None) -> Source:
     """The model of ``plan``; weights (a folder, a hub id or ``random``) default to the plan's."""
-    chosen = weights or plan.model.weights or plan.model.hub_id
-    if chosen is None:
-        raise UsageError(
-            f"the plan names no weights for {plan.model.name}",
-            hint="give --weights FOLDER or a hub id, or --weights random to try the machinery",
-        )
-    model = planned_model(plan, chosen)
-    if chosen != RANDOM:
-        check_architecture(chosen, model)
+    model, chosen = weighted_model(plan, weights)
     return Source(
         model=model,
-        weights=None if chosen == RANDOM else chosen,
+        weights=chosen,
         adapter=adapter,
         target=plan.gpu,
         contract=plan.contract,

@@ -42,8 +42,8 @@ def plan_fingerprint(plan: Plan) -> str:
     return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
 
 
-def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | None) -> Job:
-    """The job. Raises ``UsageError`` when something is missing or is not what the plan was made for."""
+def weighted_model(plan: Plan, weights: str | None) -> tuple[Model, str | None]:
+    """The plan's model and where its weights are (None: random), checked to be of its architecture before they are read."""
     chosen = weights or plan.model.weights or plan.model.hub_id
     if chosen is None:
         raise UsageError(
@@ -51,15 +51,22 @@ def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | N
             hint="give --weights FOLDER or a hub id, or --weights random to try the machinery",
         )
     model = planned_model(plan, chosen)
-    if chosen != RANDOM:
-        check_architecture(chosen, model)
+    if chosen == RANDOM:
+        return model, None
+    check_architecture(chosen, model)
+    return model, chosen
+
+
+def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | None) -> Job:
+    """The job. Raises ``UsageError`` when something is missing or is not what the plan was made for."""
+    model, chosen = weighted_model(plan, weights)
     examples = _examples(plan, data)
     if steps is not None and steps < 1:
         raise UsageError(f"--steps must be at least 1, not {steps}")
     return Job(
         plan=plan,
         model=model,
-        weights=None if chosen == RANDOM else chosen,
+        weights=chosen,
         examples=examples,
         steps=steps or total_steps(plan.contract, len(examples)),
     )

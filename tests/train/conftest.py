@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
+from drawn import draw_examples
 
 from budgetft.contract import Contract
-from budgetft.data.examples import Example, Examples, read_dataset, write_dataset
+from budgetft.data.examples import Examples, read_dataset
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.model import load_model
@@ -19,30 +19,11 @@ from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 
 MODEL = "tiny-qwen2.5-vl"
-COLOURS = ("red", "green", "blue", "yellow", "white")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _offline():
     os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def draw_examples(folder: Path, count: int, *, answer: str = "a {colour} square") -> Examples:
-    """A dataset of ``count`` examples of different length, each with one or two small images."""
-    drawings = folder.with_name(folder.name + "-drawings")
-    drawings.mkdir(parents=True)
-    examples = []
-    for number in range(count):
-        colour = COLOURS[number % len(COLOURS)]
-        names = []
-        for part in range(1 + number % 2):
-            image = Image.new("RGB", (84 + 28 * (number % 3), 84), "black")
-            ImageDraw.Draw(image).rectangle((10 + number, 10, 50, 50 + part), fill=colour)
-            names.append(f"{number}-{part}.png")
-            image.save(drawings / names[-1])
-        text = answer.format(colour=colour) + " and nothing else" * (number % 3)
-        examples.append(Example(id=f"example-{number}", images=tuple(names), prompt="What is it?", answer=text))
-    return write_dataset(examples, folder, images_root=drawings)
 
 
 @pytest.fixture(scope="session")

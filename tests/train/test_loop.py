@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import draw_examples
+from drawn import draw_examples
 from safetensors.torch import load_file
 
 from budgetft.errors import BudgetftError, UsageError
