@@ -36,7 +36,8 @@ def main() -> None:
         " | probes | of them OOM | seconds probing |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, title in (("448", "448x448"), ("1288", "1288x728"), ("real", "video frames")):
+    jobs = {"448": "448x448", "448-first": "448x448, earlier run", "1288": "1288x728", "real": "video frames"}
+    for name, title in jobs.items():
         print(row(title, read_plan(HERE / f"plan-{name}.json")))
     plan = read_plan(HERE / "plan-real.json")
     records = [json.loads(line) for line in (HERE / "log-real.jsonl").read_text().splitlines()]
