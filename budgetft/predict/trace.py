@@ -21,7 +21,7 @@ from budgetft.contract import Contract
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Attention, Knobs
-from budgetft.meter.live import LiveBytes
+from budgetft.meter.live import LiveBytes, granules
 from budgetft.model import Model
 from budgetft.predict.allocator import Event
 from budgetft.step.attention import FUSED_KERNEL, implementation
@@ -81,8 +81,9 @@ class Trace:
         return sum(segment.flops for segment in self.segments)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Recorder:
+    on_card: bool
     segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
     layer_of: dict[int, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
@@ -106,8 +107,15 @@ class _Recorder:
             segment.freed_of_layer[layer] = segment.freed_of_layer.get(layer, 0) - size
         segment.peak_bytes = max(segment.peak_bytes, segment.net_bytes)
 
+    def _temporary(self, size: int) -> None:
+        """What a kernel holds beside its results while it runs."""
+        self.change(-1, size)
+        self.change(-1, -size)
+
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         segment = self.segments[-1]
+        if self.on_card and func is torch.ops.aten._softmax_backward_data.default:
+            self._temporary(granules(_nbytes(out)))  # CUDA's kernel multiplies gradient and output into a buffer of its own
         if _is_view(func):
             return
         segment.kernels += 1
@@ -161,7 +169,7 @@ def trace_step(
 
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None) -> Trace:
-    recorder = _Recorder()
+    recorder = _Recorder(on_card=gpu is not None)
     step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
     accumulating = knobs.grad_accum > 1
     parameters = trainable(peft_model)

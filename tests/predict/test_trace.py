@@ -89,6 +89,17 @@ def test_a_card_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
     assert peaks["v100-16g"] - peaks["rtx3090"] > scores
 
 
+def test_on_a_card_the_math_kernel_needs_one_more_score_matrix_in_backward():
+    """CUDA's softmax backward multiplies gradient and output into a buffer; the CPU's does not."""
+    model = load_model("tiny-qwen2.5-vl")
+    knobs = OURS.replace(attention="math", micro_batch=1, grad_accum=4, checkpointed_layers=model.layers)
+    shape = Shape(images=((56, 56),), text_tokens=1000, supervised_tokens=1)
+    tokens = shape.total_tokens(model.pixel_step)
+    scores = 4 * tokens**2 * 4  # four heads, fp32
+    on_card, on_cpu = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu).peak_bytes for gpu in (load_gpu("v100-16g"), None))
+    assert on_card - on_cpu == pytest.approx(scores, rel=0.01)
+
+
 def test_a_trace_takes_no_memory_to_speak_of():
     import resource
 
