@@ -11,6 +11,7 @@ Loss = Literal["full", "supervised", "chunked"]
 Vision = Literal["stock", "frozen"]
 Attention = Literal["stock", "math", "efficient", "flash"]
 Lora = Literal["stock", "lean"]
+Pointwise = Literal["stock", "fused"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Allocator = Literal["default", "expandable"]
 
@@ -32,6 +33,8 @@ class Knobs(Value):
     """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
     lora: Lora = "lean"
     """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs a LoRA dropout of 0."""
+    pointwise: Pointwise = "stock"
+    """Norms and gated activations. ``stock``: as transformers writes them. ``fused``: one kernel each, the same values."""
     base_precision: Precision = "fp16"
     """The type of the frozen base weights and of autocast; adapters are always fp32."""
     allocator: Allocator = "default"
@@ -54,7 +57,7 @@ def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_pre
 
 def is_stock(knobs: Knobs) -> bool:
     """Whether ``knobs`` is the stock recipe at some micro-batch."""
-    return all(getattr(knobs, name) == "stock" for name in ("vision", "attention", "lora")) and (
+    return all(getattr(knobs, name) == "stock" for name in ("vision", "attention", "lora", "pointwise")) and (
         (knobs.loss, knobs.allocator) == ("full", "default")
     )
 

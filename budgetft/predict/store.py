@@ -29,7 +29,7 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
         "law": LAW_VERSION,
         "model": config_fingerprint(model),
         "contract": contract.model_dump(include={"rank", "targets", "lora_dropout"}),
-        "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "base_precision"}),
+        "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"}),
         "shape": shape.model_dump(),
         "kernels": [gpu.flash_attention, gpu.efficient_attention],
         "layouts": layouts,

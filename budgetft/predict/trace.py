@@ -347,8 +347,10 @@ def _nbytes(values: Any) -> int:
 
 
 def _is_view(func: Any) -> bool:
-    return func.overloadpacket.__name__ in ("detach", "_unsafe_view", "empty", "empty_like") or any(
-        argument.alias_info is not None and not argument.alias_info.is_write for argument in func._schema.arguments
+    return (
+        func.namespace == "prim"
+        or func.overloadpacket.__name__ in ("detach", "_unsafe_view", "empty", "empty_like")
+        or any(argument.alias_info is not None and not argument.alias_info.is_write for argument in func._schema.arguments)
     )
 
 

@@ -15,7 +15,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import Batch
 from budgetft.knobs import Knobs
 from budgetft.outcome import Phase
-from budgetft.step import lora, vision
+from budgetft.step import lora, pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
@@ -73,6 +73,11 @@ class Step:
         lora.make_stock(self.peft_model)
         if knobs.lora == "lean":
             lora.make_lean(self.peft_model)
+        pointwise.make_stock(base.model)
+        if knobs.pointwise == "fused":
+            pointwise.make_fused(base.model.language_model)
+            if knobs.vision == "frozen":
+                pointwise.make_fused(base.model.visual)
         self._checkpoint(knobs)
 
     def _checkpoint(self, knobs: Knobs) -> None:

@@ -1,18 +1,23 @@
-"""Ground truth for the predictor: settings chosen at random, predicted and written down, then measured on one card.
+"""Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one card.
 
-    python reports/prediction/ground_truth.py choose N > settings.jsonl
-    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl      # no card
-    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS           # on the card
-    python reports/prediction/ground_truth.py table predictions.jsonl LEDGER
+    python reports/prediction/ground_truth.py choose N > settings.jsonl                 # at random; a quarter are stock
+    python reports/prediction/ground_truth.py choose-near N MODEL > near.jsonl          # predicted within 12 % of 14 GiB
+    python reports/prediction/ground_truth.py choose-grid WIDTHxHEIGHT > grid.jsonl     # what the planner may choose there
+    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no card: trace and replay
+    python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no card: as estimate does
+    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS [WORKERS]   # on the card
+    python reports/prediction/ground_truth.py table LEDGER predictions.jsonl [...]
 
-The full-size qwen2.5-vl-3b, V100 kernels on whatever card is there, without the 14 GiB cap, so that settings on both sides
-of the budget end well and their true peaks are known. Predictions are a trace of the very setting and a replay of the
-allocator; the context and cuBLAS workspace come from the calibration, which was made on other settings.
+Full-size models, V100 kernels on whatever card is there, without the 14 GiB cap, so that settings on both sides of the
+budget end well and their true peaks are known. The context and cuBLAS workspace come from the calibration, which was made
+on other settings. Several WORKERS measure memory side by side; what they say about seconds is worth nothing.
 """
 
 import gc
 import json
+import os
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,9 +26,13 @@ from typing import Any
 
 from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, is_stock, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model
+from budgetft.predict.calibrate import load_calibration
+from budgetft.predict.estimator import Estimator
+from budgetft.search.space import settings as planner_settings
+from budgetft.search.space import stock_settings
 from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
@@ -38,6 +47,7 @@ MOST_TOKENS = 7000
 class Setting(Value):
     """One entry of settings.jsonl."""
 
+    model: str = "qwen2.5-vl-3b"
     rank: int
     shape: Shape
     knobs: Knobs
@@ -70,13 +80,61 @@ def choose(count: int) -> list[Setting]:
     return sorted(found.values(), key=lambda setting: (setting.knobs.allocator, setting.rank))
 
 
+def choose_near(count: int, model_name: str) -> list[Setting]:
+    """Settings whose predicted process peak is within 12 % of the budget: four ranks, few shapes so that few laws are made."""
+    draw, model = random.Random(f"near {model_name}"), load_model(model_name)
+    ranks, per_law = (8, 16, 64, 128), 8
+    found: list[Setting] = []
+    while len(found) < count:
+        rank = ranks[(len(found) // per_law) % len(ranks)]
+        images = (draw.choice(IMAGES),) * draw.choice((1, 1, 2, 4))
+        images = tuple(
+            (model.pixel_step * round(w / model.pixel_step), model.pixel_step * round(h / model.pixel_step)) for w, h in images
+        )
+        supervised = draw.choice((60, 160, 300))
+        shape = Shape(images=images, text_tokens=supervised + draw.choice((96, 200, 400)), supervised_tokens=supervised)
+        stock = draw.random() < 0.2
+        base = stock_knobs(micro_batch=1, effective_batch=1, layers=model.layers, base_precision="fp16")
+        if not stock:
+            base = base.replace(
+                loss=draw.choice(("chunked", "chunked", "supervised", "full")),
+                vision="frozen",
+                attention=draw.choice(("efficient", "efficient", "math")),
+                lora=draw.choice(("lean", "lean", "stock")),
+            )
+        candidates = [
+            base.replace(micro_batch=micro_batch, grad_accum=2, checkpointed_layers=checkpointed, allocator=allocator)
+            for micro_batch in range(1, 33)
+            for checkpointed in ((model.layers,) if stock else (0, *range(2, model.layers - 1), model.layers))
+            for allocator in (("default",) if stock else ("default", "expandable"))
+        ]
+        job = job_of(Setting(model=model_name, rank=rank, shape=shape, knobs=candidates[0]))
+        estimator = Estimator(job, calibration=load_calibration("h100-80g"))
+        near = [k for k in candidates if abs(estimator.estimate(k).process_peak_bytes / BUDGET_BYTES - 1) <= 0.12]
+        draw.shuffle(near)
+        near = sorted(near[:per_law], key=lambda knobs: knobs.allocator)
+        found += [Setting(model=model_name, rank=rank, shape=shape, knobs=knobs) for knobs in near]
+        print(f"{len(found)} of {count}", file=sys.stderr)
+    return sorted(found[:count], key=lambda setting: setting.rank)
+
+
+def choose_grid(size: str) -> list[Setting]:
+    """The planner's whole grid for one image, rank 16, 32 examples a step; what would take more than 17 GiB is left out."""
+    width, height = map(int, size.split("x"))
+    shape = Shape(images=((width, height),), text_tokens=256, supervised_tokens=160)
+    job = job_of(Setting(rank=16, shape=shape, knobs=Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=LAYERS)))
+    estimator = Estimator(job, calibration=load_calibration("h100-80g"))
+    grid = [k for k in (*planner_settings(job), *stock_settings(job)) if estimator.estimate(k).process_peak_bytes < 17 * GIB]
+    return [Setting(rank=16, shape=shape, knobs=k) for k in sorted(grid, key=lambda k: k.allocator)]
+
+
 def job_of(setting: Setting) -> Job:
     """The planning problem that the setting belongs to, uncapped."""
     effective = setting.knobs.micro_batch * setting.knobs.grad_accum
     return Job(
         gpu=load_gpu("v100-16g"),
         budget_bytes=UNCAPPED_BYTES,
-        model=load_model("qwen2.5-vl-3b"),
+        model=load_model(setting.model),
         contract=Contract(rank=setting.rank, alpha=2 * setting.rank, effective_batch=effective, max_length=8192),
         workload=Workload.uniform(setting.shape),
         evidence="emulated",
@@ -91,7 +149,6 @@ def read(path: str) -> list[dict[str, Any]]:
 def predict(path: str) -> None:
     """One line a setting: the bytes that a trace and a replay say."""
     from budgetft.predict.allocator import CachingAllocator
-    from budgetft.predict.calibrate import load_calibration
     from budgetft.predict.trace import trace_step
 
     calibration = load_calibration("h100-80g")
@@ -114,8 +171,49 @@ def predict(path: str) -> None:
         print(json.dumps({**row, "predicted": answer}), flush=True)
 
 
-def measure(path: str, ledger_path: str, seconds: float) -> None:
-    """Measure in order until the time is up; every outcome is in the ledger when its line is printed."""
+def predict_by_law(path: str) -> None:
+    """One line a setting: the bytes that ``estimate`` and ``plan`` go by."""
+    calibration, estimators = load_calibration("h100-80g"), dict[str, Estimator]()
+    for row in read(path):
+        setting = Setting.read(row, source=path)
+        job = job_of(setting)
+        estimator = estimators.setdefault(job.fingerprint(), Estimator(job, calibration=calibration))
+        estimate = estimator.estimate(setting.knobs)
+        answer = {
+            "tensors": estimate.tensor_peak_bytes,
+            "reserved": estimate.reserved_peak_bytes,
+            "process": estimate.process_peak_bytes,
+            "seconds": estimate.step_seconds,
+        }
+        print(json.dumps({**row, "predicted": answer}), flush=True)
+
+
+def measure(path: str, ledger_path: str, seconds: float, workers: int) -> None:
+    """Measure until the time is up; every outcome is in the ledger when its line is printed."""
+    if workers > 1 and not _own_process_is_listed():
+        print("NVML does not list this process: one worker only")
+        workers = 1
+    if workers == 1:
+        _measure_part(path, ledger_path, seconds, 0, 1)
+        return
+    command = [sys.executable, __file__, "measure-part", path, ledger_path, str(seconds)]
+    parts = [subprocess.Popen([*command, str(part), str(workers)]) for part in range(workers)]
+    for part in parts:
+        part.wait()
+
+
+def _own_process_is_listed() -> bool:
+    """Whether NVML can tell this process's bytes from another's; asked in a child, so that no context stays behind."""
+    code = (
+        "import os, torch, pynvml; torch.zeros(1, device='cuda'); pynvml.nvmlInit();"
+        "found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0));"
+        "print(any(p.pid == os.getpid() and p.usedGpuMemory for p in found))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
+
+
+def _measure_part(path: str, ledger_path: str, seconds: float, part: int, parts: int) -> None:
+    """The settings of every ``parts``-th (model, rank): a worker builds each of its models once."""
     import torch
 
     from budgetft.measure.child import Probing, current_stack
@@ -123,7 +221,9 @@ def measure(path: str, ledger_path: str, seconds: float) -> None:
 
     started, ledger, stack = time.monotonic(), Ledger(Path(ledger_path)), current_stack("cuda")
     settings = [Setting.read(row, source=path) for row in read(path)]
-    probing, rank = None, None
+    keys = sorted({(setting.model, setting.rank) for setting in settings})[part::parts]
+    settings = [setting for key in keys for setting in settings if (setting.model, setting.rank) == key]
+    probing, built = None, None
     for number, setting in enumerate(settings):
         job = job_of(setting)
         if ledger.find(job, setting.knobs, stack) is not None:
@@ -132,45 +232,48 @@ def measure(path: str, ledger_path: str, seconds: float) -> None:
             print(f"time is up after {number} of {len(settings)}")
             return
         torch.cuda.memory._set_allocator_settings(f"expandable_segments:{setting.knobs.allocator == 'expandable'}")
-        if probing is None or rank != setting.rank:
+        if probing is None or built != (setting.model, setting.rank):
             probing = None
             gc.collect()
             torch.cuda.empty_cache()
-            probing, rank = Probing(job, setting.knobs, lambda phase: None), setting.rank
+            probing, built = Probing(job, setting.knobs, lambda phase: None), (setting.model, setting.rank)
         probing.rebind(job)
         begun = time.monotonic()
-        outcome = probing.probe(setting.knobs, timed_steps=1)
+        outcome = probing.probe(setting.knobs, timed_steps=2 if parts == 1 else 1)
         outcome = outcome.replace(stack=stack, wall_seconds=time.monotonic() - begun)
         ledger.append(job, outcome)
         peak = (outcome.process_peak_bytes or 0) / GIB
-        print(f"{number:3} {outcome.status} {peak:6.2f} GiB {outcome.wall_seconds:5.1f} s", flush=True)
+        print(f"{os.getpid()} {number:3} {outcome.status} {peak:6.2f} GiB {outcome.wall_seconds:5.1f} s", flush=True)
 
 
-def table(predictions: str, ledger_path: str) -> None:
-    """Errors by kind of bytes, for stock and for all, near the budget and anywhere."""
-    from budgetft.knobs import is_stock
+def table(ledger_path: str, *predictions: str) -> None:
+    """Errors by file, kind of bytes, model, for stock and near the budget; and the verdicts at the planner's margin."""
     from budgetft.measure.ledger import Ledger
 
-    said = {}
-    for row in read(predictions):
-        setting = Setting.read({key: row[key] for key in ("rank", "shape", "knobs")}, source=predictions)
-        said[job_of(setting).fingerprint(), setting.knobs] = row["predicted"]
-    groups: dict[str, list[dict[str, float]]] = {"all": [], "stock": [], "within 10 % of 14 GiB": []}
+    said: dict[tuple[str, Knobs], tuple[str, Setting, dict[str, float]]] = {}
+    for path in predictions:
+        for row in read(path):
+            setting = Setting.read({key: value for key, value in row.items() if key != "predicted"}, source=path)
+            said[job_of(setting).fingerprint(), setting.knobs] = Path(path).stem, setting, row["predicted"]
+    groups: dict[str, list[dict[str, float]]] = {}
+    near: list[tuple[float, float]] = []
     for job, outcome in Ledger(Path(ledger_path)).rows():
-        predicted = said.get((job.fingerprint(), outcome.knobs))
-        if predicted is None or outcome.process_peak_bytes is None or outcome.allocated_peak_bytes is None:
+        found = said.get((job.fingerprint(), outcome.knobs))
+        if found is None or outcome.process_peak_bytes is None or outcome.allocated_peak_bytes is None:
             continue
         assert outcome.reserved_peak_bytes is not None
+        name, setting, predicted = found
         error = {
             "tensors": predicted["tensors"] / outcome.allocated_peak_bytes - 1,
             "reserved": predicted["reserved"] / outcome.reserved_peak_bytes - 1,
             "process": predicted["process"] / outcome.process_peak_bytes - 1,
         }
-        groups["all"].append(error)
-        if is_stock(outcome.knobs):
-            groups["stock"].append(error)
+        names = ["all", name, setting.model] + (["stock recipe"] if is_stock(outcome.knobs) else [])
         if abs(outcome.process_peak_bytes / BUDGET_BYTES - 1) <= 0.1:
-            groups["within 10 % of 14 GiB"].append(error)
+            names.append("within 10 % of 14 GiB")
+            near.append((predicted["process"], outcome.process_peak_bytes))
+        for each in names:
+            groups.setdefault(each, []).append(error)
     print("| settings | bytes | n | mean | p95 | worst | worst under |\n|---|---|---|---|---|---|---|")
     for name, rows in groups.items():
         for kind in ("tensors", "reserved", "process"):
@@ -181,20 +284,42 @@ def table(predictions: str, ledger_path: str) -> None:
                     f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {quantiles(sizes, n=20)[-1]:.2%}"
                     f" | {max(sizes):.2%} | {min(values):+.2%} |"
                 )
+    _verdicts(near)
+
+
+def _verdicts(near: list[tuple[float, float]]) -> None:
+    """Of (predicted, measured) process peaks: a false fit is one that the planner would have run and that would not hold."""
+    margin = load_calibration("h100-80g").uncertainty_share
+    fits = [(said * (1 + margin) <= BUDGET_BYTES, true <= BUDGET_BYTES) for said, true in near]
+    print(
+        f"\nverdicts at the planner's margin of {margin:.1%} ({margin * BUDGET_BYTES / GIB:.2f} GiB), {len(fits)} settings:"
+        f" {sum(s and t for s, t in fits)} rightly fit, {sum(not s and not t for s, t in fits)} rightly not,"
+        f" {sum(s and not t for s, t in fits)} false fits, {sum(t and not s for s, t in fits)} given away"
+    )
 
 
 def main() -> None:
     """See the module."""
     command, *words = sys.argv[1:]
+    chosen: list[Setting] = []
     if command == "choose":
-        for setting in choose(int(words[0])):
-            print(setting.model_dump_json())
+        chosen = choose(int(words[0]))
+    elif command == "choose-near":
+        chosen = choose_near(int(words[0]), words[1])
+    elif command == "choose-grid":
+        chosen = choose_grid(words[0])
     elif command == "predict":
         predict(words[0])
+    elif command == "predict-by-law":
+        predict_by_law(words[0])
     elif command == "measure":
-        measure(words[0], words[1], float(words[2]))
+        measure(words[0], words[1], float(words[2]), int(words[3]) if len(words) > 3 else 1)
+    elif command == "measure-part":
+        _measure_part(words[0], words[1], float(words[2]), int(words[3]), int(words[4]))
     else:
         table(*words)
+    for setting in chosen:
+        print(setting.model_dump_json())
 
 
 if __name__ == "__main__":

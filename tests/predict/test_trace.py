@@ -24,6 +24,8 @@ SETTINGS = {
     "ours with peft's LoRA": OURS.replace(lora="stock"),
     "all answer logits at once": OURS.replace(loss="supervised"),
     "math attention": OURS.replace(attention="math"),
+    "fused norms and activations": OURS.replace(pointwise="fused", checkpointed_layers=0),
+    "fused and checkpointed": OURS.replace(pointwise="fused"),
     "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
 }
 

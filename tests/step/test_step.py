@@ -19,9 +19,10 @@ CHANGES = {
     "efficient attention": {"attention": "efficient"},
     "math attention": {"attention": "math"},
     "lean LoRA": {"lora": "lean"},
+    "fused norms and activations": {"pointwise": "fused"},
     "no checkpointing": {"checkpointed_layers": 0},
     "one layer checkpointed": {"checkpointed_layers": 1},
-    "everything ours": {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean"},
+    "everything ours": {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean", "pointwise": "fused"},
 }
 FP32_NOISE = 1e-6
 

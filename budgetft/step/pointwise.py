@@ -1,0 +1,172 @@
+"""Norms and gated activations as one kernel each instead of six, exact up to the rounding that the steps between had.
+
+transformers computes an RMSNorm in fp32 by five kernels and a SwiGLU by two, and autograd keeps what lies between; on a fast
+card these passes over memory take longer than the matrix products. Here both are single operations that keep only their
+inputs. No Triton: torch's own norm kernel, and a pointwise kernel that the CUDA driver's compiler makes on first use.
+
+Shapes: T tokens (all leading dimensions), D features.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.nn.functional import silu
+
+
+def make_fused(model: torch.nn.Module) -> None:
+    """Replace the forward of every RMSNorm and SwiGLU in ``model``; :func:`make_stock` undoes it. Their weights are frozen."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_norm_forward, module)
+        elif _is_swiglu(module):
+            module.forward = partial(_mlp_forward, module)
+
+
+def make_stock(model: torch.nn.Module) -> None:
+    """Give every RMSNorm and SwiGLU its own forward back."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") or _is_swiglu(module):
+            module.__dict__.pop("forward", None)
+
+
+def _is_swiglu(module: torch.nn.Module) -> bool:
+    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    if not all(hasattr(module, name) for name in names):
+        return False
+    return "silu" in type(module.act_fn).__name__.lower()
+
+
+def _norm_forward(norm: Any, x_TD: torch.Tensor) -> torch.Tensor:
+    if x_TD.dtype != norm.weight.dtype:
+        return type(norm).forward(norm, x_TD)
+    return _RmsNorm.apply(x_TD, norm.weight, norm.variance_epsilon)
+
+
+def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(_SwiGlu.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
+        y_TD, scale_T1 = torch.ops.budgetft.rms_norm(x_TD, weight_D, epsilon)
+        ctx.save_for_backward(x_TD, scale_T1, weight_D)
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
+        return torch.ops.budgetft.rms_norm_backward(grads[0], *ctx.saved_tensors), None, None
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_TD: torch.Tensor, up_TD: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_TD, up_TD)
+        return torch.ops.budgetft.swiglu(gate_TD, up_TD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ops.budgetft.swiglu_backward(grads[0], *ctx.saved_tensors)
+
+
+@torch.library.custom_op("budgetft::rms_norm", mutates_args=())
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x / rms(x) * weight`` with fp32 inside, and 1 / rms of every row."""
+    if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm"):
+        return torch.ops.aten._fused_rms_norm(x.contiguous(), [x.shape[-1]], weight, epsilon)
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return wide.mul_(scale).mul_(weight).to(x.dtype) if wide is not x else x * scale * weight, scale
+
+
+@_rms_norm.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
+@torch.library.custom_op("budgetft::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient of ``x``: with n = x * scale and g = grad * weight, scale * (g - n * mean(g * n))."""
+    if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+        grads = torch.ops.aten._fused_rms_norm_backward(
+            grad.contiguous(), x.contiguous(), [x.shape[-1]], scale, weight, [True, False]
+        )
+        return grads[0]
+    weighted, normed = grad.float() * weight, x.float() * scale
+    mean = (weighted * normed).mean(-1, keepdim=True)
+    return (scale * (weighted - normed * mean)).to(x.dtype)
+
+
+@_rms_norm_backward.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("budgetft::swiglu", mutates_args=())
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up``."""
+    kernel = _forward_kernel() if gate.is_cuda else None
+    return silu(gate).mul_(up) if kernel is None else kernel(gate, up)
+
+
+@_swiglu.register_fake
+def _(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(gate)
+
+
+@torch.library.custom_op("budgetft::swiglu_backward", mutates_args=())
+def _swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of ``gate`` and ``up``; nothing else is allocated."""
+    kernel = _backward_kernel() if gate.is_cuda else None
+    if kernel is not None:
+        return kernel(grad, gate, up)
+    of_gate = grad * up
+    torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+    return of_gate, silu(gate).mul_(grad)
+
+
+@_swiglu_backward.register_fake
+def _(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(gate), torch.empty_like(up)
+
+
+@cache
+def _forward_kernel() -> Callable[..., Any] | None:
+    return _compiled(
+        """
+        template <typename T> T swiglu(T gate, T up) {
+            float g = static_cast<float>(gate);
+            return static_cast<T>(g / (1.0f + exp(-g)) * static_cast<float>(up));
+        }""",
+        outputs=1,
+    )
+
+
+@cache
+def _backward_kernel() -> Callable[..., Any] | None:
+    return _compiled(
+        """
+        template <typename T> void swiglu_backward(T grad, T gate, T up, T& of_gate, T& of_up) {
+            float d = static_cast<float>(grad), g = static_cast<float>(gate);
+            float s = 1.0f / (1.0f + exp(-g));
+            of_gate = static_cast<T>(d * static_cast<float>(up) * s * (1.0f + g * (1.0f - s)));
+            of_up = static_cast<T>(d * g * s);
+        }""",
+        outputs=2,
+    )
+
+
+def _compiled(code: str, *, outputs: int) -> Callable[..., Any] | None:
+    """A pointwise CUDA kernel; None where torch cannot make one, and several kernels do the same in the same memory."""
+    try:
+        if outputs == 1:
+            kernel = torch.cuda.jiterator._create_jit_fn(code)
+        else:
+            kernel = torch.cuda.jiterator._create_multi_output_jit_fn(code, num_outputs=outputs)
+        some = torch.ones(2, device="cuda", dtype=torch.float16)
+        kernel(*[some] * (outputs + 1))
+    except (RuntimeError, AttributeError):
+        return None
+    return kernel
