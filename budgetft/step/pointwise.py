@@ -51,27 +51,28 @@ def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        y_TD, scale_T1 = torch.ops.budgetft.rms_norm(x_TD, weight_D, epsilon)
+        y_TD, scale_T1 = (_rms_norm if x_TD.is_cuda else torch.ops.budgetft.rms_norm)(x_TD, weight_D, epsilon)
         ctx.save_for_backward(x_TD, scale_T1, weight_D)
         return y_TD
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
-        return torch.ops.budgetft.rms_norm_backward(grads[0], *ctx.saved_tensors), None, None
+        compute = _rms_norm_backward if grads[0].is_cuda else torch.ops.budgetft.rms_norm_backward
+        return compute(grads[0], *ctx.saved_tensors), None, None
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_TD: torch.Tensor, up_TD: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_TD, up_TD)
-        return torch.ops.budgetft.swiglu(gate_TD, up_TD)
+        return (_swiglu if gate_TD.is_cuda else torch.ops.budgetft.swiglu)(gate_TD, up_TD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ops.budgetft.swiglu_backward(grads[0], *ctx.saved_tensors)
+        compute = _swiglu_backward if grads[0].is_cuda else torch.ops.budgetft.swiglu_backward
+        return compute(grads[0], *ctx.saved_tensors)
 
 
-@torch.library.custom_op("budgetft::rms_norm", mutates_args=())
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """``x / rms(x) * weight`` with fp32 inside, and 1 / rms of every row."""
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm"):
@@ -81,12 +82,10 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[to
     return wide.mul_(scale).mul_(weight).to(x.dtype) if wide is not x else x * scale * weight, scale
 
 
-@_rms_norm.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-@torch.library.custom_op("budgetft::rms_norm_backward", mutates_args=())
 def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The gradient of ``x``: with n = x * scale and g = grad * weight, scale * (g - n * mean(g * n))."""
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
@@ -99,24 +98,20 @@ def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor,
     return (scale * (weighted - normed * mean)).to(x.dtype)
 
 
-@_rms_norm_backward.register_fake
-def _(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _fake_rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op("budgetft::swiglu", mutates_args=())
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``."""
     kernel = _forward_kernel() if gate.is_cuda else None
     return silu(gate).mul_(up) if kernel is None else kernel(gate, up)
 
 
-@_swiglu.register_fake
-def _(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def _fake_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(gate)
 
 
-@torch.library.custom_op("budgetft::swiglu_backward", mutates_args=())
 def _swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of ``gate`` and ``up``; nothing else is allocated."""
     kernel = _backward_kernel() if gate.is_cuda else None
@@ -127,9 +122,19 @@ def _swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -
     return of_gate, silu(gate).mul_(grad)
 
 
-@_swiglu_backward.register_fake
-def _(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(gate), torch.empty_like(up)
+
+
+def _register(name: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """``torch.ops.budgetft.name``: one operation to a meter and to fake tensors. On a card ``real`` is called directly."""
+    torch.library.custom_op(f"budgetft::{name}", real, mutates_args=()).register_fake(fake)
+
+
+_register("rms_norm", _rms_norm, _fake_rms_norm)
+_register("rms_norm_backward", _rms_norm_backward, _fake_rms_norm_backward)
+_register("swiglu", _swiglu, _fake_swiglu)
+_register("swiglu_backward", _swiglu_backward, _fake_swiglu_backward)
 
 
 @cache

@@ -87,6 +87,7 @@ def gradient_difference(probing: Probing, knobs: Knobs) -> float:
     found = []
     for pointwise in ("stock", "fused"):
         step = probing.new_step(knobs.replace(micro_batch=4, grad_accum=16, pointwise=pointwise))
+        step.optimizer.zero_grad(set_to_none=True)
         inputs = probing._inputs(step, (SHAPE,) * 4)
         step.micro(inputs, total_supervised=inputs.supervised_tokens)
         found.append(torch.cat([parameter.grad.flatten() for parameter in step.parameters if parameter.grad is not None]))

@@ -13,7 +13,6 @@ budget end well and their true peaks are known. The context and cuBLAS workspace
 on other settings. Several WORKERS measure memory side by side; what they say about seconds is worth nothing.
 """
 
-import gc
 import json
 import os
 import random
@@ -189,17 +188,37 @@ def predict_by_law(path: str) -> None:
 
 
 def measure(path: str, ledger_path: str, seconds: float, workers: int) -> None:
-    """Measure until the time is up; every outcome is in the ledger when its line is printed."""
+    """Measure until the time is up; every outcome is in the ledger when its line is printed.
+
+    A process measures the settings of one model, rank and allocator: an allocator switched in mid-process keeps segments of
+    the other kind.
+    """
     if workers > 1 and not _own_process_is_listed():
         print("NVML does not list this process: one worker only")
         workers = 1
-    if workers == 1:
-        _measure_part(path, ledger_path, seconds, 0, 1)
-        return
-    command = [sys.executable, __file__, "measure-part", path, ledger_path, str(seconds)]
-    parts = [subprocess.Popen([*command, str(part), str(workers)]) for part in range(workers)]
-    for part in parts:
-        part.wait()
+    started = time.monotonic()
+    settings = [Setting.read(row, source=path) for row in read(path)]
+    groups = list(dict.fromkeys(_group(setting) for setting in settings))
+    running: list[subprocess.Popen[bytes]] = []
+    for group in groups:
+        while sum(process.poll() is None for process in running) >= workers:
+            time.sleep(0.2)
+        left = seconds - (time.monotonic() - started)
+        if left <= 0:
+            print("time is up")
+            break
+        environment = dict(os.environ)
+        if group.endswith("expandable"):
+            environment["PYTORCH_CUDA_ALLOC_CONF"] = environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        timed = "2" if workers == 1 else "1"
+        command = [sys.executable, __file__, "measure-group", path, ledger_path, str(left), group, timed]
+        running.append(subprocess.Popen(command, env=environment))
+    for process in running:
+        process.wait()
+
+
+def _group(setting: Setting) -> str:
+    return f"{setting.model}/{setting.rank}/{setting.knobs.allocator}"
 
 
 def _own_process_is_listed() -> bool:
@@ -212,8 +231,7 @@ def _own_process_is_listed() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
 
 
-def _measure_part(path: str, ledger_path: str, seconds: float, part: int, parts: int) -> None:
-    """The settings of every ``parts``-th (model, rank): a worker builds each of its models once."""
+def _measure_group(path: str, ledger_path: str, seconds: float, group: str, timed_steps: int) -> None:
     import torch
 
     from budgetft.measure.child import Probing, current_stack
@@ -221,29 +239,24 @@ def _measure_part(path: str, ledger_path: str, seconds: float, part: int, parts:
 
     started, ledger, stack = time.monotonic(), Ledger(Path(ledger_path)), current_stack("cuda")
     settings = [Setting.read(row, source=path) for row in read(path)]
-    keys = sorted({(setting.model, setting.rank) for setting in settings})[part::parts]
-    settings = [setting for key in keys for setting in settings if (setting.model, setting.rank) == key]
-    probing, built = None, None
-    for number, setting in enumerate(settings):
-        job = job_of(setting)
-        if ledger.find(job, setting.knobs, stack) is not None:
-            continue
+    settings = [setting for setting in settings if _group(setting) == group]
+    left = [setting for setting in settings if ledger.find(job_of(setting), setting.knobs, stack) is None]
+    if not left:
+        return
+    probing = Probing(job_of(left[0]), left[0].knobs, lambda phase: None)
+    for number, setting in enumerate(left):
         if time.monotonic() - started > seconds:
-            print(f"time is up after {number} of {len(settings)}")
+            print(f"{group}: time is up after {number} of {len(left)}")
             return
-        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{setting.knobs.allocator == 'expandable'}")
-        if probing is None or built != (setting.model, setting.rank):
-            probing = None
-            gc.collect()
-            torch.cuda.empty_cache()
-            probing, built = Probing(job, setting.knobs, lambda phase: None), (setting.model, setting.rank)
+        job = job_of(setting)
         probing.rebind(job)
         begun = time.monotonic()
-        outcome = probing.probe(setting.knobs, timed_steps=2 if parts == 1 else 1)
+        outcome = probing.probe(setting.knobs, timed_steps=timed_steps)
         outcome = outcome.replace(stack=stack, wall_seconds=time.monotonic() - begun)
         ledger.append(job, outcome)
         peak = (outcome.process_peak_bytes or 0) / GIB
-        print(f"{os.getpid()} {number:3} {outcome.status} {peak:6.2f} GiB {outcome.wall_seconds:5.1f} s", flush=True)
+        print(f"{group} {number:3} {outcome.status} {peak:6.2f} GiB {outcome.wall_seconds:5.1f} s", flush=True)
+        torch.cuda.empty_cache()
 
 
 def table(ledger_path: str, *predictions: str) -> None:
@@ -314,8 +327,8 @@ def main() -> None:
         predict_by_law(words[0])
     elif command == "measure":
         measure(words[0], words[1], float(words[2]), int(words[3]) if len(words) > 3 else 1)
-    elif command == "measure-part":
-        _measure_part(words[0], words[1], float(words[2]), int(words[3]), int(words[4]))
+    elif command == "measure-group":
+        _measure_group(words[0], words[1], float(words[2]), words[3], int(words[4]))
     else:
         table(*words)
     for setting in chosen:
