@@ -18,7 +18,7 @@ from budgetft.plan import Candidate
 from budgetft.predict.estimator import STATIC_TERMS, Estimator
 from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import SamplerName, enqueue, held, knobs_of, make_sampler, open_study, tell, told
+from budgetft.search.study import SamplerName, enqueue, held, knobs_of, make_sampler, open_study, tell, tell_refused, told
 from budgetft.units import format_gib
 
 Stage = Literal["trace", "baseline", "search", "confirm"]
@@ -173,7 +173,7 @@ class Planner:
             knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
             estimate = estimates.get(knobs)
             if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
-                study.tell(trial, state=TrialState.FAIL)  # not a valid setting, or known not to fit without asking a card
+                tell_refused(study, trial)  # not a valid setting, or known not to fit without asking a card
                 continue
             tell(study, trial, self._probe(knobs, estimate, "search"), estimate)
 

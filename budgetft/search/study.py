@@ -77,6 +77,12 @@ def tell(study: Study, trial: Trial, outcome: Outcome, estimate: Estimate) -> No
     study.tell(trial, value)
 
 
+def tell_refused(study: Study, trial: Trial) -> None:
+    """Report a setting that no card had to be asked about as one that breaks the constraint: a sampler learns to avoid it."""
+    trial.set_constraint(CONSTRAINT, 1.0)
+    study.tell(trial, 0.0)
+
+
 def told(study: Study) -> list[Outcome]:
     """What the finished trials found, oldest first."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

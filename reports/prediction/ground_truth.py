@@ -269,7 +269,7 @@ def table(ledger_path: str, *predictions: str) -> None:
             setting = Setting.read({key: value for key, value in row.items() if key != "predicted"}, source=path)
             said[job_of(setting).fingerprint(), setting.knobs] = Path(path).stem, setting, row["predicted"]
     groups: dict[str, list[dict[str, float]]] = {}
-    near: list[tuple[float, float]] = []
+    near: dict[str, list[tuple[float, float]]] = {}
     for job, outcome in Ledger(Path(ledger_path)).rows():
         found = said.get((job.fingerprint(), outcome.knobs))
         if found is None or outcome.process_peak_bytes is None or outcome.allocated_peak_bytes is None:
@@ -281,10 +281,12 @@ def table(ledger_path: str, *predictions: str) -> None:
             "reserved": predicted["reserved"] / outcome.reserved_peak_bytes - 1,
             "process": predicted["process"] / outcome.process_peak_bytes - 1,
         }
-        names = ["all", name, setting.model] + (["stock recipe"] if is_stock(outcome.knobs) else [])
+        kernel = "the math kernel, N x N scores" if outcome.knobs.attention == "math" else "all but the math kernel"
+        names = ["all", name, setting.model, kernel] + (["stock recipe"] if is_stock(outcome.knobs) else [])
         if abs(outcome.process_peak_bytes / BUDGET_BYTES - 1) <= 0.1:
             names.append("within 10 % of 14 GiB")
-            near.append((predicted["process"], outcome.process_peak_bytes))
+            near.setdefault("all", []).append((predicted["process"], outcome.process_peak_bytes))
+            near.setdefault(kernel, []).append((predicted["process"], outcome.process_peak_bytes))
         for each in names:
             groups.setdefault(each, []).append(error)
     print("| settings | bytes | n | mean | p95 | worst | worst under |\n|---|---|---|---|---|---|---|")
@@ -297,15 +299,17 @@ def table(ledger_path: str, *predictions: str) -> None:
                     f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {quantiles(sizes, n=20)[-1]:.2%}"
                     f" | {max(sizes):.2%} | {min(values):+.2%} |"
                 )
-    _verdicts(near)
+    for name, pairs in near.items():
+        _verdicts(name, pairs)
 
 
-def _verdicts(near: list[tuple[float, float]]) -> None:
+def _verdicts(name: str, near: list[tuple[float, float]]) -> None:
     """Of (predicted, measured) process peaks: a false fit is one that the planner would have run and that would not hold."""
     margin = load_calibration("h100-80g").uncertainty_share
     fits = [(said * (1 + margin) <= BUDGET_BYTES, true <= BUDGET_BYTES) for said, true in near]
     print(
-        f"\nverdicts at the planner's margin of {margin:.1%} ({margin * BUDGET_BYTES / GIB:.2f} GiB), {len(fits)} settings:"
+        f"\n{name}: verdicts at the planner's margin of {margin:.1%} ({margin * BUDGET_BYTES / GIB:.2f} GiB),"
+        f" {len(fits)} settings:"
         f" {sum(s and t for s, t in fits)} rightly fit, {sum(not s and not t for s, t in fits)} rightly not,"
         f" {sum(s and not t for s, t in fits)} false fits, {sum(t and not s for s, t in fits)} given away"
     )

@@ -24,12 +24,18 @@ from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
 from budgetft.predict.estimator import Estimator
+from budgetft.search import planner as planning
 from budgetft.search.planner import Event, Planner
 from budgetft.search.sampler import ResidualSampler, peak_prior
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import SamplerName, make_sampler, open_study, told
 
 MAX_PROBES = 14
+
+
+def default_settings(job: Job) -> list[Knobs]:
+    """The half of the planner's grid that was measured: torch's default allocator."""
+    return [knobs for knobs in settings(job) if knobs.allocator == "default"]
 
 
 class Replay:
@@ -62,7 +68,7 @@ def truth_of(ledger: Path, path: str) -> tuple[Job, dict[Knobs, Outcome]]:
     """The job under its budget, and what was measured of the settings in ``path``."""
     rows = [Setting.read(row, source=path) for row in read(path)]
     key = job_of(rows[0]).fingerprint()
-    wanted = frozenset(setting.knobs for setting in rows)
+    wanted = frozenset(setting.knobs for setting in rows if setting.knobs.allocator == "default")
     found = {o.knobs: o for job, o in Ledger(ledger).rows() if job.fingerprint() == key and o.knobs in wanted and o.fits}
     missing = len(wanted.difference(found))
     if missing:
@@ -79,6 +85,7 @@ def noise_of(truth: dict[Knobs, Outcome]) -> float:
 def main() -> None:
     """Print one line a sampler, and the errors after six probes."""
     ledger, path = Path(sys.argv[1]), sys.argv[2]
+    planning.settings = default_settings
     seeds = int(sys.argv[3]) if len(sys.argv) > 3 else 20
     job, truth = truth_of(ledger, path)
     noise = min(0.03, noise_of(truth))
@@ -131,7 +138,7 @@ def after_six(job: Job, truth: dict[Knobs, Outcome], estimator: Estimator, noise
     Path("/tmp/after_six.sqlite3").unlink(missing_ok=True)
     planner = Planner(job=job, estimator=estimator, prober=replay, max_probes=7, storage=storage)
     planner.plan()
-    grid = [*settings(job), *stock_settings(job)]
+    grid = [*default_settings(job), *stock_settings(job)]
     estimates = [estimator.estimate(knobs) for knobs in grid]
     name = f"{job.model.name}-{job.gpu.name}-{job.fingerprint()[:12]}--residual"
     sampler = make_sampler("residual", grid, estimates, budget_bytes=job.budget_bytes, seed=0)
