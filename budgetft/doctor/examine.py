@@ -23,7 +23,7 @@ def examine(
     environment = dict(os.environ if environment is None else environment)
     on_step("where packages come from")
     findings, paths = _look_at_paths(environment)
-    findings += libraries.check_library_path(environment)
+    findings += libraries.check_library_path(environment) + libraries.check_modules(environment)
     on_step("importing the stack")
     names = [*packages.STACK, *(name for name in packages.OPTIONAL if paths is None or paths["modules"].get(name))]
     imported = packages.import_stack(names, environment)

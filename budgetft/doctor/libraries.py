@@ -31,6 +31,16 @@ def check_library_path(environment: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
+def check_modules(environment: Mapping[str, str]) -> list[Finding]:
+    """Environment modules of a cluster that bring CUDA, its libraries or another Python into every process."""
+    loaded = [name for name in environment.get("LOADEDMODULES", "").split(":") if name]
+    named = [name for name in loaded if re.search(r"cuda|cudnn|nccl|python|conda|torch", name, flags=re.IGNORECASE)]
+    if not named:
+        return []
+    text = f"loaded modules bring software of their own: {', '.join(named)}"
+    return [Finding(kind="libraries", level="warning", text=text, fix=f"module unload {' '.join(named)}")]
+
+
 def _cuda_libraries(folder: str) -> list[str]:
     try:
         names = {path.name.split(".so")[0] for path in Path(folder).iterdir() if ".so" in path.name}

@@ -13,7 +13,7 @@ from budgetft.doctor.children import isolated, look
 from budgetft.doctor.examine import examine
 from budgetft.doctor.finding import EXIT_CODES, Finding, exit_code
 from budgetft.doctor.host import cache_folders, check_caches, check_locking, check_memory, check_shared_memory
-from budgetft.doctor.libraries import check_cuda_packages, check_library_path, check_mapped
+from budgetft.doctor.libraries import check_cuda_packages, check_library_path, check_mapped, check_modules
 from budgetft.doctor.packages import check_imports, check_paths, check_versions, import_stack
 from budgetft.units import MIB
 
@@ -168,6 +168,12 @@ def test_a_library_in_memory_must_be_of_this_environment():
     own = f"{site[0]}/nvidia/cudnn/lib/libcudnn.so.9"
     assert check_mapped([own, "/usr/lib/libcuda.so.1"], site)[0].level == "ok"
     assert check_mapped([own, "/opt/cuda/lib64/libnccl.so.2"], site)[0].level == "problem"
+
+
+def test_a_clusters_modules_are_named_when_they_bring_cuda_or_python():
+    (found,) = check_modules({"LOADEDMODULES": "slurm/23:cuda/11.8:PyTorch/1.13"})
+    assert found.fix == "module unload cuda/11.8 PyTorch/1.13"
+    assert check_modules({"LOADEDMODULES": "slurm/23:vim/9"}) == []
 
 
 def test_packages_of_another_cuda_than_torchs_are_named():
