@@ -189,6 +189,8 @@ def _copy_image(image: str, root: Path, images: Path) -> str:
         raise UsageError(f"image {source} does not exist") from None
     except OSError as error:
         raise UsageError(f"cannot read image {source}: {error.strerror}") from None
+    except ValueError as error:  # a NUL character in the path
+        raise UsageError(f"cannot read image {image!r}: {error}") from None
     name = f"{hashlib.sha256(content).hexdigest()[:24]}.{check_image(content, source)}"
     (images / name).write_bytes(content)
     return name
@@ -252,7 +254,7 @@ def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
     present = {f"images/{entry.name}" for entry in os.scandir(stored) if not entry.is_symlink()} if own else set()
     problems = []
     for number, (name, images) in enumerate(zip(table["id"], table["images"], strict=True), start=1):
-        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        if not isinstance(images, list) or not all(isinstance(image, str) and "\0" not in image for image in images):
             problems.append(f"row {number} ({name!r}): images: {str(images)[:60]} is not a list of paths")
             continue
         for image in images:
