@@ -25,6 +25,15 @@ class Value(BaseModel):
             raise _explain(cls, error, source) from None
 
     @classmethod
+    def read_text(cls, text: Any, *, source: str) -> Self:
+        """The value in the JSON ``text``; whatever else a stored field may hold is a ``UsageError`` too."""
+        try:
+            data = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{source}: holds no JSON where a {cls.__name__.lower()} is wanted: {error}") from None
+        return cls.read(data, source=source)
+
+    @classmethod
     def make(cls, **fields: Any) -> Self:
         """The value with ``fields``; bad ones are a ``UsageError`` that names them all."""
         try:

@@ -20,6 +20,7 @@ ABOVE = {
     "search": {"evaluate", "train", "cli"},
     "train": {"evaluate", "predict", "measure", "search", "cli"},
     "evaluate": {"predict", "measure", "search", "cli"},
+    "doctor": FOLDERS - {"doctor"},
 }
 
 

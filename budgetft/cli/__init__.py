@@ -44,7 +44,7 @@ def build_app() -> "typer.Typer":
     import typer
 
     from budgetft import __version__
-    from budgetft.cli import data, estimate, evaluate, gpus, models, plan, predict, submit, train
+    from budgetft.cli import data, doctor, estimate, evaluate, gpus, models, plan, predict, submit, train
 
     app = typer.Typer(
         help="Plan and run LoRA fine-tuning of vision-language models inside a memory budget.",
@@ -64,6 +64,7 @@ def build_app() -> "typer.Typer":
     app.command("estimate")(estimate.estimate)
     app.command("gpus")(gpus.gpus)
     app.command("models")(models.models)
+    app.command("doctor")(doctor.doctor)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("submit")(submit.submit)

@@ -1,6 +1,8 @@
 """``budgetft gpus``: the cards that can be planned for, and where each of their figures is from."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
 from budgetft.units import format_gib
 
@@ -25,15 +28,34 @@ _COLUMNS = {
 
 def gpus(
     name: Annotated[str | None, typer.Argument(help="A card, or a TOML file; all cards when left out.")] = None,
+    detect: Annotated[bool, typer.Option("--detect", help="Measure the card at hand and write its profile.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --detect: the profile's file; NAME.toml when left out.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """List the cards that can be planned for, or one card with the source of each figure."""
-    if name is None:
+    if detect:
+        if name is not None:
+            raise UsageError(f"--detect measures the card at hand; leave {name!r} out")
+        _detect(out, json_output)
+    elif out is not None:
+        raise UsageError("--out goes with --detect")
+    elif name is None:
         rows = [describe(load_gpu(known)) for known in gpu_names()]
         _print_json({"gpus": rows}) if json_output else _print_all(rows)
     else:
         row = describe(load_gpu(name))
         _print_json(row) if json_output else _print_one(row)
+
+
+def _detect(out: Path | None, json_output: bool) -> None:
+    from budgetft.measure.detect import detect, profile_of, write_profile
+
+    gpu = profile_of(detect())
+    path = out or Path(f"{gpu.name}.toml")
+    write_profile(gpu.replace(name=path.stem), path)
+    row = describe(load_gpu(str(path)))
+    _print_json(row) if json_output else _print_one(row)
+    print(f"written to {path}; next: budgetft plan --gpu {path}", file=sys.stderr)
 
 
 def describe(gpu: Gpu) -> dict[str, Any]:

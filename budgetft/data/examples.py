@@ -189,6 +189,8 @@ def _copy_image(image: str, root: Path, images: Path) -> str:
         raise UsageError(f"image {source} does not exist") from None
     except OSError as error:
         raise UsageError(f"cannot read image {source}: {error.strerror}") from None
+    except ValueError as error:  # a NUL character in the path
+        raise UsageError(f"cannot read image {image!r}: {error}") from None
     name = f"{hashlib.sha256(content).hexdigest()[:24]}.{check_image(content, source)}"
     (images / name).write_bytes(content)
     return name
@@ -247,14 +249,18 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 
 def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
-    present = {f"images/{entry.name}" for entry in os.scandir(folder / "images")} if (folder / "images").is_dir() else set()
+    root, stored = os.path.realpath(folder), folder / "images"
+    own = stored.is_dir() and not stored.is_symlink()
+    present = {f"images/{entry.name}" for entry in os.scandir(stored) if not entry.is_symlink()} if own else set()
     problems = []
     for number, (name, images) in enumerate(zip(table["id"], table["images"], strict=True), start=1):
+        if not isinstance(images, list) or not all(isinstance(image, str) and "\0" not in image for image in images):
+            problems.append(f"row {number} ({name!r}): images: {str(images)[:60]} is not a list of paths")
+            continue
         for image in images:
             if image in present:
                 continue
-            path = PurePath(image)
-            if path.is_absolute() or ".." in path.parts:
+            if not PurePath(os.path.realpath(folder / image)).is_relative_to(root):  # by its name, or through a link
                 problems.append(f"row {number} ({name!r}): image {image!r} is outside the dataset folder")
             elif not (folder / image).is_file():
                 problems.append(f"row {number} ({name!r}): image {image!r} is missing")

@@ -41,7 +41,7 @@ def load_processor(model: Model) -> "ProcessorMixin":
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(model.weights)
+        processor = AutoProcessor.from_pretrained(model.weights, trust_remote_code=False)
     except Exception as error:  # the loader raises many kinds; all mean the same to the user
         raise BudgetftError(
             f"cannot load the processor of {model.weights!r}: {type(error).__name__}: {str(error)[:200]}",

@@ -1,13 +1,12 @@
 """Every outcome ever paid for, in one append-only SQLite file."""
 
-import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Stack
@@ -44,7 +43,7 @@ class Ledger:
             raise UsageError(f"{path} cannot be used as a ledger: {error}") from None
 
     def append(self, job: Job, outcome: Outcome) -> None:
-        """Record ``outcome``; it is on disk when this returns."""
+        """Record ``outcome``; it is on disk when this returns. Raises ``BudgetftError`` when it cannot be."""
         row = (
             datetime.now(UTC).isoformat(timespec="seconds"),
             job.fingerprint(),
@@ -53,28 +52,43 @@ class Ledger:
             job.model_dump_json(),
             outcome.model_dump_json(),
         )
-        with self._db:
+        with self._refusing("written"), self._db:
             self._db.execute("INSERT INTO outcomes (created, job_key, knobs, stack, job, outcome) VALUES (?,?,?,?,?,?)", row)
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """SQLite's errors (locked, full, read-only, damaged) in our words."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise BudgetftError(
+                f"the ledger {self.path} could not be {what}: {error}",
+                hint="free some disk or end the other process that holds it; or name another with --ledger",
+            ) from None
 
     def find(self, job: Job, knobs: Knobs, stack: Stack | None) -> Outcome | None:
         """The newest outcome of exactly this probe on this stack. Crashes and time-outs are not final: they are tried again."""
         query = "SELECT outcome FROM outcomes WHERE job_key=? AND knobs=? AND stack=? ORDER BY number DESC LIMIT 1"
-        row = self._db.execute(query, (job.fingerprint(), knobs.model_dump_json(), _stack_key(stack))).fetchone()
+        with self._refusing("read"):
+            row = self._db.execute(query, (job.fingerprint(), knobs.model_dump_json(), _stack_key(stack))).fetchone()
         if row is None:
             return None
-        outcome = Outcome.read(json.loads(row[0]), source=str(self.path))
+        outcome = Outcome.read_text(row[0], source=str(self.path))
         return None if outcome.status in ("crash", "timeout") else outcome
 
     def rows(self) -> Iterator[tuple[Job, Outcome]]:
         """Everything, oldest first."""
-        for job, outcome in self._db.execute("SELECT job, outcome FROM outcomes ORDER BY number"):
+        with self._refusing("read"):
+            found = self._db.execute("SELECT job, outcome FROM outcomes ORDER BY number").fetchall()
+        for job, outcome in found:
             yield (
-                Job.read(json.loads(job), source=str(self.path)),
-                Outcome.read(json.loads(outcome), source=str(self.path)),
+                Job.read_text(job, source=str(self.path)),
+                Outcome.read_text(outcome, source=str(self.path)),
             )
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT COUNT(*) FROM outcomes").fetchone()[0])
+        with self._refusing("read"):
+            return int(self._db.execute("SELECT COUNT(*) FROM outcomes").fetchone()[0])
 
     def close(self) -> None:
         with closing(self._db):

@@ -1,6 +1,5 @@
 """The Optuna study of one job: where outcomes become trials."""
 
-import json
 import logging
 from collections.abc import Sequence
 from typing import Literal
@@ -28,11 +27,16 @@ def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
         study = optuna.create_study(
             study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
         )
-    except Exception as error:  # SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that cannot be used
-        raise UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}") from None
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+    except Exception as error:
+        raise _unusable(storage, error) from None
     return study
+
+
+def _unusable(storage: str, error: Exception) -> UsageError:
+    """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
+    return UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}")
 
 
 def make_sampler(
@@ -85,9 +89,12 @@ def tell_refused(study: Study, trial: Trial) -> None:
 
 def told(study: Study) -> list[Outcome]:
     """What the finished trials found, oldest first."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    try:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    except Exception as error:
+        raise _unusable(study.study_name, error) from None
     texts = [trial.user_attrs["outcome"] for trial in trials if "outcome" in trial.user_attrs]
-    return [Outcome.read(json.loads(text), source=f"study {study.study_name}") for text in texts]
+    return [Outcome.read_text(text, source=f"study {study.study_name}") for text in texts]
 
 
 def knobs_of(trial: Trial, like: Knobs, effective_batch: int) -> Knobs:

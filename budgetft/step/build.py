@@ -67,7 +67,11 @@ def model_config(model: Model, layers: int | None = None) -> Any:
     fields = copy.deepcopy(
         {key: value for key, value in model.config.items() if key != "model_type"}
     )  # it keeps and edits them
-    config = AutoConfig.for_model(model.family, **fields)
+    try:
+        config = AutoConfig.for_model(model.family, **fields)
+    except Exception as error:  # each configuration class checks its fields in its own way
+        told = " ".join(str(error).split())[:300]
+        raise UsageError(f"the configuration of {model.name} is not one of {model.family}: {told}") from None
     if layers is not None:
         text = config.get_text_config()
         text.num_hidden_layers = layers

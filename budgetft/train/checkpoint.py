@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -93,7 +93,24 @@ def newest_checkpoint(checkpoints: Path, on_note: Callable[[str], None]) -> tupl
 
 
 def restore_checkpoint(folder: Path, state: State, step: Step) -> None:
-    """Load adapter, optimizer, scaler and random number generators into ``step`` and the process."""
+    """Load adapter, optimizer, scaler and random number generators into ``step`` and the process.
+
+    Raises ``BudgetftError`` when they are not of this step.
+    """
+    try:
+        _restore(folder, state, step)
+    except BudgetftError:
+        raise
+    except Exception as error:  # safetensors, torch and the generators have their own kinds
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BudgetftError(
+            f"the checkpoint {folder} cannot be restored: {(str(error).splitlines() or [''])[0]}",
+            hint="remove it to go on from the one before",
+        ) from None
+
+
+def _restore(folder: Path, state: State, step: Step) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -120,6 +137,8 @@ def _damage(folder: Path, number: int, state: State) -> str | None:
     if state.step != number:
         return f"{STATE} is of step {state.step}"
     for name, expected in state.sha256.items():
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            return f"{STATE} names {name!r}, which is outside it"
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _sha256(folder / name) != expected:
@@ -151,8 +170,11 @@ def _optimizer_tensors(step: Step) -> dict[str, torch.Tensor]:
 def _load_optimizer(step: Step, tensors: dict[str, torch.Tensor]) -> None:
     positions = {name: index for index, name in enumerate(_names(step))}
     states: dict[int, dict[str, Any]] = {}
+    parameters = dict(step.peft_model.named_parameters())
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
+        if parameter not in positions or (tensor.dim() and tensor.shape != parameters[parameter].shape):
+            raise BudgetftError(f"the optimizer's {name!r} {tuple(tensor.shape)} is not of this model")
         states.setdefault(positions[parameter], {})[key] = tensor
     # The groups stay as the contract made them; torch moves each state to where its optimizer wants it.
     step.optimizer.load_state_dict({"state": states, "param_groups": step.optimizer.state_dict()["param_groups"]})

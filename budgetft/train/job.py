@@ -89,9 +89,9 @@ def check_architecture(weights: str, model: Model) -> None:
 
     try:
         found = AutoConfig.from_pretrained(weights, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each configuration class checks its fields in its own way
         raise UsageError(
-            f"cannot read the config of the weights {weights!r}: {str(error).splitlines()[0]}",
+            f"cannot read the config of the weights {weights!r}: {(str(error).splitlines() or [''])[0]}",
             hint="give --weights FOLDER with config.json and *.safetensors",
         ) from None
     planned = model_config(model)

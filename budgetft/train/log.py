@@ -1,6 +1,5 @@
 """``log.jsonl`` of a run: one record a line, appended after every step."""
 
-import json
 import os
 from pathlib import Path
 
@@ -36,12 +35,12 @@ class Log:
 
 
 def _kept(path: Path, finished_steps: int) -> list[Record]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     records = []
     for number, line in enumerate(lines[:finished_steps], start=1):
         try:
-            records.append(Record.read(json.loads(line), source=f"{path}, line {number}"))
-        except (ValueError, UsageError) as error:
+            records.append(Record.read_text(line, source=f"line {number}"))
+        except UsageError as error:
             raise BudgetftError(f"{path}: line {number} cannot be read: {error}") from None
     steps = [record.step for record in records]
     if steps != list(range(1, finished_steps + 1)):

@@ -1,0 +1,174 @@
+"""The driver, the card and the torch build: whether they can work together, and whether the card does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from budgetft.doctor.builds import Build, Capability, carries, choose_build, load_builds, numbers
+from budgetft.doctor.causes import cause_of
+from budgetft.doctor.children import Reply
+from budgetft.doctor.finding import Finding, Kind, Level
+from budgetft.errors import BudgetftError
+from budgetft.gpu import Gpu
+from budgetft.units import format_gib
+
+_DRIVER_FLOORS = {11: "450.80", 12: "525.60", 13: "580.65"}
+"""By CUDA's major version: older drivers load nothing built with it (CUDA release notes, minor-version compatibility)."""
+_SHARED_BYTES = 512 * 2**20
+
+
+def check_driver(facts: Mapping[str, Any], torch_cuda: str | None) -> list[Finding]:
+    """Whether a driver answers, and is new enough for the CUDA of the installed torch; ``facts`` as ``look/driver.py`` says."""
+    if "error" in facts:
+        if facts.get("nodes"):
+            text = f"an NVIDIA driver is there but does not answer: {facts['error']}"
+            fix = "nvidia-smi must work first; after a driver update: restart. In a container: docker run --gpus all"
+            return [Finding(kind="driver", level="problem", text=text, fix=fix)]
+        text = "no NVIDIA driver: plans are predicted here, not probed; training needs a card"
+        return [Finding(kind="driver", level="note", text=text, fix="budgetft doctor --gpu NAME says what a card would need")]
+    driver = facts["driver"]
+    floor = None if torch_cuda is None else _DRIVER_FLOORS.get(int(torch_cuda.split(".")[0]))
+    if floor is not None and numbers(driver) < numbers(floor):
+        text = f"driver {driver} is too old for the installed torch: CUDA {torch_cuda} needs {floor} or newer"
+        return [Finding(kind="driver", level="problem", text=text, fix=_install_for(facts["cards"], driver))]
+    return [Finding(kind="driver", level="ok", text=f"driver {driver}, {len(facts['cards'])} card(s)")]
+
+
+def _install_for(cards: list[dict[str, Any]], driver: str) -> str:
+    try:
+        capability = min(tuple(card["capability"]) for card in cards)
+        return choose_build((capability[0], capability[1]), driver).install_line
+    except (ValueError, BudgetftError) as error:
+        return getattr(error, "hint", None) or "have the driver updated"
+
+
+def check_build(capability: Capability, torch: Mapping[str, Any] | None, driver: str | None, card: str) -> list[Finding]:
+    """Whether the installed torch (as ``look/stack.py`` describes it) has kernels for ``capability``, and what would."""
+    name = f"{card} (compute capability {capability[0]}.{capability[1]})"
+    try:
+        best = choose_build(capability, driver)
+    except BudgetftError as error:
+        return [Finding(kind="build", level="problem", text=f"{name}: {error.message}", fix=error.hint)]
+    if torch is None:
+        return [Finding(kind="build", level="problem", text=f"no torch that loads, for {name}", fix=best.install_line)]
+    has = torch["architectures"]
+    if carries(has, capability):
+        text = f"torch {torch['version']} has kernels for {name}: {' '.join(has)}"
+        return [Finding(kind="build", level="ok", text=text)]
+    held = " ".join(has) or "none: it is a CPU build"
+    text = f"torch {torch['version']} has no kernels for {name}; its own: {held}"
+    return [Finding(kind="build", level="problem", text=text, fix=best.install_line)]
+
+
+def needs_of(gpu: Gpu) -> list[Finding]:
+    """What the card in the profile would need, whether or not it is here: build, driver, precision, kernels."""
+    best = choose_build(gpu.capability)
+    text = f"{gpu.name} needs torch {best.torch} with CUDA {best.cuda} or the like, and driver {best.minimum_driver} or newer"
+    findings = [Finding(kind="build", level="note", text=text, fix=best.install_line)]
+    others = _alternatives(gpu.capability, best)
+    if others:
+        text = f"also has kernels for {gpu.name}: torch {others[0].torch} with CUDA {others[0].cuda}"
+        findings.append(Finding(kind="build", level="note", text=text, fix=others[0].install_line))
+    lacks = {
+        "bf16 (it is emulated in fp32: slow, and no fused attention; use fp16)": gpu.native_bf16,
+        "flash attention (the flash-attn package does not install for it; efficient attention is used)": gpu.flash_attention,
+        "memory-efficient attention": gpu.efficient_attention,
+    }
+    missing = [what for what, has in lacks.items() if not has]
+    if missing:
+        findings.append(Finding(kind="card", level="note", text=f"{gpu.name} lacks {'; '.join(missing)}"))
+    return findings
+
+
+def _alternatives(capability: Capability, best: Build) -> list[Build]:
+    return [build for build in load_builds() if build != best and carries(build.architectures, capability)]
+
+
+def visible_card(facts: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The card that a run would take, as CUDA_VISIBLE_DEVICES has it, and what is odd about the choice."""
+    cards = facts.get("cards", [])
+    if not cards:
+        return None, []
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        if len({tuple(card["capability"]) for card in cards}) > 1:
+            names = ", ".join(f"{card['index']}: {card['name']}" for card in cards)
+            text = f"cards of several kinds ({names}) and no CUDA_VISIBLE_DEVICES: the fastest is taken"
+            fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=N"
+            return cards[0], [Finding(kind="card", level="warning", text=text, fix=fix)]
+        return cards[0], []
+    first = visible.split(",")[0].strip()
+    by_name = [card for card in cards if first in (str(card["index"]), card["uuid"])]
+    if by_name or first.startswith("MIG-"):
+        return (by_name or cards)[0], []
+    text = f"CUDA_VISIBLE_DEVICES={visible!r} names no card here ({len(cards)} present): torch will see none"
+    fix = "unset CUDA_VISIBLE_DEVICES, or ask the scheduler for a card (SLURM: --gres=gpu:1)"
+    return None, [Finding(kind="card", level="problem", text=text, fix=fix)]
+
+
+def check_sharing(card: Mapping[str, Any]) -> list[Finding]:
+    """What else is on the card: other processes, a display, MIG, ECC, exclusive mode."""
+    findings = []
+    processes = card["processes"] or []
+    if processes or card["used_bytes"] > _SHARED_BYTES + card["total_bytes"] // 50:
+        told = ", ".join(f"{each['pid']} ({format_gib(each['bytes'])})" for each in processes) or "not visible from here"
+        text = f"{format_gib(card['used_bytes'])} of {card['name']} are taken; processes: {told}"
+        findings.append(_card("warning", text, "plan for what is left: --budget, or wait until they end"))
+    if card["mig"]:
+        findings.append(_card("warning", "MIG is on: a run gets a slice of the card", "name it in CUDA_VISIBLE_DEVICES"))
+    if card["ecc"] and tuple(card["capability"]) in ((8, 6), (8, 9)):
+        text = "ECC is on and takes memory from this card: it shows less than its data sheet"
+        findings.append(_card("note", text, "plan with what nvidia-smi shows as total"))
+    if card["display"]:
+        findings.append(_card("note", "a display runs on the card and may take memory at any time", "leave it 0.5 GiB"))
+    if card["compute_mode"] == 2:
+        findings.append(_card("problem", "the card's compute mode is 'prohibited'", "sudo nvidia-smi -c 0"))
+    return findings
+
+
+def _card(level: Level, text: str, fix: str | None = None) -> Finding:
+    return Finding(kind="card", level=level, text=text, fix=fix)
+
+
+def check_container(environment: Mapping[str, str], capability: Capability) -> list[Finding]:
+    """Whether the container's CUDA still knows the card: NVIDIA's images of CUDA 13 refuse what is older than Turing."""
+    cuda = environment.get("CUDA_VERSION", "")
+    if environment.get("NVIDIA_VISIBLE_DEVICES") is None or not cuda or capability >= (7, 5) or numbers(cuda) < (13,):
+        return []
+    text = f"this container is built on CUDA {cuda}, which dropped compute capability {capability[0]}.{capability[1]}"
+    return [Finding(kind="build", level="warning", text=text, fix="use an image of CUDA 12.6 or older")]
+
+
+def check_kernels(reply: Reply, triton: Reply | None) -> list[Finding]:
+    """What the card did with small kernels; a kernel that fails is a problem, Triton and bf16 only a warning."""
+    start = next(reply.all("start"), None)
+    if start is None or start["start"] is None:
+        problem = start["problem"] if start else f"torch died ({reply.ended}): {_last(reply.stderr)}"
+        kind, fix = cause_of(problem, "torch")
+        return [Finding(kind=kind if start else "card", level="problem", text=f"CUDA does not start: {problem}", fix=fix)]
+    findings = []
+    for each in reply.all("tried"):
+        if each["problem"] is not None:
+            kind, fix = cause_of(each["problem"], "torch")
+            level: Level = "warning" if each["tried"] == "bfloat16" and not start["native_bf16"] else "problem"
+            known: Kind = "build" if kind == "build" else "card"
+            findings.append(Finding(kind=known, level=level, text=f"{each['tried']}: {each['problem']}", fix=fix))
+    if reply.ended is not None:
+        begun = [each["begin"] for each in reply.all("begin")][-1]
+        findings.append(_card("problem", f"{begun}: the process died ({reply.ended}): {_last(reply.stderr)}"))
+    if triton is not None and (problem := _triton_problem(triton)):
+        text = f"Triton does not work on this card: {problem}; budgetft does without, torch.compile and Liger do not"
+        findings.append(_card("warning", text, "install gcc and the Python headers if they are named; else avoid Triton"))
+    if not start["native_bf16"]:
+        findings.append(_card("note", "bf16 is emulated on this card: slow, no fused attention", "use fp16 (budgetft does)"))
+    if not any(finding.level == "problem" for finding in findings):
+        findings.append(_card("ok", f"{start['start']}: fp32, fp16 and attention kernels run and are right"))
+    return findings
+
+
+def _triton_problem(reply: Reply) -> str | None:
+    tried = next(reply.all("tried"), None)
+    return tried["problem"] if tried else _last(reply.stderr) or reply.ended
+
+
+def _last(stderr: str) -> str:
+    return (stderr.strip().splitlines() or [""])[-1][:300]
