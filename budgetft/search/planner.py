@@ -46,6 +46,8 @@ class Choice:
     baseline: Candidate | None
     runners_up: tuple[Candidate, ...]
     outcomes: tuple[Outcome, ...] = ()
+    predictions: tuple[Estimate, ...] = ()
+    """Of each outcome, without its terms."""
     confirmed: Outcome | None = None
 
 
@@ -248,6 +250,7 @@ class Planner:
             baseline=None if stock is None else _settled(stock, estimates),
             runners_up=tuple(_settled(outcome, estimates) for outcome in others),
             outcomes=tuple(self.outcomes),
+            predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in self.outcomes),
             confirmed=confirmed,
         )
 
