@@ -12,7 +12,7 @@ from budgetft.cli import options
 
 def report(
     source: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, or the folder of a run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write; charts go beside it as PNG.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; charts go beside it as PNG.")] = Path("report.html"),
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     json_output: options.Json = False,
@@ -31,7 +31,8 @@ def report(
     written = write_report(story, out)
     if json_output:
         answers = {answer.question: answer.answer for answer in verdict(story)}
-        print(json.dumps({"headline": headline(story.plan), "verdict": answers, "files": [str(path) for path in written]}, indent=2))
+        result = {"headline": headline(story.plan), "verdict": answers, "files": [str(path) for path in written]}
+        print(json.dumps(result, indent=2))
         return
     print(headline(story.plan))
     for path in written:

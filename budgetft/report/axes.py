@@ -71,7 +71,7 @@ def legend(drawing: Drawing, entries: list[tuple[str, str]], y: float) -> float:
     """Swatches with names, in as many rows as they need; returns where the next thing may start."""
     x = 4.0
     for colour, name in entries:
-        wide = 24 + 6.6 * len(name)
+        wide = 22 + 6.3 * len(name)
         if x > 4 and x + wide > drawing.width:
             x, y = 4.0, y + 18
         drawing.rect(x, y - 9, 11, 11, colour)

@@ -48,7 +48,7 @@ def bytes_chart(story: Story, width: float) -> Drawing | None:
     top = legend(drawing, names, 14) + 26
     highest = max(plan.gpu.budget_bytes, peak, story.predicted.process_peak_bytes)
     axes = Axes(
-        drawing=drawing, left=38, top=top, right=width - 8, bottom=drawing.height - 34,
+        drawing=drawing, left=38, top=top, right=width - 8, bottom=drawing.height - 38,
         x_range=(0, len(moments)), y_range=(0, highest / GIB * 1.04),
     )  # fmt: skip
     axes.grid_y("GiB")
@@ -63,7 +63,7 @@ def bytes_chart(story: Story, width: float) -> Drawing | None:
     drawing.text(axes.right, axes.y(plan.gpu.budget_bytes / GIB) - 5, f"budget {format_gib(plan.gpu.budget_bytes)}",
                  anchor="end", colour="bad", bold=True)  # fmt: skip
     axes.level(peak / GIB, "ink")
-    said = f"process peak {format_gib(peak)} ({plan.estimate.evidence})"
+    said = f"{'process ' if width > 500 else ''}peak {format_gib(peak)} ({plan.estimate.evidence})"
     drawing.text(axes.left + 6, axes.y(peak / GIB) + 14, said, size=11)
     return drawing
 
@@ -84,8 +84,8 @@ def _draw_moments(axes: Axes, story: Story, floor: float, context_bytes: int) ->
     drawing.area([(x, min(y, axes.y(floor))) for x, y in outline], "kept", note="kept for backward")
     for phase, (first, last) in starts.items():
         left, right = axes.x(first), axes.x(last)
-        if phase == "forward" or right - left > 6.5 * len(phase):
-            drawing.text((left + right) / 2, axes.bottom + 17, phase, anchor="middle", colour="soft", size=11)
+        below = 17 if right - left > 7 * len(phase) else 31
+        drawing.text((left + right) / 2, axes.bottom + below, phase, anchor="middle", colour="soft", size=11)
         drawing.line([(left, axes.bottom), (left, axes.bottom + 5)], "soft")
 
 
@@ -242,7 +242,8 @@ def training_chart(story: Story, width: float) -> Drawing | None:
     if len(story.records) < 2:
         return None
     drawing = Drawing(width, 3 * 190 + 20, "Loss, speed and memory over the steps of the run")
-    steps = (story.records[0].step, story.records[-1].step)
+    first = story.records[0].step
+    steps = (first, max(first + 1, story.records[-1].step))
     budget = story.plan.gpu.budget_bytes / GIB
     curves: list[tuple[str, Callable[[Record], float | None], str, float | None]] = [
         ("loss", lambda record: record.loss, "probe", None),
@@ -254,7 +255,7 @@ def training_chart(story: Story, width: float) -> Drawing | None:
         if not points:
             continue
         values = [v for _, low, _, high in points for v in (low, high)]
-        low, high = min(values), max([*values, *([limit] if limit else [])])
+        low, high = min(values), max(*values, limit or 0.0)
         axes = Axes(
             drawing=drawing, left=44, top=190 * number + 26, right=width - 12, bottom=190 * number + 166,
             x_range=steps, y_range=padded(0 if limit else min(0, low), high),

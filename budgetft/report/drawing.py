@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,15 @@ class Drawing:
         self.area([(x - 7, y - 7), (x + 7, y - 7), (x + 7, y + 7), (x - 7, y + 7)], colour, note=note, opacity=0)
 
     def text(
-        self, x: float, y: float, text: str, *, anchor: Anchor = "start", colour: str = "ink", size: float = 12, bold: bool = False
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        anchor: Anchor = "start",
+        colour: str = "ink",
+        size: float = 12,
+        bold: bool = False,
     ) -> None:
         mark = {"at": (x, y), "text": text, "anchor": anchor, "colour": colour, "size": size, "bold": bold}
         self._marks.append(("text", mark, ""))
@@ -124,7 +133,7 @@ def _png_line(draw: Any, mark: dict[str, Any]) -> None:
     if not mark["dashed"]:
         draw.line(points, fill=COLOURS[mark["colour"]], width=width, joint="curve")
         return
-    for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+    for (x1, y1), (x2, y2) in pairwise(points):
         length = max(abs(x2 - x1), abs(y2 - y1))
         for start in range(0, int(length), 10 * SCALE):
             a, b = start / length, min(1.0, (start + 6 * SCALE) / length)

@@ -74,7 +74,7 @@ def gather(path: Path, *, ledger: Path, on_trace: Callable[[str], None] = lambda
         estimator = _estimator(plan, on_trace)
         key, layers, predicted = estimator.job.fingerprint(), estimator.job.model.layers, estimator.estimate(plan.knobs)
         moments = _moments(plan, estimator)
-        timeline_note = "Traced: what the step allocates, in order. The trace is a prediction; the peaks beside it say what they are."
+        timeline_note = "What the step allocates, in order, by its trace: a prediction. The peaks beside it say what they are."
         if outcomes and not predictions:
             predictions = [estimator.estimate(outcome.knobs) for outcome in outcomes]
             prediction_note = (

@@ -14,10 +14,12 @@ from budgetft.report.charts import best_before, short
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
 from budgetft.report.verdict import headline, verdict
-from budgetft.units import format_gib
+from budgetft.units import GIB, format_gib
 
 WIDE, NARROW = 800, 340
 """Widths that charts are drawn for: a page, and a phone."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What the page may load and run: nothing."""
 FIGURES: dict[str, Callable[[Story, float], Drawing | None]] = {
     "bytes": charts.bytes_chart,
     "probes": charts.probes_chart,
@@ -61,7 +63,7 @@ def html_page(story: Story) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{escape(title)}: memory plan</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f'<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n<p class="lead">'
         f"{escape(headline(plan))}</p></header>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
@@ -83,20 +85,20 @@ def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
 def _figure(draw: Callable[[float], Drawing | None]) -> str:
     """A chart twice, for a page and for a phone; the style shows one of them."""
     drawings = (draw(WIDE), draw(NARROW))
-    return "<figure>" + "".join(d.svg(class_name=c) for d, c in zip(drawings, ("wide", "narrow"), strict=True) if d) + "</figure>"
+    drawn = "".join(d.svg(class_name=name) for d, name in zip(drawings, ("wide", "narrow"), strict=True) if d)
+    return f"<figure>{drawn}</figure>" if drawn else ""
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Cells are HTML already; on a phone each row becomes a block, and each cell tells its column."""
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), blocks: bool = False) -> str:
+    """Cells are HTML already. With ``blocks``, on a phone each row becomes a block, and each cell tells its column."""
     kinds = [' class="number"' if column in numbers else "" for column in range(len(names))]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td{kind} data-name="{escape(name)}">{cell}</td>' for name, kind, cell in zip(names, kinds, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(names, kinds, strict=True))
+    body = ""
+    for row in rows:
+        cells = zip(names, kinds, row, strict=True)
+        body += "<tr>" + "".join(f'<td{kind} data-name="{escape(name)}">{cell}</td>' for name, kind, cell in cells) + "</tr>"
+    kind = ' class="blocks"' if blocks else ""
+    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _bytes(story: Story) -> str:
@@ -104,13 +106,9 @@ def _bytes(story: Story) -> str:
     parts = [_note(story.timeline_note)]
     if story.moments:
         parts.append(_figure(lambda width: charts.bytes_chart(story, width)))
-        steps = f"{plan.knobs.grad_accum} times" if plan.knobs.grad_accum > 1 else "once"
-        parts.append(
-            _note(
-                f"One micro-batch of {plan.knobs.micro_batch} from left to right, run {steps} per step; the distance between the"
-                " tensors and the process peak is the caching allocator's."
-            )
-        )
+        times = f"{plan.knobs.grad_accum} times" if plan.knobs.grad_accum > 1 else "once"
+        reading = f"One micro-batch of {plan.knobs.micro_batch} examples from left to right, run {times} per step."
+        parts.append(_note(f"{reading} What lies between the tensors and the process peak is the caching allocator's."))
     columns = {f"{plan.estimate.evidence}, GiB": plan.estimate}
     if story.predicted is not None and plan.estimate.evidence != "predicted":
         columns["predicted, GiB"] = story.predicted
@@ -119,7 +117,7 @@ def _bytes(story: Story) -> str:
         [escape(name), *(_gib_of(estimate, name) for estimate in columns.values())]
         for name in sorted(names, key=lambda name: -_bytes_of(plan.estimate, name))
     ]
-    total = ["<b>process peak</b>", *(f"{e.process_peak_bytes / 2**30:.2f}" for e in columns.values())]
+    total = ["<b>process peak</b>", *(f"{e.process_peak_bytes / GIB:.2f}" for e in columns.values())]
     return "".join(parts) + _table(["at the peak", *columns], [*rows, total], numbers=range(1, 1 + len(columns)))
 
 
@@ -128,7 +126,7 @@ def _bytes_of(estimate: Estimate, name: str) -> int:
 
 
 def _gib_of(estimate: Estimate, name: str) -> str:
-    return f"{_bytes_of(estimate, name) / 2**30:.2f}" if any(term.name == name for term in estimate.terms) else "-"
+    return f"{_bytes_of(estimate, name) / GIB:.2f}" if any(term.name == name for term in estimate.terms) else "-"
 
 
 def _probes(story: Story) -> str:
@@ -151,11 +149,11 @@ def _taught(story: Story) -> str:
         )
     names = ["#", "knobs changed", "process peak, GiB", "samples/s", "ended", "taught"]
     earlier = [
-        [escape(short(o.knobs)), f"{o.process_peak_bytes / 2**30:.2f}" if o.process_peak_bytes else "-", escape(o.status)]
+        [escape(short(o.knobs)), f"{o.process_peak_bytes / GIB:.2f}" if o.process_peak_bytes else "-", escape(o.status)]
         for o in story.earlier
     ]
-    more = _table(["earlier probes of this job", "process peak, GiB", "ended"], earlier) if earlier else ""
-    return _table(names, rows) + _note(story.ledger_note) + more
+    more = _table(["earlier probes of this job", "process peak, GiB", "ended"], earlier, numbers=(1,)) if earlier else ""
+    return _table(names, rows, blocks=True) + _note(story.ledger_note) + more
 
 
 def _changed(knobs: Knobs, before: Knobs) -> str:
@@ -164,15 +162,19 @@ def _changed(knobs: Knobs, before: Knobs) -> str:
 
 
 def _pair(probe: Probe) -> str:
-    said = f"{probe.prediction.process_peak_bytes / 2**30:.2f} predicted" if probe.prediction else "no prediction"
-    found = probe.outcome.process_peak_bytes
-    return f"{said}, {f'{found / 2**30:.2f}' if found else 'unknown'} {probe.outcome.evidence}"
+    said, found = probe.prediction, probe.outcome.process_peak_bytes
+    return _both(said and said.process_peak_bytes / GIB, found and found / GIB, probe.outcome.evidence)
 
 
 def _speeds(probe: Probe) -> str:
-    said = probe.prediction.samples_per_second if probe.prediction else None
-    found = probe.outcome.samples_per_second
-    return f"{'-' if said is None else f'{said:.2f}'} predicted, {'-' if found is None else f'{found:.2f}'} {probe.outcome.evidence}"
+    said = probe.prediction
+    return _both(said and said.samples_per_second, probe.outcome.samples_per_second, probe.outcome.evidence)
+
+
+def _both(predicted: float | None, found: float | None, evidence: str) -> str:
+    cells = [(predicted, "predicted"), (found, evidence)]
+    lines = [f"no {word} figure" if value is None else f"{value:.2f} {word}" for value, word in cells]
+    return f'<span class="pair">{escape(lines[0])}<br>{escape(lines[1])}</span>'
 
 
 def lesson(story: Story, index: int) -> str:
@@ -249,8 +251,9 @@ def _rate(estimate: Estimate) -> str:
 
 def _training(story: Story) -> str:
     if len(story.records) < 2:
-        text = story.run_note or "This is the report of a plan; the report of a run (budgetft report RUN) shows its curves here."
-        return _note(text)
+        return _note(
+            story.run_note or "This is the report of a plan; that of a run (budgetft report RUN) shows its curves here."
+        )
     done = story.summary
     parts = [_figure(lambda width: charts.training_chart(story, width)), _note(story.run_note)]
     skipped = sum(not record.finite for record in story.records)
@@ -272,12 +275,13 @@ def _setup(story: Story) -> str:
     images = ", ".join(f"{width}x{height}" for width, height in shape.images[:4]) + (", ..." if len(shape.images) > 4 else "")
     contract = plan.contract
     counted = "" if plan.workload.examples is None else f", {plan.workload.examples} examples"
-    layers = "" if story.layers is None else f" of {story.layers}"
+    layers = "" if story.layers is None else f"; the model has {story.layers} layers"
     facts = [
-        ("plan", f"{short(plan.knobs)}{layers}, {plan.knobs.grad_accum} micro-batches per step"),
+        ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
          f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
-        ("worst example", f"{len(shape.images)} images ({images}), {shape.text_tokens} text tokens, {shape.supervised_tokens} supervised"),
+        ("worst example", f"{len(shape.images)} images ({images}), {shape.text_tokens} text tokens,"
+         f" {shape.supervised_tokens} supervised"),
         ("data", (Path(plan.data).name if plan.data else "a shape that was typed in") + counted),
         ("evidence", f"{plan.evidence.kind}: {plan.evidence.statement}"),
         ("made with", ", ".join(f"{name} {value}" for name, value in plan.environment.items())),

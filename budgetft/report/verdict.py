@@ -48,9 +48,9 @@ def _fits(story: Story) -> str:
     if estimate.evidence == "predicted":
         text = f"By prediction, yes: the process is computed to need {room}. No {plan.gpu.name} took part."
     else:
-        where = f"on a {plan.gpu.name}" if estimate.evidence == "measured" else f"on a card that stood in for the {plan.gpu.name}"
+        where = "on a" if estimate.evidence == "measured" else "on a card that stood in for the"
         again = "confirmed in a fresh process" if plan.evidence.confirmed is not None else "not confirmed in a fresh process"
-        text = f"Yes, {where}: the worst batch made the process hold {room} ({estimate.evidence}, {again})."
+        text = f"Yes, {where} {plan.gpu.name}: the worst batch made the process hold {room} ({estimate.evidence}, {again})."
     return f"{text} {_run_peak(story)}".strip()
 
 
@@ -58,7 +58,7 @@ def _run_peak(story: Story) -> str:
     if not story.records:
         return ""
     peak, budget = max(record.process_peak_bytes for record in story.records), story.plan.gpu.budget_bytes
-    kind = story.summary.evidence if story.summary else "unfinished"
+    kind = story.summary.evidence if story.summary else "not finished; its evidence is written at the end"
     side = f"inside its budget of {format_gib(budget)}" if peak <= budget else f"OVER its budget of {format_gib(budget)}"
     return f"The run peaked at {format_gib(peak)} in {len(story.records)} steps, {side} ({kind})."
 
@@ -79,7 +79,8 @@ def _speed(plan: Plan) -> str:
     ratio = estimate.samples_per_second / baseline.estimate.samples_per_second
     return (
         f"{text}. The stock recipe at its best micro-batch ({baseline.knobs.micro_batch}) does"
-        f" {baseline.estimate.samples_per_second:.2f} samples/s ({baseline.estimate.evidence}): the plan is {ratio:.2f} times as fast."
+        f" {baseline.estimate.samples_per_second:.2f} samples/s ({baseline.estimate.evidence}):"
+        f" the plan is {ratio:.2f} times as fast."
     )
 
 
@@ -101,44 +102,61 @@ def _measured(story: Story) -> str:
 
 def _sure(story: Story) -> str:
     errors = [abs(residual) for probe in story.probes if (residual := probe.peak_residual) is not None]
-    budget, peak = story.plan.gpu.budget_bytes, story.plan.estimate.process_peak_bytes
+    room = _room(story.plan)
     if not story.plan.evidence.outcomes:
         return (
             f"As sure as the prediction: {story.plan.evidence.statement}."
-            f" The peak may be {budget / peak - 1:.1%} higher than predicted before the budget is reached."
+            f" The peak may be {room} higher than predicted before the budget is reached."
         )
-    text = f"The peak may grow by {budget / peak - 1:.1%} before the budget is reached, and training stops at the budget."
+    text = f"The peak may grow by {room} before the budget is reached, and training stops at the budget."
     if errors:
         text = (
             f"Predicted process peaks of the {len(errors)} probes that ended well were off by {fmean(errors):.1%} on average,"
             f" {max(errors):.1%} at worst. {text}"
         )
+    text += _repeated(story.plan)
     if story.plan.evidence.kind == "emulated":
         text += f" Bytes carry over to the {story.plan.gpu.name} better than seconds; its best setting may differ."
     return text
 
 
+def _room(plan: Plan) -> str:
+    share = plan.gpu.budget_bytes / max(1, plan.estimate.process_peak_bytes) - 1
+    return f"{share:.1%}" if share < 1 else f"{share:.0f} times its size"
+
+
+def _repeated(plan: Plan) -> str:
+    """How far apart the speeds of the plan's setting are, when it was timed more than once."""
+    timed = [o.samples_per_second for o in plan.evidence.outcomes if o.knobs == plan.knobs and o.samples_per_second]
+    if len(timed) < 2:
+        return ""
+    low, high = min(timed), max(timed)
+    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({plan.evidence.kind})."
+
+
 def _more(plan: Plan) -> str:
     contract = plan.contract
     kept = (
-        f"Nothing was given up: images up to {contract.max_pixels} pixels, {contract.max_length} tokens, rank {contract.rank} and"
-        f" effective batch {contract.effective_batch} are as asked."
+        f"Nothing was given up: images up to {contract.max_pixels} pixels, {contract.max_length} tokens, rank {contract.rank}"
+        f" and effective batch {contract.effective_batch} are as asked."
     )
     priced = [_priced(row, plan) for row in plan.price_list if row.value != str(getattr(contract, row.axis, None))]
     if priced:
         return f"{kept} " + " ".join(priced)
     faster = [c for c in plan.runners_up if (c.estimate.samples_per_second or 0) > 0]
     near = f" The next best setting ({short(faster[0].knobs)}) is slower or needs more." if faster else ""
+    pixels = f"{max(784, contract.max_pixels // 4)}..{contract.max_pixels}"
     return (
         f"{kept}{near} No range was asked for, so no price is known: plan again with, for example,"
-        f" --rank {contract.rank}..{4 * contract.rank} or --max-pixels {max(784, contract.max_pixels // 4)}..{contract.max_pixels}."
+        f" --rank {contract.rank}..{4 * contract.rank} or --max-pixels {pixels}."
     )
 
 
 def _priced(row: PriceRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"{row.axis} {row.value} does not fit ({row.evidence})."
-    text = f"{row.axis} {row.value}: {row.samples_per_second:.2f} samples/s, {format_gib(row.process_peak_bytes)} ({row.evidence})."
+    needs = f"{row.samples_per_second:.2f} samples/s, {format_gib(row.process_peak_bytes)}"
+    text = f"{row.axis} {row.value}: {needs} ({row.evidence})."
     floor = next((r for r in plan.price_list if r.axis == row.axis), row)
     if floor.samples_per_second and floor.evidence == row.evidence:
         text = text.removesuffix(".") + f", {row.samples_per_second / floor.samples_per_second - 1:+.0%} against the plan."
