@@ -14,7 +14,7 @@ def report(
     source: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, or the folder of a run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; charts go beside it as PNG.")] = Path("report.html"),
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
     """Write one self-contained HTML page: will it fit, how fast, what was measured, where the bytes go, what was tried."""

@@ -221,8 +221,8 @@ def _frontier(story: Story) -> str:
         parts.append(_figure(lambda width, priced=priced: charts.price_chart(priced, width)))
     if not rows:
         parts.append(_note("No range was asked for (--rank LOW..HIGH, --max-pixels LOW..HIGH), so there is no price list."))
-    elif len({row.evidence for row in rows}) > 1:
-        parts.append(_note("The first row is what was probed, the others are predicted: compare them with care."))
+    elif story.probes:
+        parts.append(_note("The first bar of each is what was probed, the others are predicted: compare them with care."))
     return "".join(parts)
 
 

@@ -158,6 +158,6 @@ def _priced(row: PriceRow, plan: Plan) -> str:
     needs = f"{row.samples_per_second:.2f} samples/s, {format_gib(row.process_peak_bytes)}"
     text = f"{row.axis} {row.value}: {needs} ({row.evidence})."
     floor = next((r for r in plan.price_list if r.axis == row.axis), row)
-    if floor.samples_per_second and floor.evidence == row.evidence:
+    if floor.samples_per_second and not plan.evidence.outcomes:
         text = text.removesuffix(".") + f", {row.samples_per_second / floor.samples_per_second - 1:+.0%} against the plan."
     return text

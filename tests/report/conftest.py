@@ -1,4 +1,4 @@
-"""Plans with probes made by hand, and a browser where there is one."""
+"""A real plan with its laws, the same as if it had been predicted or measured, and a browser where there is one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_browser
 
+from budgetft.measure.job import Job
 from budgetft.outcome import Outcome
-from budgetft.plan import Plan, read_plan
+from budgetft.plan import Plan, load_planned_model, read_plan
+from budgetft.predict.estimator import Estimator
+from budgetft.predict.law import Law
+from budgetft.predict.store import keep_law, law_key
 from budgetft.report.gather import Story, gather
+from budgetft.value import read_json
 
 SPINE = Path(__file__).parents[2] / "reports" / "spine"
 
@@ -27,6 +32,32 @@ def browser() -> Iterator[Browser]:
 def plan() -> Plan:
     """A real one: seven emulated probes of the 3B model at 448x448."""
     return read_plan(SPINE / "plan-448.json")
+
+
+@pytest.fixture(scope="session")
+def _laws(plan, tmp_path_factory) -> Path:
+    """A cache with laws of the plan and of its baseline as they were once traced: a page needs no newer ones."""
+    cache = tmp_path_factory.mktemp("cache")
+    job = Job(
+        gpu=plan.gpu.profile,
+        budget_bytes=plan.gpu.budget_bytes,
+        model=load_planned_model(plan),
+        contract=plan.contract,
+        workload=plan.workload,
+        evidence=plan.evidence.kind,
+    )
+    estimator = Estimator(job)
+    for name, knobs in (("plan", plan.knobs), ("stock", plan.baseline.knobs)):
+        path, combination = Path(__file__).with_name(f"law-{name}.json"), estimator.combination(knobs)
+        shape, layouts = plan.workload.worst[0], estimator.layouts(combination)
+        key = law_key(job.model, plan.contract, combination, shape, job.gpu, layouts)
+        keep_law(key, Law.read(read_json(path), source=str(path)), cache / "laws")
+    return cache
+
+
+@pytest.fixture(autouse=True)
+def _traced_before(_laws, monkeypatch):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(_laws))
 
 
 @pytest.fixture

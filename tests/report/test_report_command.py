@@ -21,7 +21,7 @@ def test_the_command_writes_the_page_and_says_the_verdict(tmp_path, capsys):
 
 def test_json_holds_the_verdict_and_the_files(tmp_path, capsys):
     plan = tmp_path / "plan.json"
-    shutil.copy(SPINE / "plan-1288.json", plan)
+    shutil.copy(SPINE / "plan-448.json", plan)
     assert main(["report", str(plan), "--out", str(tmp_path / "r.html"), "--json", "--quiet"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said) == {"headline", "verdict", "files"}
