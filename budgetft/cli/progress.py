@@ -79,10 +79,10 @@ class ProbeLines:
     def _change(self, knobs: Knobs) -> str:
         if self._before is None:
             return describe(knobs)
-        changes = {name: value for name, value in differences(knobs, self._before).items() if name != "grad_accum"}
-        return (
-            ", ".join(f"{name} {getattr(self._before, name)} to {value}" for name, value in changes.items()) or "the same again"
-        )
+        before = self._before
+        changes = {name: value for name, value in differences(knobs, before).items() if name != "grad_accum"}
+        told = ", ".join(f"{name} {getattr(before, name)} to {value}" for name, value in changes.items())
+        return told or "the same again, in a fresh process"
 
     def _learn(self, event: Event, outcome: Outcome) -> None:
         self._before = outcome.knobs
