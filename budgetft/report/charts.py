@@ -46,10 +46,11 @@ def bytes_chart(story: Story, width: float) -> Drawing | None:
     static = [name for name in ("context", "weights", "adapter", "inputs") if sizes.get(name)]
     names = [(name, GROUPS[name][0]) for name in (*static, "kept", "temporary")]
     top = legend(drawing, names, 14) + 26
-    highest = max(plan.gpu.budget_bytes, peak, story.predicted.process_peak_bytes)
+    budget, highest = plan.gpu.budget_bytes, max(peak, story.predicted.process_peak_bytes)
+    near = budget < 4 * highest
     axes = Axes(
         drawing=drawing, left=38, top=top, right=width - 8, bottom=drawing.height - 38,
-        x_range=(0, len(moments)), y_range=(0, highest / GIB * 1.04),
+        x_range=(0, len(moments)), y_range=(0, (max(budget, highest) if near else highest * 1.15) / GIB * 1.04),
     )  # fmt: skip
     axes.grid_y("GiB")
     floor = 0.0
@@ -59,9 +60,11 @@ def bytes_chart(story: Story, width: float) -> Drawing | None:
                      note=f"{title}: {format_gib(sizes[name])}")  # fmt: skip
         floor += size
     _draw_moments(axes, story, floor, sizes.get("context", 0))
-    axes.level(plan.gpu.budget_bytes / GIB, "bad")
-    drawing.text(axes.right, axes.y(plan.gpu.budget_bytes / GIB) - 5, f"budget {format_gib(plan.gpu.budget_bytes)}",
-                 anchor="end", colour="bad", bold=True)  # fmt: skip
+    if near:
+        axes.level(budget / GIB, "bad")
+    above = axes.y(budget / GIB) - 5 if near else axes.top + 4
+    said = f"budget {format_gib(budget)}{'' if near else ': far above'}"
+    drawing.text(axes.right, above, said, anchor="end", colour="bad", bold=True)
     axes.level(peak / GIB, "ink")
     said = f"{'process ' if width > 500 else ''}peak {format_gib(peak)} ({plan.estimate.evidence})"
     drawing.text(axes.left + 6, axes.y(peak / GIB) + 14, said, size=11)
@@ -124,7 +127,7 @@ def _peaks(probe: Probe) -> tuple[int | None, int | None]:
 def _draw_probe(axes: Axes, probe: Probe, y: float) -> None:
     said, found = _peaks(probe)
     drawing, outcome = axes.drawing, probe.outcome
-    note = f"{short(outcome.knobs)}: predicted {format_gib(said)}, {outcome.evidence} {format_gib(found)}"
+    note = f"{short(outcome.knobs)}: predicted {format_gib(said)}, {probe.source} {format_gib(found)}"
     if said and found:
         drawing.line([(axes.x(said / GIB), y), (axes.x(found / GIB), y)], "soft", width=1.5)
     if said:

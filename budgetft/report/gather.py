@@ -26,6 +26,11 @@ class Probe:
     prediction: Estimate | None
 
     @property
+    def source(self) -> str:
+        """Where the outcome is from; a real step on the CPU's byte meter counts as predicted for the card, but was run."""
+        return "on the CPU" if self.outcome.evidence == "predicted" else self.outcome.evidence
+
+    @property
     def peak_residual(self) -> float | None:
         """Measured process peak over the predicted one, less one; None where either is unknown or the probe was cut short."""
         peak = self.outcome.process_peak_bytes

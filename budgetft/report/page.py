@@ -163,16 +163,16 @@ def _changed(knobs: Knobs, before: Knobs) -> str:
 
 def _pair(probe: Probe) -> str:
     said, found = probe.prediction, probe.outcome.process_peak_bytes
-    return _both(said and said.process_peak_bytes / GIB, found and found / GIB, probe.outcome.evidence)
+    return _both(said and said.process_peak_bytes / GIB, found and found / GIB, probe.source)
 
 
 def _speeds(probe: Probe) -> str:
     said = probe.prediction
-    return _both(said and said.samples_per_second, probe.outcome.samples_per_second, probe.outcome.evidence)
+    return _both(said and said.samples_per_second, probe.outcome.samples_per_second, probe.source)
 
 
-def _both(predicted: float | None, found: float | None, evidence: str) -> str:
-    cells = [(predicted, "predicted"), (found, evidence)]
+def _both(predicted: float | None, found: float | None, source: str) -> str:
+    cells = [(predicted, "predicted"), (found, source)]
     lines = [f"no {word} figure" if value is None else f"{value:.2f} {word}" for value, word in cells]
     return f'<span class="pair">{escape(lines[0])}<br>{escape(lines[1])}</span>'
 

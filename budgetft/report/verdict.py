@@ -70,7 +70,9 @@ def _speed(plan: Plan) -> str:
     text = f"{estimate.samples_per_second:.2f} samples/s ({estimate.evidence})"
     if estimate.evidence == "emulated":
         text += f"; that is the speed of {plan.environment.get('card', 'another card')}, not of a {plan.gpu.name}"
-    if estimate.evidence == "predicted":
+    if estimate.evidence == "predicted" and plan.evidence.outcomes:
+        text += f"; it was timed on a CPU and says nothing of the speed of a {plan.gpu.name}"
+    elif estimate.evidence == "predicted":
         text += "; a predicted speed ranks settings, it is no promise"
     if baseline is None:
         return text + ". The stock recipe does not fit at any micro-batch."
@@ -131,7 +133,8 @@ def _repeated(plan: Plan) -> str:
     if len(timed) < 2:
         return ""
     low, high = min(timed), max(timed)
-    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({plan.evidence.kind})."
+    where = "on the CPU" if plan.evidence.kind == "predicted" else plan.evidence.kind
+    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({where})."
 
 
 def _more(plan: Plan) -> str:

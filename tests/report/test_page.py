@@ -9,7 +9,7 @@ import pytest
 
 from budgetft.knobs import Knobs
 from budgetft.outcome import Outcome
-from budgetft.report.charts import thinned
+from budgetft.report.charts import bytes_chart, thinned
 from budgetft.report.gather import gather
 from budgetft.report.page import html_page, lesson, write_report
 from budgetft.train.record import Record
@@ -69,6 +69,20 @@ def test_a_predicted_plan_has_every_section_too(unprobed, tell):
     assert [attributes["id"] for tag, attributes in Tags(page).found if tag == "section"] == SECTIONS
     assert "Nothing was probed: every number here is predicted" in page
     assert "The stock recipe does not fit at any micro-batch" in page
+
+
+def test_a_budget_far_above_the_peak_does_not_flatten_the_chart(plan, tell):
+    story = tell(plan)
+    near = bytes_chart(story, 800).svg()
+    far = bytes_chart(tell(plan.replace(gpu=plan.gpu.replace(budget_bytes=80 * GIB))), 800).svg()
+    assert "budget 14.00 GiB<" in near
+    assert "budget 80.00 GiB: far above<" in far
+
+    def tallest(svg: str) -> float:
+        shapes = re.findall(r'points="([^"]+)" fill="var\(--temporary', svg)
+        return min(float(y) for points in shapes for y in re.findall(r",([\d.]+)", points))
+
+    assert tallest(far) < 120
 
 
 def test_hostile_names_stay_text(plan, tell):

@@ -39,6 +39,19 @@ def test_a_measured_plan_says_measured_and_nothing_less(on_the_card, tell):
     assert "stood in" not in " ".join(said.values())
 
 
+def test_probes_on_a_cpu_are_told_as_run_but_never_as_the_card(plan, tell):
+    outcomes = tuple(outcome.replace(evidence="predicted") for outcome in plan.evidence.outcomes)
+    proof = plan.evidence.replace(
+        kind="predicted", outcomes=outcomes, confirmed=outcomes[-1], statement="real steps on the CPU"
+    )
+    story = tell(plan.replace(evidence=proof, estimate=plan.estimate.replace(evidence="predicted"), baseline=None))
+    said = answers(story)
+    assert said["Will it fit?"].startswith("By prediction, yes")
+    assert "timed on a CPU and says nothing of the speed of a v100-16g" in said["How fast?"]
+    assert {probe.source for probe in story.probes} == {"on the CPU"}
+    assert "samples/s (on the CPU)" in said["How sure is it?"]
+
+
 def test_the_spread_of_repeated_timings_is_told(plan, tell):
     said = answers(tell(plan))["How sure is it?"]
     assert "Timed 2 times, the plan's setting ran at 23.28 to 23.39 samples/s (emulated)" in said
