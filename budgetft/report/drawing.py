@@ -37,14 +37,15 @@ class Drawing:
         self.width, self.height, self.title = width, height, title
         self._marks: list[tuple[str, dict[str, Any], str]] = []
 
-    def area(self, points: Sequence[Point], colour: str, *, note: str = "", opacity: float = 1.0) -> None:
-        self._marks.append(("area", {"points": list(points), "colour": colour, "opacity": opacity}, note))
+    def area(self, points: Sequence[Point], colour: str, *, note: str = "", opacity: float = 1.0, crisp: bool = False) -> None:
+        """A filled polygon; ``crisp`` leaves no seam between neighbours that share an upright edge."""
+        self._marks.append(("area", {"points": list(points), "colour": colour, "opacity": opacity, "crisp": crisp}, note))
 
     def line(self, points: Sequence[Point], colour: str, *, width: float = 1.0, dashed: bool = False) -> None:
         self._marks.append(("line", {"points": list(points), "colour": colour, "width": width, "dashed": dashed}, ""))
 
     def rect(self, x: float, y: float, width: float, height: float, colour: str, *, note: str = "") -> None:
-        self.area([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour, note=note)
+        self.area([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour, note=note, crisp=True)
 
     def dot(self, x: float, y: float, colour: str, *, radius: float = 4.5, hollow: bool = False, note: str = "") -> None:
         self._marks.append(("dot", {"at": (x, y), "colour": colour, "radius": radius, "hollow": hollow}, note))
@@ -109,7 +110,8 @@ def _svg_mark(kind: str, mark: dict[str, Any], note: str) -> str:
     points = " ".join(f"{_n(x)},{_n(y)}" for x, y in mark["points"])
     if kind == "area":
         opacity = "" if mark["opacity"] == 1 else f' opacity="{mark["opacity"]}"'
-        return f'<polygon points="{points}" fill="{colour}"{opacity}>{hover}</polygon>'
+        edges = ' shape-rendering="crispEdges"' if mark["crisp"] else ""
+        return f'<polygon points="{points}" fill="{colour}"{opacity}{edges}>{hover}</polygon>'
     dash = ' stroke-dasharray="6 4"' if mark["dashed"] else ""
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{_n(mark["width"])}"{dash}/>'
 

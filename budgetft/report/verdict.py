@@ -112,9 +112,10 @@ def _sure(story: Story) -> str:
         )
     text = f"The peak may grow by {room} before the budget is reached, and training stops at the budget."
     if errors:
+        when = "before them" if story.plan.evidence.predictions else "again now, after them"
         text = (
-            f"Predicted process peaks of the {len(errors)} probes that ended well were off by {fmean(errors):.1%} on average,"
-            f" {max(errors):.1%} at worst. {text}"
+            f"Process peaks of the {len(errors)} probes that ended well, predicted {when}, were off by {fmean(errors):.1%}"
+            f" on average, {max(errors):.1%} at worst. {text}"
         )
     text += _repeated(story.plan)
     if story.plan.evidence.kind == "emulated":

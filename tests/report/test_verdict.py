@@ -55,6 +55,7 @@ def test_probes_on_a_cpu_are_told_as_run_but_never_as_the_card(plan, tell):
 def test_the_spread_of_repeated_timings_is_told(plan, tell):
     said = answers(tell(plan))["How sure is it?"]
     assert "Timed 2 times, the plan's setting ran at 23.28 to 23.39 samples/s (emulated)" in said
+    assert "predicted again now, after them, were off by" in said
     assert "The peak may grow by 2.6% before the budget is reached" in said
 
 
