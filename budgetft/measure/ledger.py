@@ -105,7 +105,7 @@ def outcomes_of(path: Path, job_key: str) -> list[Outcome]:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
             rows = db.execute("SELECT outcome FROM outcomes WHERE job_key=? ORDER BY number", (job_key,)).fetchall()
-        return [Outcome.read(json.loads(text), source=str(path)) for (text,) in rows]
+        return [Outcome.read_text(text, source=str(path)) for (text,) in rows]
     except (sqlite3.Error, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a ledger: {error}") from None
 

@@ -1,6 +1,5 @@
 """What a report tells, collected from a plan, a ledger and a run; what could not be had is said in its place."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -162,8 +161,8 @@ def _read_run(folder: Path) -> tuple[tuple[Record, ...], Summary | None, str]:
         return (), None, f"No training curves: {log.name} cannot be read ({error.strerror})."
     for line in lines:
         try:
-            records.append(Record.read(json.loads(line), source=str(log)))
-        except (ValueError, UsageError):
+            records.append(Record.read_text(line, source=str(log)))
+        except UsageError:
             damaged += 1
     note = f"{damaged} lines of {log.name} cannot be read and are left out. " if damaged else ""
     try:
