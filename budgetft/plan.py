@@ -49,6 +49,8 @@ class Proof(Value):
     """Of the whole planning, tracing and probing included."""
     statement: str
     """In words: on what the numbers were obtained."""
+    predictions: tuple[Estimate, ...] = ()
+    """Of each outcome, made before it, terms left out; empty in plans of before this was kept."""
 
 
 class Candidate(Value):

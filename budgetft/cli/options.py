@@ -24,6 +24,7 @@ Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, inste
 Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
 TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]
 SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 DEFAULT_MODEL = "qwen2.5-vl-3b"
@@ -37,6 +38,12 @@ def budget_bytes(text: str | None, gpu: Gpu) -> int:
     if not 0 < size <= gpu.memory_bytes:
         raise UsageError(f"--budget {text} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
     return size
+
+
+def pixels_of(image: str) -> str:
+    """What ``--max-pixels`` means when only ``--image`` was given: the image as it is."""
+    width, height = parse_size(image)
+    return str(width * height)
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:

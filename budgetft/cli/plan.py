@@ -1,8 +1,8 @@
 """``budgetft plan``: find the fastest setting that stays under the budget, and write it down with its proof."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,64 +36,48 @@ def plan(
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
     """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
-    from budgetft.cli.show import event_line, print_plan
+    from budgetft.cli.progress import planning
+    from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
     from budgetft.model import load_model
     from budgetft.plan import write_plan
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    card = load_gpu(gpu)
-    budget_bytes = options.budget_bytes(budget, card)
-    architecture = load_model(model)
-    if image is not None and max_pixels is None:
-        from budgetft.units import parse_size
-
-        width, height = parse_size(image)
-        max_pixels = str(width * height)
+    card, architecture, cache = load_gpu(gpu), load_model(model), cache_folder()
+    max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
     )
-    cache = cache_folder()
-    if data is None and image is None:
-        data = _sample(cache / "sample", say)
-
-    def workload_under(changed: "Contract") -> "Workload":
-        return _workload(data, image, images, text_tokens, supervised_tokens, architecture, changed)
-
-    request = PlanRequest(
-        gpu=card,
-        budget_bytes=budget_bytes,
-        model=architecture,
-        contract=contract,
-        ranges=ranges,
-        workload_under=workload_under,
-        data=None if data is None else str(data.resolve()),
-        probe=probe,
-        max_probes=max_probes,
-        sampler=sampler,
-        storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
-        ledger=ledger or cache / "ledger.sqlite3",
-        on_event=lambda event: say(event_line(event)),
-    )
-    cache.mkdir(parents=True, exist_ok=True)
-    made = make_plan(request)
+    with planning(quiet=quiet) as (on_event, say):
+        if data is None and image is None:
+            data = _sample(cache / "sample", say)
+        request = PlanRequest(
+            gpu=card,
+            budget_bytes=options.budget_bytes(budget, card),
+            model=architecture,
+            contract=contract,
+            ranges=ranges,
+            workload_under=_workloads(data, image, images, text_tokens, supervised_tokens, architecture),
+            data=None if data is None else str(data.resolve()),
+            probe=probe,
+            max_probes=max_probes,
+            sampler=sampler,
+            storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
+            ledger=ledger or cache / "ledger.sqlite3",
+            on_event=on_event,
+        )
+        cache.mkdir(parents=True, exist_ok=True)
+        made = make_plan(request)
     write_plan(made, out)
-    if json_output:
-        print(made.model_dump_json(indent=2))
-    else:
-        print_plan(made, str(out))
+    print(made.model_dump_json(indent=2)) if json_output else print_plan(made, str(out))
 
 
-def _sample(folder: Path, say: Any) -> Path:
+def _sample(folder: Path, say: Callable[[str], None]) -> Path:
     """The drawn sample dataset, made once; a whole one is recognised by being readable."""
     from budgetft.data.examples import read_dataset
     from budgetft.data.sample import write_sample
@@ -107,16 +91,23 @@ def _sample(folder: Path, say: Any) -> Path:
     return folder
 
 
-def _workload(
-    data: Path | None, image: str | None, images: int, text: int, supervised: int, model: "Model", contract: "Contract"
-) -> "Workload":
-    from budgetft.workload import Workload
+def _workloads(
+    data: Path | None, image: str | None, images: int, text: int, supervised: int, model: "Model"
+) -> Callable[["Contract"], "Workload"]:
+    """The shapes of the typed image or of the data, under whatever contract they are asked for."""
 
-    if image is not None:
+    def typed(contract: "Contract") -> "Workload":
+        from budgetft.workload import Workload
+
+        assert image is not None
         return Workload.uniform(options.typed_shape(image, images, text, supervised, model=model, contract=contract))
-    from budgetft.data.examples import read_dataset
-    from budgetft.data.processor import load_processor
-    from budgetft.data.stats import measure_workload
 
-    assert data is not None
-    return measure_workload(read_dataset(data), load_processor(model), model, contract)
+    def measured(contract: "Contract") -> "Workload":
+        from budgetft.data.examples import read_dataset
+        from budgetft.data.processor import load_processor
+        from budgetft.data.stats import measure_workload
+
+        assert data is not None
+        return measure_workload(read_dataset(data), load_processor(model), model, contract)
+
+    return measured if image is None else typed

@@ -5,7 +5,7 @@ from budgetft.measure.job import Job
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
 from budgetft.predict.calibrate import Calibration
-from budgetft.search.planner import Event, describe
+from budgetft.search.planner import describe
 from budgetft.units import format_gib
 
 
@@ -61,20 +61,3 @@ def _compared(baseline: Candidate | None, estimate: Estimate) -> str:
     if baseline.estimate.samples_per_second and estimate.samples_per_second:
         text += f"; the plan is {estimate.samples_per_second / baseline.estimate.samples_per_second:.2f}x as fast"
     return text
-
-
-def event_line(event: Event) -> str:
-    """One line of progress."""
-    if event.outcome is None:
-        return f"[{event.stage}] {event.number}: {event.text}" if event.number else f"[{event.stage}] {event.text}"
-    outcome = event.outcome
-    predicted = format_gib(event.estimate.process_peak_bytes) if event.estimate else "-"
-    known = " (known)" if event.from_ledger else ""
-    if outcome.samples_per_second is None:
-        where = f" in {outcome.phase}" if outcome.phase else ""
-        return f"[{event.stage}] {event.number}: {outcome.status}{where}{known}; predicted {predicted}: {outcome.detail[:160]}"
-    retries = f", {outcome.alloc_retries} allocator retries" if outcome.alloc_retries else ""
-    return (
-        f"[{event.stage}] {event.number}: {outcome.samples_per_second:.2f} samples/s,"
-        f" {format_gib(outcome.process_peak_bytes)} (predicted {predicted}){retries}{known}, {outcome.wall_seconds:.0f} s"
-    )

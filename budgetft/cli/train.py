@@ -1,15 +1,18 @@
 """``budgetft train``: run a plan into a folder, with its progress on stderr and its summary on stdout."""
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from budgetft.cli import options
 from budgetft.plan import read_plan
-from budgetft.units import format_gib
+from budgetft.units import format_gib, format_seconds
 
 if TYPE_CHECKING:
     from budgetft.train.record import Record, Summary
@@ -39,8 +42,8 @@ def train(
     tracker: Annotated[
         list[str] | None, typer.Option(help="A tracker that accelerate knows, for example tensorboard; repeatable.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: options.Quiet = False,
+    json_output: options.Json = False,
 ) -> None:
     """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
     planned = read_plan(plan)
@@ -83,10 +86,15 @@ def _say(text: str) -> None:
 
 
 def _lines(budget_bytes: int) -> Progress:
+    recent: deque[float] = deque(maxlen=LINES)
+
     def show(record: "Record") -> None:
+        recent.append(record.seconds)
         every = max(1, record.steps // LINES)
         if record.step % every == 0 or record.step in (1, record.steps) or not record.finite:
-            _say(f"step {record.step}/{record.steps}  {describe(record, budget_bytes)}")
+            left = (record.steps - record.step) * fmean(recent)
+            ends = f", {format_seconds(left)} left" if record.step < record.steps else ""
+            _say(f"step {record.step}/{record.steps}  {describe(record, budget_bytes)}{ends}")
 
     return show
 

@@ -95,5 +95,20 @@ class Ledger:
             pass
 
 
+def outcomes_of(path: Path, job_key: str) -> list[Outcome]:
+    """The outcomes of one job in the ledger ``path``, oldest first, without making or changing the file.
+
+    Raises ``UsageError`` when there is none or it cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no ledger at {path}")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
+            rows = db.execute("SELECT outcome FROM outcomes WHERE job_key=? ORDER BY number", (job_key,)).fetchall()
+        return [Outcome.read_text(text, source=str(path)) for (text,) in rows]
+    except (sqlite3.Error, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a ledger: {error}") from None
+
+
 def _stack_key(stack: Stack | None) -> str:
     return "" if stack is None else stack.model_dump_json()

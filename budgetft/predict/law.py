@@ -7,7 +7,7 @@ caching allocator adds is replayed at a grid of settings when the law is made, a
 
 from bisect import bisect_right
 from math import log2
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from budgetft.knobs import Allocator
 from budgetft.value import Value
@@ -70,6 +70,17 @@ class Work(Value):
     kernels: float
 
 
+class Moment(NamedTuple):
+    """One segment of a step: live tensor bytes, static ones included, before it, at its highest, and after it."""
+
+    phase: str
+    layer: int
+    """Of the template; -1 between layers."""
+    before_bytes: float
+    peak_bytes: float
+    after_bytes: float
+
+
 class Overhead(Value):
     """What the allocator adds to the live bytes at their peak, replayed at a grid of settings: rows by checkpointed layers."""
 
@@ -112,18 +123,25 @@ class Law(Value):
 
     def peak_bytes(self, micro_batch: int, checkpointed_layers: int, *, accumulating: bool) -> tuple[int, dict[str, int]]:
         """Most live tensor bytes, and what they are: static categories, and the phase's own."""
-        terms = {**self.static, "inputs": round(self.inputs(micro_batch))}
-        if not accumulating:
-            terms["gradients"] = 0
-        live = peak = float(sum(terms.values()))
-        phase = "forward"
-        for segment in self.sequence(checkpointed_layers):
-            inside = self._segment_peak(segment, micro_batch)
-            if live + inside > peak:
-                peak, phase = live + inside, segment.phase
-            live += segment.net(micro_batch)
+        terms = self._static_terms(micro_batch, accumulating)
+        static = float(sum(terms.values()))
+        highest = max(self.timeline(micro_batch, checkpointed_layers, accumulating=accumulating), key=lambda m: m.peak_bytes)
+        peak, phase = (highest.peak_bytes, highest.phase) if highest.peak_bytes > static else (static, "forward")
         terms[f"{phase} (activations and temporaries)"] = round(peak) - sum(terms.values())
         return round(peak), terms
+
+    def timeline(self, micro_batch: int, checkpointed_layers: int, *, accumulating: bool) -> list[Moment]:
+        """The live tensor bytes of one micro-batch from segment to segment, in order."""
+        live, moments = float(sum(self._static_terms(micro_batch, accumulating).values())), []
+        for segment in self.sequence(checkpointed_layers):
+            peak, after = live + self._segment_peak(segment, micro_batch), live + segment.net(micro_batch)
+            moments.append(Moment(segment.phase, segment.layer, live, peak, after))
+            live = after
+        return moments
+
+    def _static_terms(self, micro_batch: int, accumulating: bool) -> dict[str, int]:
+        terms = {**self.static, "inputs": round(self.inputs(micro_batch))}
+        return terms if accumulating else {**terms, "gradients": 0}
 
     def work(self, micro_batch: int, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""

@@ -33,6 +33,11 @@ class Event:
     stage: Stage
     text: str = ""
     number: int = 0
+    """Of the probe, from 1."""
+    most: int = 0
+    """Probes that planning may make in all."""
+    knobs: Knobs | None = None
+    """What is probed; None when the event is not of a probe."""
     estimate: Estimate | None = None
     outcome: Outcome | None = None
     from_ledger: bool = False
@@ -46,6 +51,8 @@ class Choice:
     baseline: Candidate | None
     runners_up: tuple[Candidate, ...]
     outcomes: tuple[Outcome, ...] = ()
+    predictions: tuple[Estimate, ...] = ()
+    """Of each outcome, without its terms."""
     confirmed: Outcome | None = None
 
 
@@ -204,7 +211,7 @@ class Planner:
             earlier = self._in_ledger(knobs)
             if earlier is not None:
                 return self._take(earlier, estimate, stage, known=True)
-        self.on_event(Event(stage=stage, number=number, estimate=estimate, text=describe(knobs)))
+        self.on_event(Event(stage=stage, number=number, most=self.max_probes, knobs=knobs, estimate=estimate))
         outcome = self.prober.probe(knobs, fresh=fresh)
         if self.ledger is not None:
             self.ledger.append(self.job, outcome)
@@ -226,9 +233,10 @@ class Planner:
             Event(
                 stage=stage,
                 number=len(self.outcomes),
+                most=self.max_probes,
+                knobs=outcome.knobs,
                 estimate=estimate,
                 outcome=outcome,
-                text=describe(outcome.knobs),
                 from_ledger=known,
             )
         )
@@ -248,6 +256,7 @@ class Planner:
             baseline=None if stock is None else _settled(stock, estimates),
             runners_up=tuple(_settled(outcome, estimates) for outcome in others),
             outcomes=tuple(self.outcomes),
+            predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in self.outcomes),
             confirmed=confirmed,
         )
 

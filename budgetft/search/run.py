@@ -156,6 +156,7 @@ def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, e
             confirmed=choice.confirmed,
             wall_seconds=round(time.monotonic() - started, 1),
             statement=unprobed if place is None else place.statement,
+            predictions=choice.predictions,
         ),
         baseline=choice.baseline,
         price_list=tuple(_prices(request, job, choice)),

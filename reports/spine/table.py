@@ -61,7 +61,7 @@ def main() -> None:
 
 def predicted_and_measured(transcript: Path) -> list[tuple[float, float]]:
     """(predicted, measured) GiB of every probe that ended well, as the plan's progress printed them."""
-    found = re.findall(r"samples/s, ([\d.]+) GiB \(predicted ([\d.]+) GiB\)", transcript.read_text())
+    found = re.findall(r"samples/s, ([\d.]+) GiB \(predicted ([\d.]+) GiB[,)]", transcript.read_text())
     return [(float(predicted), float(measured)) for measured, predicted in found]
 
 

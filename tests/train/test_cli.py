@@ -8,6 +8,15 @@ from typer.testing import CliRunner
 
 from budgetft.cli.train import train as command
 from budgetft.plan import write_plan
+from budgetft.train.record import Record
+from budgetft.units import GIB
+
+
+def record(**changes) -> Record:
+    known = {"epoch": 0.1, "loss": 2.0, "grad_norm": 1.0, "finite": True, "scale": 1.0, "learning_rate": 1e-4}
+    known |= {"data_seconds": 0.0, "samples_per_second": 4.0, "allocated_bytes": GIB, "allocated_peak_bytes": GIB}
+    known |= {"reserved_bytes": None, "reserved_peak_bytes": None, "process_bytes": GIB, "process_peak_bytes": 2 * GIB}
+    return Record(**known, **changes)
 
 
 @pytest.fixture
@@ -54,3 +63,21 @@ def test_loading_the_command_loads_no_torch():
 
     check = "import sys; import budgetft.cli.train; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_a_log_file_gets_plain_lines_with_the_time_left(capsys):
+    from budgetft.cli.train import _progress
+
+    with _progress(8 * GIB, quiet=False) as (show, note):
+        note("loading")
+        show(record(step=1, steps=100, seconds=3.0))
+        show(record(step=2, steps=100, seconds=1.0))
+        show(record(step=3, steps=100, seconds=1.0))
+        show(record(step=100, steps=100, seconds=1.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "loading"
+    assert lines[1] == "step 1/100  loss 2.0000  4.00 samples/s  1.00 GiB, peak 2.00 GiB of 8.00 GiB, 5 min left"
+    assert lines[2].startswith("step 2/100")
+    assert lines[2].endswith("3 min left")
+    assert lines[3].startswith("step 100/100"), "step 3 is not due"
+    assert "left" not in lines[3]

@@ -1,0 +1,39 @@
+"""``budgetft report``: a plan or a run as a page to read."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from budgetft.cli import options
+
+
+def report(
+    source: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, or the folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; charts go beside it as PNG.")] = Path("report.html"),
+    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
+    quiet: options.Quiet = False,
+    json_output: options.Json = False,
+) -> None:
+    """Write one self-contained HTML page: will it fit, how fast, what was measured, where the bytes go, what was tried."""
+    from budgetft.predict.store import cache_folder
+    from budgetft.report.gather import gather
+    from budgetft.report.page import write_report
+    from budgetft.report.verdict import headline, verdict
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"[trace] {text} (kept for next time)", file=sys.stderr, flush=True)
+
+    story = gather(source, ledger=ledger or cache_folder() / "ledger.sqlite3", on_trace=say)
+    written = write_report(story, out)
+    if json_output:
+        answers = {answer.question: answer.answer for answer in verdict(story)}
+        result = {"headline": headline(story.plan), "verdict": answers, "files": [str(path) for path in written]}
+        print(json.dumps(result, indent=2))
+        return
+    print(headline(story.plan))
+    for path in written:
+        print(f"  {path}")

@@ -1,0 +1,1 @@
+"""A plan and a run as one page that explains them."""

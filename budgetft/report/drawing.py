@@ -1,0 +1,167 @@
+"""A drawing as a list of marks, written as SVG for the page (colours follow its theme) or as PNG (light colours)."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+Point = tuple[float, float]
+Anchor = Literal["start", "middle", "end"]
+COLOURS = {
+    "ink": "#1c2530",
+    "soft": "#5b6775",
+    "rule": "#d9dee5",
+    "paper": "#ffffff",
+    "context": "#8d99a8",
+    "weights": "#3d6fc4",
+    "adapter": "#8a5fc2",
+    "inputs": "#c78a2b",
+    "kept": "#2b9c86",
+    "temporary": "#8fd0c2",
+    "allocator": "#c3cad3",
+    "plan": "#2b9c86",
+    "stock": "#c78a2b",
+    "probe": "#3d6fc4",
+    "bad": "#c8443c",
+}
+"""The light theme; ``style.css`` holds the dark one under the same names."""
+SCALE = 2
+"""Pixels of a PNG per unit of a drawing."""
+
+
+class Drawing:
+    """Marks on a canvas of ``width`` x ``height`` units, origin at the top left. ``title`` says in words what is seen."""
+
+    def __init__(self, width: float, height: float, title: str) -> None:
+        self.width, self.height, self.title = width, height, title
+        self._marks: list[tuple[str, dict[str, Any], str]] = []
+
+    def area(self, points: Sequence[Point], colour: str, *, note: str = "", opacity: float = 1.0, crisp: bool = False) -> None:
+        """A filled polygon; ``crisp`` leaves no seam between neighbours that share an upright edge."""
+        self._marks.append(("area", {"points": list(points), "colour": colour, "opacity": opacity, "crisp": crisp}, note))
+
+    def line(self, points: Sequence[Point], colour: str, *, width: float = 1.0, dashed: bool = False) -> None:
+        self._marks.append(("line", {"points": list(points), "colour": colour, "width": width, "dashed": dashed}, ""))
+
+    def rect(self, x: float, y: float, width: float, height: float, colour: str, *, note: str = "") -> None:
+        self.area([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour, note=note, crisp=True)
+
+    def dot(self, x: float, y: float, colour: str, *, radius: float = 4.5, hollow: bool = False, note: str = "") -> None:
+        self._marks.append(("dot", {"at": (x, y), "colour": colour, "radius": radius, "hollow": hollow}, note))
+
+    def cross(self, x: float, y: float, colour: str, *, note: str = "") -> None:
+        """For what failed: told by its shape as well as by its colour."""
+        for sign in (1, -1):
+            self.line([(x - 4, y - 4 * sign), (x + 4, y + 4 * sign)], colour, width=2.2)
+        self.area([(x - 7, y - 7), (x + 7, y - 7), (x + 7, y + 7), (x - 7, y + 7)], colour, note=note, opacity=0)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        anchor: Anchor = "start",
+        colour: str = "ink",
+        size: float = 12,
+        bold: bool = False,
+    ) -> None:
+        mark = {"at": (x, y), "text": text, "anchor": anchor, "colour": colour, "size": size, "bold": bold}
+        self._marks.append(("text", mark, ""))
+
+    def svg(self, *, class_name: str = "") -> str:
+        """The drawing as an ``<svg>`` element; every text in it is escaped."""
+        marks = "".join(_svg_mark(kind, mark, note) for kind, mark, note in self._marks)
+        return (
+            f'<svg class="{class_name}" viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img"'
+            f' aria-label="{escape(self.title)}">{marks}</svg>'
+        )
+
+    def write_png(self, path: Path) -> None:
+        """Write the drawing to ``path``, ``SCALE`` pixels a unit. Pillow comes with torchvision's and Qwen's image code."""
+        from PIL import Image, ImageDraw
+
+        size = round(self.width * SCALE), round(self.height * SCALE)
+        image = Image.new("RGB", size, COLOURS["paper"])
+        draw = ImageDraw.Draw(image)
+        for kind, mark, _ in self._marks:
+            _PNG[kind](draw, mark)
+        image.save(path, optimize=True)
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _svg_mark(kind: str, mark: dict[str, Any], note: str) -> str:
+    colour, hover = f"var(--{mark['colour']})", f"<title>{escape(note)}</title>" if note else ""
+    if kind == "text":
+        x, y = mark["at"]
+        weight = ' font-weight="600"' if mark["bold"] else ""
+        return (
+            f'<text x="{_n(x)}" y="{_n(y)}" fill="{colour}" font-size="{_n(mark["size"])}"'
+            f' text-anchor="{mark["anchor"]}"{weight}>{escape(mark["text"])}</text>'
+        )
+    if kind == "dot":
+        x, y = mark["at"]
+        paint = f'fill="var(--paper)" stroke="{colour}" stroke-width="2"' if mark["hollow"] else f'fill="{colour}"'
+        return f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(mark["radius"])}" {paint}>{hover}</circle>'
+    points = " ".join(f"{_n(x)},{_n(y)}" for x, y in mark["points"])
+    if kind == "area":
+        opacity = "" if mark["opacity"] == 1 else f' opacity="{mark["opacity"]}"'
+        edges = ' shape-rendering="crispEdges"' if mark["crisp"] else ""
+        return f'<polygon points="{points}" fill="{colour}"{opacity}{edges}>{hover}</polygon>'
+    dash = ' stroke-dasharray="6 4"' if mark["dashed"] else ""
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{_n(mark["width"])}"{dash}/>'
+
+
+def _scaled(points: Sequence[Point]) -> list[Point]:
+    return [(x * SCALE, y * SCALE) for x, y in points]
+
+
+def _png_area(draw: Any, mark: dict[str, Any]) -> None:
+    if mark["opacity"] > 0:
+        draw.polygon(_scaled(mark["points"]), fill=_on_paper(COLOURS[mark["colour"]], mark["opacity"]))
+
+
+def _on_paper(colour: str, opacity: float) -> str:
+    shades = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(shade * opacity + 255 * (1 - opacity)):02x}" for shade in shades)
+
+
+def _png_line(draw: Any, mark: dict[str, Any]) -> None:
+    points, width = _scaled(mark["points"]), max(1, round(mark["width"] * SCALE))
+    if not mark["dashed"]:
+        draw.line(points, fill=COLOURS[mark["colour"]], width=width, joint="curve")
+        return
+    for (x1, y1), (x2, y2) in pairwise(points):
+        length = max(abs(x2 - x1), abs(y2 - y1))
+        for start in range(0, int(length), 10 * SCALE):
+            a, b = start / length, min(1.0, (start + 6 * SCALE) / length)
+            ends = [(x1 + (x2 - x1) * share, y1 + (y2 - y1) * share) for share in (a, b)]
+            draw.line(ends, fill=COLOURS[mark["colour"]], width=width)
+
+
+def _png_dot(draw: Any, mark: dict[str, Any]) -> None:
+    (x, y), radius, colour = mark["at"], mark["radius"] * SCALE, COLOURS[mark["colour"]]
+    box = [x * SCALE - radius, y * SCALE - radius, x * SCALE + radius, y * SCALE + radius]
+    draw.ellipse(box, fill=COLOURS["paper"] if mark["hollow"] else colour, outline=colour, width=2 * SCALE)
+
+
+def _png_text(draw: Any, mark: dict[str, Any]) -> None:
+    from PIL import ImageFont
+
+    x, y = mark["at"]
+    anchor = {"start": "ls", "middle": "ms", "end": "rs"}[mark["anchor"]]
+    draw.text(
+        (x * SCALE, y * SCALE),
+        mark["text"],
+        fill=COLOURS[mark["colour"]],
+        font=ImageFont.load_default(mark["size"] * SCALE),
+        anchor=anchor,
+        stroke_width=0.6 if mark["bold"] else 0,
+    )
+
+
+_PNG = {"area": _png_area, "line": _png_line, "dot": _png_dot, "text": _png_text}

@@ -1,0 +1,173 @@
+"""What a report tells, collected from a plan, a ledger and a run; what could not be had is said in its place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.measure.job import Job
+from budgetft.measure.ledger import outcomes_of
+from budgetft.outcome import Estimate, Outcome
+from budgetft.plan import Plan, load_planned_model, read_plan
+from budgetft.predict.estimator import Estimator
+from budgetft.predict.law import Moment
+from budgetft.train.record import Record, Summary
+from budgetft.value import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One outcome beside what was predicted of it."""
+
+    outcome: Outcome
+    prediction: Estimate | None
+
+    @property
+    def source(self) -> str:
+        """Where the outcome is from; a real step on the CPU's byte meter counts as predicted for the card, but was run."""
+        return "on the CPU" if self.outcome.evidence == "predicted" else self.outcome.evidence
+
+    @property
+    def peak_residual(self) -> float | None:
+        """Measured process peak over the predicted one, less one; None where either is unknown or the probe was cut short."""
+        peak = self.outcome.process_peak_bytes
+        if self.prediction is None or not peak or not self.outcome.fits:
+            return None
+        return peak / self.prediction.process_peak_bytes - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """Everything that a page shows. A ``_note`` says where a part is from, or why it is missing."""
+
+    plan: Plan
+    plan_path: Path
+    layers: int | None
+    moments: tuple[Moment, ...]
+    """One micro-batch of the plan, predicted; empty when its model cannot be traced here."""
+    predicted: Estimate | None
+    """Of the plan's knobs, whatever was measured of them."""
+    timeline_note: str
+    probes: tuple[Probe, ...]
+    prediction_note: str
+    earlier: tuple[Outcome, ...]
+    """Outcomes of the same job in the ledger that are not in the plan."""
+    ledger_note: str
+    records: tuple[Record, ...] = ()
+    summary: Summary | None = None
+    run_note: str = ""
+
+
+def gather(path: Path, *, ledger: Path, on_trace: Callable[[str], None] = lambda text: None) -> Story:
+    """The story of ``path``, a plan file or a run folder.
+
+    Raises ``UsageError`` when there is no readable plan. Anything else that is missing or damaged becomes a note.
+    """
+    run = path if path.is_dir() else None
+    plan_path = path / "plan.json" if run else path
+    if run and not plan_path.is_file():
+        raise UsageError(f"{path} holds no plan.json", hint="give a plan file, or the folder of a run (budgetft train --out)")
+    plan = read_plan(plan_path)
+    outcomes = plan.evidence.outcomes
+    predictions: list[Estimate] = list(plan.evidence.predictions)
+    prediction_note = "Predictions are those made before each probe." if predictions else ""
+    moments, predicted, layers, key = (), None, None, None
+    try:
+        estimator = _estimator(plan, on_trace)
+        key, layers, predicted = estimator.job.fingerprint(), estimator.job.model.layers, estimator.estimate(plan.knobs)
+        moments = _moments(plan, estimator)
+        timeline_note = "What the step allocates, in order, by its trace: a prediction. The peaks beside it say what they are."
+        if outcomes and not predictions:
+            predictions = [estimator.estimate(outcome.knobs) for outcome in outcomes]
+            prediction_note = (
+                "This plan was written before predictions were kept in it: they were computed again by this version,"
+                f" with calibration {estimator.calibration.name!r}."
+            )
+    except BudgetftError as error:
+        timeline_note = f"The step cannot be traced here: {error.message}."
+        prediction_note = prediction_note or f"No predictions: {error.message}."
+    earlier, ledger_note = _earlier(plan, ledger, key)
+    records, summary, run_note = _read_run(run) if run else ((), None, "")
+    return Story(
+        plan=plan,
+        plan_path=plan_path,
+        layers=layers,
+        moments=moments,
+        predicted=predicted,
+        timeline_note=timeline_note,
+        probes=tuple(Probe(outcome=o, prediction=p) for o, p in zip_longest(outcomes, predictions[: len(outcomes)]) if o),
+        prediction_note=prediction_note,
+        earlier=earlier,
+        ledger_note=ledger_note,
+        records=records,
+        summary=summary,
+        run_note=run_note,
+    )
+
+
+def _estimator(plan: Plan, on_trace: Callable[[str], None]) -> Estimator:
+    """Of the plan's job again. Only probes on the CPU's byte meter leave outcomes that are ``predicted``."""
+    on_cpu = plan.evidence.kind == "predicted" and bool(plan.evidence.outcomes)
+    job = Job(
+        gpu=plan.gpu.profile,
+        budget_bytes=plan.gpu.budget_bytes,
+        model=load_planned_model(plan),
+        contract=plan.contract,
+        workload=plan.workload,
+        device="cpu" if on_cpu else "cuda",
+        host=_host(plan),
+        evidence=plan.evidence.kind,
+    )
+    return Estimator(job, on_trace=on_trace)
+
+
+def _host(plan: Plan) -> Gpu | None:
+    """The card that stood in, if a profile knows its name."""
+    card = plan.environment.get("card")
+    if plan.evidence.kind != "emulated" or card is None:
+        return None
+    return next((gpu for gpu in map(load_gpu, gpu_names()) if card in gpu.device_names), None)
+
+
+def _moments(plan: Plan, estimator: Estimator) -> tuple[Moment, ...]:
+    knobs = plan.knobs
+    found = estimator.law(knobs).timeline(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
+    return tuple(m for m in found if not m.before_bytes == m.peak_bytes == m.after_bytes)
+
+
+def _earlier(plan: Plan, ledger: Path, key: str | None) -> tuple[tuple[Outcome, ...], str]:
+    if not plan.evidence.outcomes:
+        return (), "Nothing was probed, so no ledger was read."
+    if key is None:
+        return (), "The ledger was not read: without its model this plan's job cannot be told from others."
+    try:
+        found = outcomes_of(ledger, key)
+    except UsageError as error:
+        return (), f"Only the plan's own probes are shown: {error.message}."
+    extra = tuple(outcome for outcome in found if outcome not in plan.evidence.outcomes)
+    return extra, f"{ledger.name} holds {len(extra)} more probes of this job, from other plans." if extra else (
+        f"{ledger.name} holds no further probes of this job."
+    )
+
+
+def _read_run(folder: Path) -> tuple[tuple[Record, ...], Summary | None, str]:
+    """Log and summary of a run, finished or not; lines that cannot be read are counted, not fatal."""
+    log, records, damaged = folder / "log.jsonl", [], 0
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return (), None, f"No training curves: {log.name} cannot be read ({error.strerror})."
+    for line in lines:
+        try:
+            records.append(Record.read_text(line, source=str(log)))
+        except UsageError:
+            damaged += 1
+    note = f"{damaged} lines of {log.name} cannot be read and are left out. " if damaged else ""
+    try:
+        summary = Summary.read(read_json(folder / "summary.json"), source="summary.json")
+    except UsageError as error:
+        summary = None
+        note += "The run has not finished." if not (folder / "summary.json").exists() else f"No summary: {error.message}."
+    return tuple(records), summary, note.strip()

@@ -1,0 +1,180 @@
+"""The page: whole, safe, small, quick, and readable in a browser of any width."""
+
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from budgetft.knobs import Knobs
+from budgetft.outcome import Outcome
+from budgetft.report.charts import bytes_chart, thinned
+from budgetft.report.gather import gather
+from budgetft.report.page import html_page, lesson, write_report
+from budgetft.train.record import Record
+from budgetft.units import GIB
+
+SECTIONS = ["verdict", "bytes", "probes", "taught", "frontier", "stock", "training", "setup"]
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>\'"&'
+
+
+def record(step: int, steps: int) -> Record:
+    return Record(
+        step=step, steps=steps, epoch=step / 10, loss=None if step % 997 == 0 else 5 / step**0.3, grad_norm=1.0, finite=True,
+        scale=1.0, learning_rate=1e-4, seconds=0.5, data_seconds=0.01, samples_per_second=60 + step % 7, allocated_bytes=GIB,
+        allocated_peak_bytes=10 * GIB, reserved_bytes=11 * GIB, reserved_peak_bytes=11 * GIB, process_bytes=12 * GIB,
+        process_peak_bytes=12 * GIB,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def long_run(plan, tmp_path) -> Path:
+    """Thirty probes and ten thousand steps."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    outcomes = tuple(plan.evidence.outcomes[i % 7] for i in range(30))
+    (folder / "plan.json").write_text(plan.replace(evidence=plan.evidence.replace(outcomes=outcomes)).model_dump_json())
+    lines = (record(step, 10_000).model_dump_json() for step in range(1, 10_001))
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class Tags(HTMLParser):
+    """Every element with its attributes, and whether what is opened is closed again."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_every_section_is_there_in_order_and_every_element_is_closed(plan, tell):
+    tags = Tags(html_page(tell(plan)))
+    assert [attributes["id"] for tag, attributes in tags.found if tag == "section"] == SECTIONS
+    assert tags.open == []
+
+
+def test_a_predicted_plan_has_every_section_too(unprobed, tell):
+    page = html_page(tell(unprobed))
+    assert [attributes["id"] for tag, attributes in Tags(page).found if tag == "section"] == SECTIONS
+    assert "Nothing was probed: every number here is predicted" in page
+    assert "The stock recipe does not fit at any micro-batch" in page
+
+
+def test_a_budget_far_above_the_peak_does_not_flatten_the_chart(plan, tell):
+    story = tell(plan)
+    near = bytes_chart(story, 800).svg()
+    far = bytes_chart(tell(plan.replace(gpu=plan.gpu.replace(budget_bytes=80 * GIB))), 800).svg()
+    assert "budget 14.00 GiB<" in near
+    assert "budget 80.00 GiB: far above<" in far
+
+    def tallest(svg: str) -> float:
+        shapes = re.findall(r'points="([^"]+)" fill="var\(--temporary', svg)
+        return min(float(y) for points in shapes for y in re.findall(r",([\d.]+)", points))
+
+    assert tallest(far) < 120
+
+
+def test_hostile_names_stay_text(plan, tell):
+    model = plan.model.replace(name=HOSTILE)
+    stack = plan.evidence.outcomes[0].stack.replace(card=HOSTILE)
+    outcomes = tuple(
+        outcome.replace(stack=stack, status="crash", detail=HOSTILE, phase="loss") for outcome in plan.evidence.outcomes
+    )
+    proof = plan.evidence.replace(statement=HOSTILE, outcomes=outcomes)
+    hostile = plan.replace(
+        model=model, evidence=proof, environment={HOSTILE: HOSTILE, "card": HOSTILE}, data=f"/data/{HOSTILE}",
+        gpu=plan.gpu.replace(name=HOSTILE),
+    )  # fmt: skip
+    page = html_page(tell(hostile))
+    tags = Tags(page)
+    assert tags.open == []
+    assert {tag for tag, _ in tags.found} & {"script", "img", "iframe", "object"} == set()
+    assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
+    assert page.count("&lt;script&gt;") >= 6
+
+
+def test_the_page_names_no_address_to_load_from(plan, tell):
+    page = html_page(tell(plan))
+    assert re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?(?!data:)[\w/]", page) == []
+    assert "default-src 'none'" in page
+
+
+def test_thirty_probes_and_ten_thousand_steps_take_under_five_seconds_and_three_megabytes(long_run, tmp_path):
+    began = time.process_time()
+    written = write_report(gather(long_run, ledger=tmp_path / "none.sqlite3"), tmp_path / "report.html")
+    assert time.process_time() - began < 5
+    assert written[0].stat().st_size < 3_000_000
+    names = ["report.html", *(f"report-{name}.png" for name in ("bytes", "probes", "frontier", "stock", "training"))]
+    assert [path.name for path in written] == names
+
+
+def test_charts_are_png_files_of_twice_their_size(plan, tell, tmp_path):
+    from PIL import Image
+
+    for path in write_report(tell(plan), tmp_path / "r.html")[1:]:
+        with Image.open(path) as image:
+            assert image.width == 1600
+            assert len(image.getcolors(1 << 20)) > 4, f"{path.name} is all but empty"
+
+
+def test_a_curve_of_many_steps_keeps_its_extremes():
+    records = [record(step, 10_000) for step in range(1, 10_001)]
+    points = thinned(records, lambda r: 1e6 if r.step == 5003 else 1.0)
+    assert len(points) == 400
+    assert max(high for _, _, _, high in points) == 1e6
+    assert all(low <= mean <= high for _, low, mean, high in points)
+
+
+def test_each_probe_tells_what_it_taught(plan, tell):
+    story = tell(plan)
+    said = [lesson(story, index) for index in range(7)]
+    assert "the stock recipe, as the baseline" in said[0]
+    assert "the first setting to be compared with" in said[2]
+    assert "best so far, 1.36x" in said[5]
+    assert "confirmed in a fresh process" in said[6]
+    assert all(re.match(r"peak [+-]\d", text) for text in said)
+
+
+def test_an_out_of_memory_says_whether_it_was_foreseen(plan, tell):
+    knobs: Knobs = plan.knobs
+    oom = Outcome(status="oom", phase="backward", knobs=knobs, evidence="emulated", budget_bytes=14 * GIB, wall_seconds=1.0)
+    small, large = (plan.estimate.replace(process_peak_bytes=size * GIB, terms=()) for size in (13, 15))
+    proof = plan.evidence.replace(outcomes=(oom, oom), predictions=(small, large))
+    story = tell(plan.replace(evidence=proof))
+    assert lesson(story, 0) == "does not fit: out of memory in backward, although it was predicted to (13.00 GiB predicted)"
+    assert lesson(story, 1) == "does not fit: out of memory in backward, as predicted (15.00 GiB predicted)"
+    assert ">oom</span>" in html_page(story)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_nothing_overflows_fails_or_is_loaded(browser, long_run, tmp_path, width, scheme):
+    write_report(gather(long_run, ledger=tmp_path / "none.sqlite3"), tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", width=width, scheme=scheme)
+    assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    complaints = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+    assert [event for event in browser.events if event["method"] in complaints] == []
+    asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+    assert asked == [(tmp_path / "report.html").as_uri()]
+    shown = browser.evaluate("[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 40).map(s => s.id)")
+    assert shown == SECTIONS
+    visible = browser.evaluate("[...document.querySelectorAll('svg')].filter(s => s.clientHeight > 0).map(s => s.classList[0])")
+    assert visible == ["narrow" if width == 390 else "wide"] * 6
+    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(244, 246, 248)" if scheme == "light" else "rgb(18, 22, 27)")
+    smallest = browser.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].filter(t => t.getClientRects().length)"
+        ".map(t => t.getBoundingClientRect().height))"
+    )
+    assert smallest > 9, "a chart's letters are too small to read"
