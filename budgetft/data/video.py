@@ -137,7 +137,7 @@ class Converter:
         from PIL import Image
 
         rgb = self._reformatter.reformat(frame, format="rgb0")
-        plane = rgb.planes[0]
+        plane: Any = rgb.planes[0]  # a buffer, which its type does not say
         return Image.frombuffer("RGBX", (rgb.width, rgb.height), plane, "raw", "RGBX", plane.line_size, 1)
 
 
