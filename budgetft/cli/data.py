@@ -196,7 +196,7 @@ def _measure(examples: "Examples", model: Model, contract: Contract) -> "list[Sh
 
 
 def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract: Contract) -> dict[str, Any]:
-    from budgetft.data.stats import overlong
+    from budgetft.data.stats import histogram, overlong, shrunk
 
     step = model.pixel_step
     total = [shape.total_tokens(step) for shape in shapes]
@@ -207,6 +207,7 @@ def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract
         "total_tokens": total,
     }
     longest = max(range(len(shapes)), key=total.__getitem__)
+    bins = [{"from": low, "to": high, "rows": count} for low, high, count in histogram(total)]
     ids = [example.id for example in examples]
     return {
         "rows": len(shapes),
@@ -215,7 +216,9 @@ def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract
         "max_pixels": contract.max_pixels,
         "max_length": contract.max_length,
         **{name: {"min": min(row), "median": median(row), "max": max(row)} for name, row in columns.items()},
-        "longest": {"id": ids[longest], "total_tokens": total[longest]},
+        "histogram": bins,
+        "longest": {"id": ids[longest], **{name: row[longest] for name, row in columns.items()}},
+        "shrunk": shrunk(examples, model, contract),
         "over_limit": len(overlong(ids, shapes, model, contract)),
     }
 
@@ -225,7 +228,14 @@ def _lines(summary: dict[str, Any]) -> str:
     for name in ("visual_tokens", "text_tokens", "supervised_tokens", "total_tokens"):
         row = summary[name]
         lines.append(f"{name.replace('_', ' '):<18} {row['min']:>7} {row['median']:>7g} {row['max']:>7}")
-    longest = summary["longest"]
-    lines.append(f"longest            {longest['id']} ({longest['total_tokens']} tokens)")
-    lines.append(f"over the limit     {summary['over_limit']} of {summary['rows']} (limit {summary['max_length']} tokens)")
+    most = max(one["rows"] for one in summary["histogram"])
+    for one in summary["histogram"]:
+        bar = "#" * -(-30 * one["rows"] // most)
+        lines.append(f"{one['from']:>7} to {one['to']:>7} {one['rows']:>7} {bar}".rstrip())
+    longest, rows = summary["longest"], summary["rows"]
+    lines.append(f"longest            {longest['id']} ({longest['total_tokens']} tokens, {longest['visual_tokens']} visual)")
+    lines.append(f"shrunk             {summary['shrunk']} of {rows} (limit {summary['max_pixels']} pixels an image)")
+    lines.append(
+        f"over the limit     {summary['over_limit']} of {rows} (limit {summary['max_length']} tokens); refused, never cut"
+    )
     return "\n".join(lines)
