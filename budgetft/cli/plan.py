@@ -27,6 +27,7 @@ def plan(
     supervised_tokens: options.SupervisedTokens = 160,
     max_pixels: options.MaxPixels = None,
     max_length: options.MaxLength = None,
+    frames_per_example: options.FramesPerExample = None,
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
@@ -60,7 +61,12 @@ def plan(
         width, height = parse_size(image)
         max_pixels = str(width * height)
     contract, ranges = options.contract_from(
-        max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
+        max_pixels=max_pixels,
+        max_length=max_length,
+        frames_per_example=frames_per_example,
+        rank=rank,
+        targets=targets,
+        effective_batch=effective_batch,
     )
     cache = cache_folder()
     if data is None and image is None:
