@@ -112,9 +112,8 @@ def convert_wts(
         skipped=skipped,
     )
     for target, part in zip(targets, _parts(drafts, found, request), strict=True):
-        examples = _examples(part, harvest)
         written = write_dataset(
-            examples,
+            _examples(part, harvest),
             target,
             images_root=work / "frames",
             overwrite=overwrite,
