@@ -85,14 +85,8 @@ def convert_wts(
     for target in targets:
         check_target(target, overwrite)
     tree = find_tree(root, request.split, external=request.external)
-    choice = Choice(
-        views=_VIEWS[request.view],
-        all_cameras=request.cameras == "all",
-        captions=request.tasks != "questions",
-        questions=request.tasks != "captions",
-    )
     facts, unreadable = _probe_all(tree, workers)
-    found = find_rows(tree, choice, facts)
+    found = find_rows(tree, _choice(request), facts)
     skipped = _refuse_or_skip(str(root), [*unreadable, *found.problems], request)
     drafts = [draft for row, clips in found.rows for draft in drafts_of(row, clips, request.form)]
     if not drafts:
@@ -137,6 +131,16 @@ def split_scenarios(names: Iterable[str], share: float, seed: int) -> tuple[set[
     random.Random(seed).shuffle(ordered)
     count = min(max(1, round(len(ordered) * share)), len(ordered) - 1)
     return set(ordered[count:]), set(ordered[:count])
+
+
+def _choice(request: Request) -> Choice:
+    return Choice(
+        views=_VIEWS[request.view],
+        all_cameras=request.cameras == "all",
+        captions=request.tasks != "questions",
+        questions=request.tasks != "captions",
+        external=request.external,
+    )
 
 
 def _parts(drafts: list[Draft], found: Found, request: Request) -> list[list[Draft]]:

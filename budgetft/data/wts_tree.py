@@ -1,5 +1,6 @@
 """Where everything is in the WTS tree: the scenarios of a split, their videos by view, and their annotation files."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ ACTORS = ("pedestrian", "vehicle")
 PACKAGE = "WTS_DATASET_PUBLIC_TEST"
 TEST_QUESTIONS = "WTS_VQA_PUBLIC_TEST.json"
 MAIN_REFERENCE = "view_used_as_main_reference_for_multiview_scenario.csv"
+EXTERNAL_VIDEO = re.compile(r"video\d+\.mp4")
 _NORMAL = "normal_trimmed"
 _EXTERNAL = Path("external/BDD_PC_5K")
 _CAPTION = "_caption.json"

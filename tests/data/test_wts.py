@@ -141,6 +141,16 @@ def test_test_questions_are_all_found_with_and_without_a_phase(test_package, tmp
     assert any(one.scenario.startswith("video") for one in examples)
 
 
+def test_the_test_set_may_be_read_without_bdd(test_package, tmp_path):
+    examples = converted(test_package, tmp_path, split="test", tasks="both", external=False)
+    entries = json.loads((test_package / "SubTask2-VQA/WTS_VQA_PUBLIC_TEST.json").read_text())
+    scored = [e for e in entries if not e["videos"][0].startswith("video")]
+    ids = [q["id"] for e in scored for part in (e, *e.get("event_phase", ())) for q in part.get("conversations", ())]
+    assert len(scored) < len(entries)
+    assert sorted(one.id for one in examples if one.actor is None) == sorted(ids)
+    assert not any(one.scenario.startswith("video") for one in examples)
+
+
 def test_the_package_alone_is_enough_for_its_captions(test_package, tmp_path):
     package = test_package / "WTS_DATASET_PUBLIC_TEST"
     assert converted(package, tmp_path, split="test", form=Format(policy="boxes"))
