@@ -23,6 +23,13 @@ class Shape(Value):
         """Length of the sequence."""
         return self.text_tokens + self.visual_tokens(pixel_step)
 
+    def with_images(self, count: int) -> "Shape":
+        """As if it had ``count`` images: its own in turn, each with 2 text tokens around it. None of none."""
+        if not self.images:
+            return self
+        images = tuple(self.images[place % len(self.images)] for place in range(count))
+        return self.replace(images=images, text_tokens=self.text_tokens + 2 * (count - len(self.images)))
+
 
 class Workload(Value):
     """The heaviest examples (worst first) and ordinary ones (a random sample), with where they come from."""
@@ -33,6 +40,21 @@ class Workload(Value):
     """How many examples the data holds; None when the shape was typed in."""
     fingerprint: str | None = None
     """Of the data, so that a plan is not run on other data unnoticed."""
+
+    @property
+    def most_images(self) -> int:
+        """Of one of the heaviest examples."""
+        return max(len(shape.images) for shape in self.worst)
+
+    def with_images(self, count: int, pixel_step: int) -> "Workload":
+        """As if every example had ``count`` images, the worst first again; it is of no data that exists."""
+        worst = sorted(
+            (shape.with_images(count) for shape in self.worst),
+            key=lambda shape: (shape.total_tokens(pixel_step), shape.visual_tokens(pixel_step)),
+            reverse=True,
+        )
+        typical = (shape.with_images(count) for shape in self.typical)
+        return self.replace(worst=tuple(worst), typical=tuple(typical), fingerprint=None)
 
     @classmethod
     def uniform(cls, shape: Shape) -> "Workload":

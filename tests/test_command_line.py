@@ -86,7 +86,7 @@ def planned(cache, tmp_path_factory) -> tuple[Said, Path]:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("BUDGETFT_CACHE", str(cache))
-        code = main(["plan", *JOB, "--rank", "4..8", "--probe", "never", "--out", str(path)])
+        code = main(["plan", *JOB, "--rank", "4..8", "--frames-per-example", "1..2", "--probe", "never", "--out", str(path)])
     return Said(code=code, out=out.getvalue(), err=err.getvalue()), path
 
 
@@ -268,11 +268,19 @@ def test_a_plan_without_probes_is_predicted_and_has_the_promised_keys(planned):
 
 def test_the_price_list_has_the_floor_and_every_doubling(planned):
     rows = read_plan(planned[1]).price_list
-    assert [(row.axis, row.value) for row in rows] == [("rank", "4"), ("rank", "8")]
-    floor, above = rows
+    assert [(row.axis, row.value) for row in rows if row.axis == "rank"] == [("rank", "4"), ("rank", "8")]
+    floor, above = (row for row in rows if row.axis == "rank")
     assert floor.knobs == read_plan(planned[1]).knobs
     assert above.process_peak_bytes > floor.process_peak_bytes
     assert {row.evidence for row in rows} == {"predicted"}
+
+
+def test_the_price_list_has_every_number_of_frames_beside_that_of_the_data(planned):
+    rows = [row for row in read_plan(planned[1]).price_list if row.axis == "frames_per_example"]
+    assert [row.value for row in rows] == ["1", "2"]
+    assert rows[0].knobs == read_plan(planned[1]).knobs
+    assert rows[1].samples_per_second < rows[0].samples_per_second
+    assert f"frames_per_example 2: {rows[1].samples_per_second:.2f} samples/s" in planned[0].out
 
 
 def test_results_are_on_stdout_and_progress_on_stderr(planned, said, tmp_path):

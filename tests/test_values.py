@@ -200,3 +200,24 @@ def test_a_workload_has_at_least_one_shape_of_each_kind():
     assert Workload.uniform(shape).worst == Workload.uniform(shape).typical == (shape,)
     with pytest.raises(UsageError, match="worst"):
         Workload.make(worst=(), typical=(shape,))
+
+
+def test_shapes_with_another_number_of_images_repeat_their_own_and_count_what_stands_around_each():
+    shape = Shape(images=((56, 28), (28, 28)), text_tokens=100, supervised_tokens=20)
+    more = shape.with_images(3)
+    assert more.images == ((56, 28), (28, 28), (56, 28))
+    assert (more.text_tokens, more.total_tokens(28)) == (102, 102 + 5)
+    assert shape.with_images(1).text_tokens == 98
+    assert shape.with_images(2) == shape
+    plain = Shape(images=(), text_tokens=10, supervised_tokens=1)
+    assert plain.with_images(4) == plain
+
+
+def test_a_workload_with_another_number_of_images_has_its_worst_first_again_and_is_of_no_data():
+    long = Shape(images=((28, 28),), text_tokens=60, supervised_tokens=20)
+    large = Shape(images=((280, 140),), text_tokens=9, supervised_tokens=1)
+    workload = Workload(worst=(long, large), typical=(large,), examples=2, fingerprint="x")
+    more = workload.with_images(4, 28)
+    assert more.worst == (large.with_images(4), long.with_images(4))
+    assert (more.most_images, workload.most_images) == (4, 1)
+    assert more.fingerprint is None

@@ -1,13 +1,18 @@
 """``budgetft data``: make, convert and measure datasets."""
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from budgetft.contract import Contract
+from budgetft.errors import UsageError
 from budgetft.model import Model, load_model
 
 if TYPE_CHECKING:
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, convert and measure datasets.", no_args_is_help=True)
 
+_N = TypeVar("_N", int, float)
 _Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is already there.")]
 
 
@@ -34,17 +40,104 @@ def sample(
 
 
 @app.command()
-def convert(
-    file: Annotated[Path, typer.Argument(help="JSON or JSONL: canonical rows, LLaVA conversations or chat messages.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+def twin(
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    scenarios: Annotated[int, typer.Option(help="Number of scenarios.")] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    style: Annotated[str, typer.Option(help="Colours and cameras: day, dusk, winter or desert.")] = "day",
+    split_fractions: Annotated[str, typer.Option(help="Shares of the scenarios: train,val,test.")] = "0.6,0.2,0.2",
+    videos: Annotated[int | None, typer.Option(help="Videos in all; without it 2 to 4 a scenario.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length of a video.")] = 4.0,
+    fps: Annotated[int | None, typer.Option(help="Frames a second; without it 10 to 60.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels of a frame, as 640x360; without it mixed.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw.")] = None,
     force: _Force = False,
 ) -> None:
-    """Convert a file and the images it names; relative image paths start at the file's folder."""
-    from budgetft.data.convert import convert_file
-    from budgetft.data.examples import write_dataset
+    """Make up a whole WTS tree: videos, captions, questions, boxes and a public test package."""
+    from budgetft.data.twin import TwinSpec, write_twin
 
-    examples = write_dataset(convert_file(file), out, images_root=file.parent, overwrite=force)
-    typer.echo(f"{out}: {len(examples)} examples, fingerprint {examples.fingerprint}")
+    spec = TwinSpec.make(
+        scenarios=scenarios,
+        seed=seed,
+        style=style,
+        fractions=_numbers(split_fractions, ",", "--split-fractions", float),
+        videos=videos,
+        seconds=seconds,
+        fps=fps,
+        size=None if size is None else _numbers(size, "x", "--size", int),
+    )
+    with _progress("drawing") as (start, advance):
+        count = write_twin(out, spec, overwrite=force, workers=workers, on_start=start, on_video=advance)
+    typer.echo(f"{out}: {scenarios} scenarios, {count} videos; next: budgetft data wts {out} --split train --out DIR")
+
+
+@app.command()
+def wts(
+    root: Annotated[Path, typer.Argument(help="Folder of the WTS data, of SynWTS, or of a twin.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+    frames: Annotated[str, typer.Option(help="single, sheet (2x2), crop (frame and part), or a number.")] = "single",
+    policy: Annotated[str, typer.Option(help="For single: mid, boxes (drawn) or expand (--per-row).")] = "mid",
+    per_row: Annotated[int, typer.Option(help="For expand: examples a row, each of weight 1/N.")] = 3,
+    view: Annotated[str, typer.Option(help="overhead, vehicle or both.")] = "both",
+    cameras: Annotated[str, typer.Option(help="main: one overhead camera a scenario; all: each, of weight 1/N.")] = "main",
+    tasks: Annotated[str, typer.Option(help="captions, questions or both.")] = "both",
+    external: Annotated[bool, typer.Option("--external/--no-external", help="Take BDD_PC_5K too.")] = True,
+    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to this many pixels a side.")] = None,
+    holdout: Annotated[float | None, typer.Option(help="Share of the scenarios for a second dataset, OUT-holdout.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the scenarios that are held out.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what is bad, and name it.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Videos decoded side by side; all cores by default.")] = None,
+    force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Convert a split of the WTS data: one frame an example, or another format. A rerun goes on after an interrupt."""
+    from budgetft.data.reformat import Format
+    from budgetft.data.wts import Request, convert_wts
+
+    form = Format.make(frames=int(frames) if frames.isdigit() else frames, policy=policy, per_row=per_row)
+    request = Request.make(
+        split=split,
+        form=form,
+        view=view,
+        cameras=cameras,
+        tasks=tasks,
+        external=external,
+        max_side=max_side,
+        holdout=holdout,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    with _progress("decoding") as (start, advance):
+        report = convert_wts(root, out, request, overwrite=force, workers=workers, on_start=start, on_video=advance)
+    for line in report.skipped:
+        typer.echo(f"left out: {line}", err=True)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    for folder, count in report.examples.items():
+        typer.echo(f"{folder}: {count} examples, fingerprint {report.fingerprints[folder]}")
+    typer.echo(f"{report.scenarios} scenarios, {report.videos + report.videos_kept} videos, {len(report.skipped)} left out")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="JSON or JSONL: canonical rows, LLaVA or ShareGPT conversations, messages.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+    frames: Annotated[int | None, typer.Option(help="Images to make of each video, spread evenly over it.")] = None,
+    force: _Force = False,
+) -> None:
+    """Convert a file and the images or videos it names; relative paths start at the file's folder."""
+    from budgetft.data.convert import convert_file, sample_videos
+    from budgetft.data.examples import check_target, write_dataset
+
+    check_target(out, force)
+    work = out.parent / f".{out.name}.frames"
+    with _progress("decoding") as (start, advance):
+        examples = sample_videos(convert_file(file), file.parent, work, frames, on_start=start, on_video=advance)
+    written = write_dataset(examples, out, images_root=file.parent, overwrite=force)
+    shutil.rmtree(work, ignore_errors=True)
+    typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")
 
 
 @app.command()
@@ -67,6 +160,28 @@ def stats(
     typer.echo(json.dumps(summary, indent=2) if as_json else _lines(summary))
 
 
+@contextmanager
+def _progress(what: str) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """A bar on stderr: to be told the number of steps, and each of them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def start(total: int) -> None:
+            progress.update(task, total=total)
+
+        yield start, lambda: progress.advance(task)
+
+
+def _numbers(text: str, separator: str, flag: str, kind: type[_N]) -> tuple[_N, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(separator))
+    except ValueError:
+        raise UsageError(f"{flag} {text!r} is not numbers with {separator!r} between them") from None
+
+
 def _measure(examples: "Examples", model: Model, contract: Contract) -> "list[Shape]":
     from rich.console import Console
     from rich.progress import Progress
@@ -81,7 +196,7 @@ def _measure(examples: "Examples", model: Model, contract: Contract) -> "list[Sh
 
 
 def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract: Contract) -> dict[str, Any]:
-    from budgetft.data.stats import overlong
+    from budgetft.data.stats import histogram, overlong, shrunk
 
     step = model.pixel_step
     total = [shape.total_tokens(step) for shape in shapes]
@@ -92,6 +207,7 @@ def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract
         "total_tokens": total,
     }
     longest = max(range(len(shapes)), key=total.__getitem__)
+    bins = [{"from": low, "to": high, "rows": count} for low, high, count in histogram(total)]
     ids = [example.id for example in examples]
     return {
         "rows": len(shapes),
@@ -100,7 +216,9 @@ def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract
         "max_pixels": contract.max_pixels,
         "max_length": contract.max_length,
         **{name: {"min": min(row), "median": median(row), "max": max(row)} for name, row in columns.items()},
-        "longest": {"id": ids[longest], "total_tokens": total[longest]},
+        "histogram": bins,
+        "longest": {"id": ids[longest], **{name: row[longest] for name, row in columns.items()}},
+        "shrunk": shrunk(examples, model, contract),
         "over_limit": len(overlong(ids, shapes, model, contract)),
     }
 
@@ -110,7 +228,14 @@ def _lines(summary: dict[str, Any]) -> str:
     for name in ("visual_tokens", "text_tokens", "supervised_tokens", "total_tokens"):
         row = summary[name]
         lines.append(f"{name.replace('_', ' '):<18} {row['min']:>7} {row['median']:>7g} {row['max']:>7}")
-    longest = summary["longest"]
-    lines.append(f"longest            {longest['id']} ({longest['total_tokens']} tokens)")
-    lines.append(f"over the limit     {summary['over_limit']} of {summary['rows']} (limit {summary['max_length']} tokens)")
+    most = max(one["rows"] for one in summary["histogram"])
+    for one in summary["histogram"]:
+        bar = "#" * -(-30 * one["rows"] // most)
+        lines.append(f"{one['from']:>7} to {one['to']:>7} {one['rows']:>7} {bar}".rstrip())
+    longest, rows = summary["longest"], summary["rows"]
+    lines.append(f"longest            {longest['id']} ({longest['total_tokens']} tokens, {longest['visual_tokens']} visual)")
+    lines.append(f"shrunk             {summary['shrunk']} of {rows} (limit {summary['max_pixels']} pixels an image)")
+    lines.append(
+        f"over the limit     {summary['over_limit']} of {rows} (limit {summary['max_length']} tokens); refused, never cut"
+    )
     return "\n".join(lines)

@@ -18,6 +18,9 @@ Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, 
 MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LOW..HIGH prices the steps up.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
 Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the steps up and plans the floor.")]
+FramesPerExample = Annotated[
+    str | None, typer.Option(help="Price examples of this many frames, LOW..HIGH, beside the number that they have.")
+]
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
 Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
@@ -58,6 +61,9 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
             chosen[name] = low
             if steps:
                 ranges[name] = steps
+        elif name == "frames_per_example":  # the data settles it, so there is no floor to plan
+            low, steps = _range(name, value)
+            ranges[name] = [low, *steps]
         elif name == "targets":
             chosen[name] = tuple(part.strip() for part in value.split(","))
         else:
@@ -86,8 +92,9 @@ def typed_shape(
     image: str, images: int, text_tokens: int, supervised_tokens: int, *, model: Model, contract: Contract
 ) -> Shape:
     """The shape that the user typed, its images resized as the model's processor would."""
-    from budgetft.data.tokens import resized_size
+    from budgetft.data.tokens import check_positions, resized_size
 
+    check_positions(model, contract)
     width, height = parse_size(image)
     size = resized_size(width, height, model, contract)
     shape = Shape.make(images=(size,) * images, text_tokens=text_tokens, supervised_tokens=supervised_tokens)

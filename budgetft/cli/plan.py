@@ -27,6 +27,7 @@ def plan(
     supervised_tokens: options.SupervisedTokens = 160,
     max_pixels: options.MaxPixels = None,
     max_length: options.MaxLength = None,
+    frames_per_example: options.FramesPerExample = None,
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
@@ -51,7 +52,12 @@ def plan(
     card, architecture, cache = load_gpu(gpu), load_model(model), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
-        max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
+        max_pixels=max_pixels,
+        max_length=max_length,
+        frames_per_example=frames_per_example,
+        rank=rank,
+        targets=targets,
+        effective_batch=effective_batch,
     )
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:

@@ -43,6 +43,8 @@ class Encoded:
     """(p, d) float32."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64: 1, rows and columns of patches."""
+    weight: float = 1.0
+    """Of the example in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +64,8 @@ class Batch:
     """(p, d) float32, all images in order."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64."""
+    weights: "torch.Tensor | None" = None
+    """(b,) float32, of each example in the loss; None when all are 1."""
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``."""
@@ -119,6 +123,7 @@ def encode(example: Example, processor: "ProcessorMixin", model: Model, contract
         mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"][0], torch.zeros_like(answer)]),
         pixel_values=inputs["pixel_values"],
         image_grid_thw=inputs["image_grid_thw"],
+        weight=example.weight,
     )
 
 
@@ -157,6 +162,7 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:
         attention_mask=mask,
         pixel_values=torch.cat([one.pixel_values for one in encoded]),
         image_grid_thw=torch.cat([one.image_grid_thw for one in encoded]),
+        weights=torch.tensor([one.weight for one in encoded]) if any(one.weight != 1.0 for one in encoded) else None,
     )
 
 

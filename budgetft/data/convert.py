@@ -1,14 +1,15 @@
-"""Other people's files as canonical examples: JSON or JSONL, three layouts, one turn each."""
+"""Other people's files as canonical examples: JSON or JSONL, three layouts, one turn each; images, or videos as frames."""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
-from budgetft.data.examples import Example, problem_report, problems_of
+from budgetft.data.examples import ORIGIN, Example, problem_report, problems_of
 from budgetft.errors import UsageError
 
-_TAG = "<image>"
+_TAG, _VIDEO_TAG = "<image>", "<video>"
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 _LAYOUTS = "a row needs {id, images, prompt, answer}, {image, conversations} or {messages}"
 
 
@@ -19,8 +20,9 @@ class _BadRow(Exception):
 def convert_file(path: Path) -> list[Example]:
     """The examples in ``path``: canonical rows, LLaVA conversations or chat messages, freely mixed.
 
-    Image paths are kept as they are written (relative ones start at the file's folder). Rows without an id get
-    ``row-<number>``. Raises one ``UsageError`` that names every bad row by number (the line number in JSONL).
+    Image paths are kept as they are written (relative ones start at the file's folder); a video stands among them as
+    its path, until :func:`sample_videos` puts frames in its place. Rows without an id get ``row-<number>``.
+    Raises one ``UsageError`` that names every bad row by number (the line number in JSONL).
     """
     examples, problems = [], []
     for number, row in _rows(path):
@@ -41,6 +43,63 @@ def convert_file(path: Path) -> list[Example]:
     if not examples:
         raise UsageError(f"{path} holds no rows", hint=_LAYOUTS)
     return examples
+
+
+def sample_videos(
+    examples: Sequence[Example],
+    root: Path,
+    work: Path,
+    frames: int | None,
+    *,
+    on_start: Callable[[int], None] = lambda videos: None,
+    on_video: Callable[[], None] = lambda: None,
+) -> list[Example]:
+    """``examples`` with ``frames`` images in place of each video, spread evenly over it; kept below ``work``.
+
+    Relative paths start at ``root`` and may not leave it. Raises one ``UsageError`` for all videos that cannot be read, or
+    when there are videos and ``frames`` is None.
+    """
+    from budgetft.data.reformat import spread
+    from budgetft.data.shots import Shot, take_shots
+    from budgetft.data.video import probe
+
+    names = dict.fromkeys(path for example in examples for path in example.images if is_video(path))
+    if not names:
+        return list(examples)
+    if frames is None:
+        raise UsageError(
+            f"{len(names)} videos, the first {next(iter(names))!r}", hint="say how many frames of each: --frames 8"
+        )
+    if not 1 <= frames <= 1024:
+        raise UsageError(f"--frames must be from 1 to 1024, not {frames}")
+    on_start(len(names))
+    shots: dict[Path, list[Shot]] = {}
+    problems: dict[str, str] = {}
+    for name in names:
+        try:
+            if ".." in PurePath(name).parts:
+                raise UsageError(f"{name!r} leaves the folder {root}")
+            window = (0.0, probe(root / name).seconds)
+            shots[root / name] = [Shot(video=root / name, moments=(at,)) for at in spread(window, frames)]
+        except UsageError as error:
+            problems[name] = error.message
+    harvest = take_shots(shots, work, on_video=on_video)
+    problems |= {str(path): why for path, why in harvest.bad.items()}
+    if problems:
+        raise problem_report("cannot sample videos", list(problems.values()))
+
+    def pictures(name: str) -> list[str]:
+        if not is_video(name):
+            return [name]
+        taken = (harvest.taken[root / name, shot.key] for shot in shots[root / name])
+        return [str((work / "frames" / one.file).resolve()) for one in taken]
+
+    return [one.replace(images=tuple(image for name in one.images for image in pictures(name))) for one in examples]
+
+
+def is_video(path: str) -> bool:
+    """Whether ``path`` is that of a video, by its ending."""
+    return path.lower().endswith(VIDEO_ENDINGS)
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
@@ -89,7 +148,7 @@ def _example(row: Any, number: int) -> Example:
         return Example.read({**row, "id": name}, source="row")
     else:
         raise _BadRow(f"keys {', '.join(sorted(row)) or 'none'}; {_LAYOUTS}")
-    extra = {key: row[key] for key in ("source_id", "weight") if key in row}
+    extra = {key: row[key] for key in ("source_id", "weight", *ORIGIN) if key in row}
     fields = {"id": name, "images": images, "prompt": prompt, "answer": answer, **extra}
     return Example.read(fields, source="row")
 
@@ -100,8 +159,8 @@ def _from_conversations(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
     prompt, answer = _one_turn(turns, "conversations", user=("human", "user"), assistant=("gpt", "assistant"))
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise _BadRow("conversations: value must be text")
-    images = _paths(row.get("image", row.get("images", [])), "image")
-    return images, _without_tags(prompt, len(images), "conversations"), _untagged(answer, "conversations")
+    images = _media(row)
+    return images, _without_tags(prompt, images, "conversations"), _untagged(answer, "conversations")
 
 
 def _from_messages(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
@@ -113,8 +172,21 @@ def _from_messages(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
     if drawn:
         raise _BadRow("messages: the answer holds an image")
     if not images:
-        images = _paths(row.get("images", row.get("image", [])), "images")
-    return images, _without_tags(prompt, len(images), "messages"), _untagged(answer, "messages")
+        images = _media(row)
+    return images, _without_tags(prompt, images, "messages"), _untagged(answer, "messages")
+
+
+def _media(row: Mapping[str, Any]) -> list[str]:
+    """The images beside the text, or the videos: which of both comes first could not be told."""
+    found = {key: _paths(row[key], key) for key in ("image", "images", "video", "videos") if row.get(key)}
+    if len(found) > 1:
+        raise _BadRow(f"{' and '.join(found)}: only one of them is supported")
+    for key, paths in found.items():
+        other = [path for path in paths if is_video(path) is not key.startswith("video")]
+        if other:
+            kind = "video" if key.startswith("video") else "image"
+            raise _BadRow(f"{key}: {other[0]!r} is not the name of {'a video' if kind == 'video' else 'an image'}")
+    return next(iter(found.values()), [])
 
 
 def _turns(value: Any, *, field: str, role: str, text: str) -> list[tuple[str, Any]]:
@@ -146,17 +218,20 @@ def _content(content: Any) -> tuple[list[str], str]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in ("image", "image_url", "video"):
             if texts:
-                raise _BadRow("messages: an image after text; images must come first")
-            images += _paths(_image_of(part), "messages")
+                raise _BadRow(f"messages: {'a video' if kind == 'video' else 'an image'} after text; images must come first")
+            paths = _paths(_image_of(part), "messages")
+            if any(is_video(path) is not (kind == "video") for path in paths):
+                raise _BadRow(f"messages: {paths[0]!r} in a part of type {kind}")
+            images += paths
         else:
-            raise _BadRow(f"messages: a part of type {kind!r}; known: text, image")
+            raise _BadRow(f"messages: a part of type {kind!r}; known: text, image, video")
     return images, "\n".join(texts)
 
 
 def _image_of(part: Mapping[str, Any]) -> Any:
-    for key in ("image", "path", "url", "image_url"):
+    for key in ("image", "video", "path", "url", "image_url"):
         if key in part:
             value = part[key]
             return value.get("url") if isinstance(value, Mapping) else value
@@ -174,22 +249,24 @@ def _paths(value: Any, field: str) -> list[str]:
     return paths
 
 
-def _without_tags(prompt: str, images: int, field: str) -> str:
-    """``prompt`` without its image marks, which must agree with the number of images when there are any."""
-    tags = prompt.count(_TAG)
+def _without_tags(prompt: str, images: list[str], field: str) -> str:
+    """``prompt`` without its marks of images (or videos), which must agree with their number when there are any."""
+    tag = _VIDEO_TAG if any(is_video(path) for path in images) else _TAG
+    tags = prompt.count(tag)
     if not tags:
         return prompt.strip()
-    if tags != images:
-        raise _BadRow(f"{field}: {tags} {_TAG} marks for {images} images")
-    text = prompt.replace(_TAG, "").strip()
+    if tags != len(images):
+        raise _BadRow(f"{field}: {tags} {tag} marks for {len(images)} {'videos' if tag == _VIDEO_TAG else 'images'}")
+    text = prompt.replace(tag, "").strip()
     # One image may be marked anywhere: LLaVA's own loader moves it to the front. Of several, the place has a meaning.
-    lead = prompt[: prompt.rfind(_TAG)].replace(_TAG, "")
-    if images > 1 and lead.strip():
-        raise _BadRow(f"{field}: text between {_TAG} marks; images must come first")
+    lead = prompt[: prompt.rfind(tag)].replace(tag, "")
+    if len(images) > 1 and lead.strip():
+        raise _BadRow(f"{field}: text between {tag} marks; images must come first")
     return text
 
 
 def _untagged(answer: str, field: str) -> str:
-    if _TAG in answer:
-        raise _BadRow(f"{field}: {_TAG} in the answer")
+    for tag in (_TAG, _VIDEO_TAG):
+        if tag in answer:
+            raise _BadRow(f"{field}: {tag} in the answer")
     return answer.strip()

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import datasets
 
 COLUMNS = ("id", "images", "prompt", "answer", "source_id", "weight")
+ORIGIN = ("scenario", "phase", "actor", "view", "time_seconds", "frame_rank")
+"""Where an example is from. Datasets written before these columns existed lack them."""
 _MAX_LISTED = 20
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
@@ -38,13 +40,30 @@ class Example(Value):
     prompt: str
     answer: str
     source_id: str | None = None
-    """What must not be split between training and validation, for example a scenario."""
+    """The row it was made from, which is shared by all its frames; with no ``scenario``, what must not be split either."""
     weight: float = Field(default=1.0, gt=0.0)
+    """1/N for each of N examples made from one row, so that the row counts once."""
+    scenario: str | None = None
+    """What must not be split between training and validation."""
+    phase: str | None = None
+    """Of the event, a digit from "0" (pre-recognition) to "4" (avoidance)."""
+    actor: str | None = None
+    """Whom a caption is about: ``pedestrian`` or ``vehicle``."""
+    view: str | None = None
+    """The camera's: ``overhead_view`` or ``vehicle_view``."""
+    time_seconds: float | None = Field(default=None, ge=0.0)
+    """Of the (first) frame, from the start of its video."""
+    frame_rank: int | None = Field(default=None, ge=0)
+    """Of its frame among the N of its row."""
 
 
-def problems_of(example: Example) -> list[str]:
-    """What keeps ``example`` from being learned from, as ``field: reason``; empty when nothing does."""
-    found = [f"{name}: empty" for name in ("id", "prompt", "answer") if not getattr(example, name).strip()]
+def problems_of(example: Example, *, answered: bool = True) -> list[str]:
+    """What keeps ``example`` from being used, as ``field: reason``; empty when nothing does.
+
+    ``answered`` says that it is to be learned from; the answers of a test set are empty.
+    """
+    needed = ("id", "prompt", "answer") if answered else ("id", "prompt")
+    found = [f"{name}: empty" for name in needed if not getattr(example, name).strip()]
     if not example.images:
         found.append("images: none")
     for name in ("prompt", "answer"):
@@ -85,7 +104,7 @@ class Examples(Sequence[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         row = self._table[index]
         images = tuple(str(self.folder / image) for image in row["images"])
-        return Example.make(**{**{name: row[name] for name in COLUMNS}, "images": images})
+        return Example.make(**{**row, "images": images})
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -96,7 +115,10 @@ class Examples(Sequence[Example]):
         digest = hashlib.sha256()
         rows: Any = self._table  # iterating a table gives dicts, which its type does not say
         for row in rows:
-            digest.update(json.dumps([row[name] for name in COLUMNS]).encode() + b"\n")
+            origin = {name: row[name] for name in ORIGIN if row.get(name) is not None}
+            # Without an origin it is what it was before there was one: plans name their data by it.
+            known = [row[name] for name in COLUMNS] + ([origin] if origin else [])
+            digest.update(json.dumps(known).encode() + b"\n")
         return digest.hexdigest()[:32]
 
 
@@ -126,24 +148,36 @@ def read_dataset(folder: Path) -> Examples:
         raise UsageError(f"the dataset {folder} lacks the columns {', '.join(missing)}", hint=hint)
     if not len(table):
         raise UsageError(f"the dataset {folder} has no rows", hint=hint)
-    table = table.select_columns(list(COLUMNS))
+    table = table.select_columns([*COLUMNS, *(name for name in ORIGIN if name in table.column_names)])
     _check_stored_images(folder, table)
     return Examples(folder.resolve(), table)
 
 
-def write_dataset(examples: Iterable[Example], out: Path, *, images_root: Path, overwrite: bool = False) -> Examples:
+def write_dataset(
+    examples: Iterable[Example],
+    out: Path,
+    *,
+    images_root: Path,
+    overwrite: bool = False,
+    answered: bool = True,
+    own_images: bool = False,
+) -> Examples:
     """Copy ``examples`` and their images into the new dataset folder ``out``, which appears whole or not at all.
 
     Relative image paths start at ``images_root`` and may not leave it. ``overwrite`` replaces a dataset that is
-    already there (never a folder of anything else). Raises one ``UsageError`` for everything that is wrong: images
-    that do not decode, repeated ids, empty prompts or answers, no examples at all.
+    already there (never a folder of anything else). Answers may be empty when not ``answered``. ``own_images`` says
+    that this program has just made the images and named them by their content: they are linked in, not decoded.
+    Raises one ``UsageError`` for everything that is wrong: images that do not decode, repeated ids, empty prompts or
+    answers, no examples at all.
     """
-    _check_target(out, overwrite)
+    check_target(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
     try:
         (partial / "images").mkdir(parents=True)
-        _save(_collect(examples, partial / "images", images_root, out), partial)
+        store = _link_image if own_images else _copy_image
+        rows = _collect(examples, lambda image: store(image, images_root, partial / "images"), out, answered)
+        _save(rows, partial)
         _move_into_place(partial, out)
     finally:
         # Also on Ctrl-C: nothing half-written stays behind.
@@ -151,20 +185,20 @@ def write_dataset(examples: Iterable[Example], out: Path, *, images_root: Path, 
     return read_dataset(out)
 
 
-def _collect(examples: Iterable[Example], images: Path, images_root: Path, out: Path) -> list[dict[str, Any]]:
+def _collect(examples: Iterable[Example], store: Callable[[str], str], out: Path, answered: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     first_row: dict[str, int] = {}
     stored: dict[str, str] = {}
     for number, example in enumerate(examples, start=1):
-        found = problems_of(example)
+        found = problems_of(example, answered=answered)
         if first_row.setdefault(example.id, number) != number:
             found.append(f"id: already used by row {first_row[example.id]}")
         for image in example.images:
             if image in stored:
                 continue
             try:
-                stored[image] = "images/" + _copy_image(image, images_root, images)
+                stored[image] = "images/" + store(image)
             except UsageError as error:
                 found.append(f"images: {error.message}")
         problems += [f"row {number} ({example.id!r}): {problem}" for problem in found]
@@ -196,6 +230,21 @@ def _copy_image(image: str, root: Path, images: Path) -> str:
     return name
 
 
+def _link_image(image: str, root: Path, images: Path) -> str:
+    """Put an image of ours, already named by its content, below ``images``; the name."""
+    source = root / image
+    try:
+        os.link(source, images / source.name)
+    except FileExistsError:
+        pass  # two paths to one content
+    except OSError:  # another file system, or one without links
+        try:
+            shutil.copyfile(source, images / source.name)
+        except OSError as error:
+            raise UsageError(f"cannot read image {source}: {error.strerror}") from None
+    return source.name
+
+
 def _save(rows: list[dict[str, Any]], folder: Path) -> None:
     import datasets
 
@@ -208,9 +257,12 @@ def _save(rows: list[dict[str, Any]], folder: Path) -> None:
             "answer": text,
             "source_id": text,
             "weight": datasets.Value("float64"),
+            **dict.fromkeys(ORIGIN, text),
+            "time_seconds": datasets.Value("float64"),
+            "frame_rank": datasets.Value("int64"),
         }
     )
-    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, features=features)
+    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
     were_disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -224,7 +276,8 @@ def _is_dataset(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise a ``UsageError`` unless a dataset may be written to ``out``."""
     if not os.path.lexists(out):
         return
     replaceable = out.is_dir() and not out.is_symlink() and (_is_dataset(out) or not any(out.iterdir()))

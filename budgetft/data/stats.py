@@ -8,6 +8,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import answer_text, prompt_text, too_long
 from budgetft.data.examples import Example, Examples, problem_report, problems_of
 from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.tokens import check_positions
 from budgetft.errors import UsageError
 from budgetft.model import Model
 from budgetft.workload import Shape, Workload
@@ -30,8 +31,9 @@ def measure_shapes(
     """The shape of every example, in order, equal to what ``encode`` makes of it. Over-long ones are measured too.
 
     Each text is tokenized once and each image file's header read once. Raises one ``UsageError`` for all examples
-    that cannot be encoded for another reason than their length.
+    that cannot be encoded for another reason than their length, and for a limit above the model's positions.
     """
+    check_positions(model, contract)
     sizes: dict[str, tuple[int, int]] = {}
     shapes, problems = [], []
     for example in examples:
@@ -43,6 +45,30 @@ def measure_shapes(
     if problems:
         raise problem_report("cannot measure the examples", problems)
     return shapes
+
+
+def shrunk(examples: Iterable[Example], model: Model, contract: Contract) -> int:
+    """How many examples have an image that ``contract.max_pixels`` makes smaller than the model's own limit would."""
+    own = contract.replace(max_pixels=model.max_pixels)
+    smaller: dict[str, bool] = {}
+
+    def is_smaller(path: str) -> bool:
+        if path not in smaller:
+            size = image_size(path)
+            smaller[path] = resized_image_size(path, size, model, contract) != resized_image_size(path, size, model, own)
+        return smaller[path]
+
+    return sum(any(is_smaller(path) for path in example.images) for example in examples)
+
+
+def histogram(values: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:
+    """``(from, to, how many)`` of equally wide ranges over ``values``, ends included; fewer where the values are few."""
+    low, high = min(values), max(values)
+    width = max(1, -(-(high - low + 1) // bins))
+    counts = [0] * ((high - low) // width + 1)
+    for value in values:
+        counts[(value - low) // width] += 1
+    return [(low + place * width, low + (place + 1) * width - 1, count) for place, count in enumerate(counts)]
 
 
 def check_lengths(ids: Sequence[str], shapes: Sequence[Shape], model: Model, contract: Contract) -> None:

@@ -44,6 +44,15 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     return new_height, new_width
 
 
+def check_positions(model: Model, contract: Contract) -> None:
+    """Raise a ``UsageError`` when ``contract`` allows longer examples than the model has positions for."""
+    if contract.max_length > model.max_positions:
+        raise UsageError(
+            f"--max-length {contract.max_length} is more than the {model.max_positions} positions of {model.name}",
+            hint=f"at most --max-length {model.max_positions}",
+        )
+
+
 def pixel_bounds(model: Model, contract: Contract) -> tuple[int, int]:
     """``(min_pixels, max_pixels)`` of one image: the model's own, with the contract's cap.
 

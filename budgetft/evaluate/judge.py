@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from budgetft.data.examples import Example
+from budgetft.data.wts_notes import LETTERS, phase_digit
+from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.metrics import Scorer
-from budgetft.evaluate.official import ACTORS, LETTERS, Slot, answer_letter, phase_digit
+from budgetft.evaluate.official import Slot, answer_letter
 from budgetft.evaluate.predictions import Prediction, predicted
 from budgetft.evaluate.scoring import Evaluation, Pair, score_answers, score_captions
 
@@ -39,10 +41,10 @@ class Texts:
 
 
 def key_of_example(example: Example) -> Key:
-    """What ``example`` is about. A question is an example whose answer is one letter, a to d."""
+    """What ``example`` is about. A question is one whose answer is a letter, a to d; of a test set, one of no actor."""
     if example.answer.strip().lower() in LETTERS:
         return Question(_source(example))
-    return _slot(example) or Plain(_source(example))
+    return _slot(example) or (Plain if example.answer.strip() else Question)(_source(example))
 
 
 def key_of_prediction(prediction: Prediction) -> Key:
@@ -56,7 +58,7 @@ def truth_of_examples(examples: Iterable[Example]) -> Texts:
     Raises ``UsageError`` when some captions are of phases and actors and others are not.
     """
     truth = Texts()
-    for example in sorted(examples, key=lambda one: "vehicle" in str(getattr(one, "view", None) or "")):
+    for example in sorted(examples, key=lambda one: one.view == "vehicle_view"):
         match key_of_example(example):
             case Slot() as slot:
                 truth.captions.setdefault(slot, example.answer)
@@ -123,13 +125,11 @@ def _pair(key: Slot | str, prediction: str | None, reference: str) -> Pair:
 
 
 def _slot(one: Example | Prediction) -> Slot | None:
-    scenario, phase, actor = (getattr(one, name, None) for name in ("scenario", "phase", "actor"))
-    digit = None if phase is None else phase_digit(str(phase))
-    return Slot(str(scenario), digit, actor) if scenario and digit and actor in ACTORS else None
+    digit = None if one.phase is None else phase_digit(one.phase)
+    return Slot(one.scenario, digit, one.actor) if one.scenario and digit and one.actor in ACTORS else None
 
 
 def _source(one: Example | Prediction) -> str:
     """The id of what was expanded into frames; its own id where it was not."""
-    expanded = getattr(one, "frame_rank", None) is not None
-    source = one.source_id if expanded and one.source_id != getattr(one, "scenario", None) else None
-    return source or one.id
+    expanded = one.frame_rank is not None and one.source_id != one.scenario
+    return (one.source_id if expanded else None) or one.id

@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from budgetft.data.examples import problem_report
+from budgetft.data.wts_notes import phase_digit
+from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
 
-ACTORS = ("pedestrian", "vehicle")
-LETTERS = ("a", "b", "c", "d")
 _SUFFIX = "_caption.json"
 _VEHICLE_VIEW = "vehicle_view"
-_PHASES = {
-    **{str(number): str(number) for number in range(5)},
-    "prerecognition": "0",
-    "recognition": "1",
-    "judgement": "2",
-    "judgment": "2",
-    "action": "3",
-    "avoidance": "4",
-}
 # A bare "A" before a word is an article, so that letter needs a bracket, a full stop or the end after it.
 _LETTER = re.compile(r"\(?\s*([A-Da-d])\s*(?:[).:,]|$)|([B-Db-d])\s")
 _LETTER_LATER = re.compile(r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*([A-D])\s*(?:[).:,*]|$)", re.IGNORECASE)
@@ -37,11 +28,6 @@ class Slot(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scenario} phase {self.phase} {self.actor}"
-
-
-def phase_digit(text: str) -> str | None:
-    """The digit of a phase that is named by its digit or its word; None when it is neither."""
-    return _PHASES.get(re.sub(r"[^a-z0-9]", "", text.lower()))
 
 
 def answer_letter(text: str) -> str | None:

@@ -12,7 +12,7 @@ from budgetft.data.examples import Example, problem_report
 from budgetft.errors import UsageError
 from budgetft.value import Value
 
-_COPIED = ("scenario", "phase", "actor", "view", "source_id")
+_COPIED = ("scenario", "phase", "actor", "view", "frame_rank", "source_id")
 
 
 class Prediction(Value):
@@ -33,10 +33,7 @@ class Prediction(Value):
 
 def predicted(example: Example, text: str, seconds: float | None = None) -> Prediction:
     """The prediction ``text`` for ``example``, with the fields that the example has."""
-    fields = {name: getattr(example, name, None) for name in _COPIED}
-    named = {name: None if value is None else str(value) for name, value in fields.items()}
-    rank = getattr(example, "frame_rank", None)
-    return Prediction(id=example.id, text=text, seconds=seconds, frame_rank=None if rank is None else int(rank), **named)
+    return Prediction(id=example.id, text=text, seconds=seconds, **{name: getattr(example, name) for name in _COPIED})
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from budgetft.data.examples import problem_report
+from budgetft.data.wts_notes import LETTERS
+from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.judge import key_of_prediction
 from budgetft.evaluate.metrics import Scorer
-from budgetft.evaluate.official import ACTORS, LETTERS, Slot, answer_letter, load_json, read_labels
+from budgetft.evaluate.official import Slot, answer_letter, load_json, read_labels
 from budgetft.evaluate.predictions import Prediction
 from budgetft.plan import write_text_atomically
 from budgetft.value import Value

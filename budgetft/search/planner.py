@@ -68,6 +68,8 @@ class Planner:
     sampler: SamplerName = "residual"
     storage: str = "sqlite:///:memory:"
     max_probes: int = 20
+    make_estimator: Callable[[Job], Estimator] = Estimator
+    """For jobs beside the planned one."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     def plan(self) -> Choice:
@@ -107,9 +109,12 @@ class Planner:
         parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
         names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
         weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
+        fewer = self._fewer_images()
         change = (
             "choose a smaller model: its weights alone exceed the budget"
             if weights > self.job.budget_bytes
+            else f"make examples of {fewer} instead of {self.job.workload.most_images} images: that fits (predicted)"
+            if fewer is not None
             else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
         )
         need = f"needs at least {format_gib(least.process_peak_bytes)}"
@@ -121,6 +126,18 @@ class Planner:
             f" ({describe(knobs)}): {names}",
             hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
         )
+
+    def _fewer_images(self) -> int | None:
+        """The most images an example, of the halves of its number, at which a setting is predicted to fit."""
+        count = self.job.workload.most_images // 2
+        while count >= 1:
+            workload = self.job.workload.with_images(count, self.job.model.pixel_step)
+            job = self.job.replace(workload=workload)
+            estimator = self.make_estimator(job)
+            if any(estimator.estimate(knobs).fits for knobs in settings(job)):
+                return count
+            count //= 2
+        return None
 
     def _refuse_hopeless(self, estimates: dict[Knobs, Estimate]) -> None:
         """No probe can help when the tensors alone, which a trace knows exactly, are over the budget."""

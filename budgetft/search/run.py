@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +18,14 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
-from budgetft.plan import Plan, PriceRow, Proof, Target, refer
+from budgetft.plan import Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.estimator import Estimator
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.study import SamplerName
 from budgetft.units import format_gib
 from budgetft.workload import Workload
+
+FRAMES = "frames_per_example"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,17 +173,10 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
     """The best predicted setting at each further value of each range, the floor first."""
     rows = []
     for axis, values in request.ranges.items():
-        floor = choice.winner
-        rows.append(
-            PriceRow(
-                axis=axis,
-                value=str(getattr(job.contract, axis)),
-                knobs=floor.knobs,
-                samples_per_second=floor.estimate.samples_per_second,
-                process_peak_bytes=floor.estimate.process_peak_bytes,
-                evidence=floor.estimate.evidence,
-            )
-        )
+        if axis == FRAMES:
+            rows += _frame_prices(request, job, choice, values)
+            continue
+        rows.append(_row(axis, getattr(job.contract, axis), choice.winner, choice.winner.estimate.evidence))
         for value in values:
             request.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
             contract = job.contract.replace(**{axis: value}, **({"alpha": 2 * value} if axis == "rank" else {}))
@@ -189,25 +184,34 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
     return rows
 
 
+def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequence[int]) -> list[PriceRow]:
+    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor."""
+    own, rows = job.workload.most_images, []
+    for count in sorted({own, *counts}):
+        if count == own:
+            rows.append(_row(FRAMES, own, choice.winner, choice.winner.estimate.evidence))
+            continue
+        request.on_event(Event(stage="trace", text=f"price of {FRAMES} {count}"))
+        workload = job.workload.with_images(count, job.model.pixel_step)
+        rows.append(_price(_job(request, job.contract, None).replace(workload=workload), FRAMES, count))
+    return rows
+
+
 def _price(job: Job, axis: str, value: int) -> PriceRow:
     try:
-        best = Planner(job=job, estimator=Estimator(job)).plan().winner
+        return _row(axis, value, Planner(job=job, estimator=Estimator(job)).plan().winner, "predicted")
     except NothingFits:
-        return PriceRow(
-            axis=axis,
-            value=str(value),
-            knobs=None,
-            samples_per_second=None,
-            process_peak_bytes=None,
-            evidence="predicted",
-        )
+        return _row(axis, value, None, "predicted")
+
+
+def _row(axis: str, value: int, best: Candidate | None, evidence: Evidence) -> PriceRow:
     return PriceRow(
         axis=axis,
         value=str(value),
-        knobs=best.knobs,
-        samples_per_second=best.estimate.samples_per_second,
-        process_peak_bytes=best.estimate.process_peak_bytes,
-        evidence="predicted",
+        knobs=None if best is None else best.knobs,
+        samples_per_second=None if best is None else best.estimate.samples_per_second,
+        process_peak_bytes=None if best is None else best.estimate.process_peak_bytes,
+        evidence=evidence,
     )
 
 

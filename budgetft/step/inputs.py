@@ -37,10 +37,13 @@ class Inputs:
     """(images, 3): frames, patch rows, patch columns."""
     vision: dict[str, Any]
     """Keyword arguments for the tower: groups when it is frozen, nothing (or precomputed indices, in a trace) when stock."""
+    sample_weights_N: torch.Tensor | None = None
+    """(N,) float32, of each supervised token's example in the loss; None when all are 1."""
 
     @property
-    def supervised_tokens(self) -> int:
-        return len(self.targets_N)
+    def supervised_tokens(self) -> float:
+        """What the loss is divided by: supervised tokens, each counted with the weight of its example. Read it on the host."""
+        return len(self.targets_N) if self.sample_weights_N is None else float(self.sample_weights_N.sum())
 
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Inputs":
         """A copy with ``move`` applied to every tensor."""
@@ -79,7 +82,8 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
     flat = batch.labels[:, 1:].reshape(-1)
     kept = (flat != IGNORED).nonzero()[:, 0]
     length = batch.labels.shape[1]
-    index_N = kept // (length - 1) * length + kept % (length - 1)
+    example_N = kept // (length - 1)
+    index_N = example_N * length + kept % (length - 1)
     return Inputs(
         input_ids_BS=batch.input_ids,
         position_ids_3BS=position_ids_3BS,
@@ -90,4 +94,5 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
         pixel_values_PC=batch.pixel_values if len(grid) else None,
         grid=grid,
         vision={"image_groups": group_images(grid, core.visual.config)} if vision == "frozen" and len(grid) else {},
+        sample_weights_N=None if batch.weights is None else batch.weights[example_N],
     )

@@ -4,13 +4,13 @@ Stock training materialises fp16 and fp32 logits of every position, prompt and i
 tokens at a vocabulary of 151,936. The head is frozen here, so the gradient with respect to the hidden states is all that
 backward needs, and it can be computed chunk by chunk during forward.
 
-Shapes: N supervised tokens, C tokens of a chunk, D hidden, V vocabulary.
+Shapes: B examples, S tokens, N supervised tokens, C tokens of a chunk, D hidden, V vocabulary.
 """
 
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 
 from budgetft.step.attention import FUSED_KERNEL
 
@@ -20,14 +20,36 @@ GRADIENT_SCALE = 1024.0
 """Probabilities of a large vocabulary lie near fp16's smallest numbers; a power of two moves them up exactly."""
 
 
-def supervised_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Sum over tokens of the cross-entropy, in fp32; logits of all N tokens exist at once."""
-    return cross_entropy(linear(hidden_ND, weight_VD).float(), targets_N, reduction="sum")
+def supervised_loss(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum over tokens of the cross-entropy times the token's weight, in fp32; logits of all N tokens exist at once."""
+    return _summed(linear(hidden_ND, weight_VD).float(), targets_N, sample_weights_N)
 
 
-def chunked_loss(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+def chunked_loss(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+) -> torch.Tensor:
     """The same sum; logits of at most ``CHUNK_TOKENS`` tokens exist at once, and backward needs none of them."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N)
+
+
+def weighted_full_loss(
+    logits_BSV: torch.Tensor, labels_BS: torch.Tensor, index_N: torch.Tensor, sample_weights_N: torch.Tensor
+) -> torch.Tensor:
+    """The same sum off the logits of all positions, computed as transformers does, which knows no weights.
+
+    ``index_N`` has the flat positions (in B * S) that predict a supervised token.
+    """
+    targets_BS = pad(labels_BS, (0, 1), value=-100)[:, 1:]
+    losses = cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="none")
+    return (losses[index_N] * sample_weights_N).sum()
+
+
+def _summed(logits_NV: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None) -> torch.Tensor:
+    if sample_weights_N is None:
+        return cross_entropy(logits_NV, targets_N, reduction="sum")
+    return (cross_entropy(logits_NV, targets_N, reduction="none") * sample_weights_N).sum()
 
 
 def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
@@ -39,7 +61,13 @@ def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        sample_weights_N: torch.Tensor | None,
+    ) -> torch.Tensor:
         hidden_ND = hidden_ND.to(weight_VD.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradient_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
@@ -50,17 +78,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits_CV = linear(hidden_ND[chunk], weight_VD)
                 log_p_CV = _log_softmax(logits_CV)
                 del logits_CV
-                total -= log_p_CV.gather(1, target_C1).sum()
+                log_p_C = log_p_CV.gather(1, target_C1)[:, 0]
+                total -= (log_p_C if sample_weights_N is None else log_p_C * sample_weights_N[chunk]).sum()
+                del log_p_C
                 slope_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=torch.float32))
                 slope_CV = slope_CV.mul_(GRADIENT_SCALE).to(weight_VD.dtype)
                 del log_p_CV
                 gradient_ND[chunk] = torch.mm(slope_CV, weight_VD)
                 del slope_CV
+        if sample_weights_N is not None:  # here, in fp32, whatever their size
+            gradient_ND.mul_(sample_weights_N[:, None])
         ctx.save_for_backward(gradient_ND.div_(GRADIENT_SCALE))
         ctx.hidden_dtype = hidden_ND.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None
+        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None

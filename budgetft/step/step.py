@@ -19,7 +19,7 @@ from budgetft.step import lora, pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
-from budgetft.step.loss import chunked_loss, supervised_loss
+from budgetft.step.loss import chunked_loss, supervised_loss, weighted_full_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +101,12 @@ class Step:
         """``batch`` with the host's part done, on the step's device."""
         return prepare(batch, self.base, vision=self.knobs.vision).to(self.device)
 
-    def micro(self, inputs: Inputs, *, total_supervised: int) -> torch.Tensor:
+    def micro(self, inputs: Inputs, *, total_supervised: float) -> torch.Tensor:
         """Forward and backward of one micro-batch.
 
-        Gradients accumulate those of the loss summed over tokens and divided by ``total_supervised``, the supervised tokens
-        of the whole effective batch, so that they do not depend on how it was split. Returns this share of the loss (fp32,
-        detached, on the device).
+        Gradients accumulate those of the loss summed over tokens, each with the weight of its example, and divided by
+        ``total_supervised``, the supervised tokens of the whole effective batch counted with those weights, so that they do
+        not depend on how it was split. Returns this share of the loss (fp32, detached, on the device).
         """
         self._enter("forward")
         dtype = DTYPES[self.knobs.base_precision]
@@ -118,7 +118,7 @@ class Step:
                 self._enter("loss")
                 head_VD = self.base.lm_head.weight
                 compute = chunked_loss if self.knobs.loss == "chunked" else supervised_loss
-                loss = compute(hidden_ND, head_VD, inputs.targets_N) / total_supervised
+                loss = compute(hidden_ND, head_VD, inputs.targets_N, inputs.sample_weights_N) / total_supervised
                 del hidden_ND
         self._enter("backward")
         self.scaler.scale(loss).backward()
@@ -138,9 +138,13 @@ class Step:
             **inputs.vision,
         }
 
-    def _stock_loss(self, inputs: Inputs, total_supervised: int) -> torch.Tensor:
+    def _stock_loss(self, inputs: Inputs, total_supervised: float) -> torch.Tensor:
         head = self.base.lm_head.register_forward_pre_hook(lambda module, args: self._enter("loss"))
+        weights_N = inputs.sample_weights_N
         try:
+            if weights_N is not None:
+                logits_BSV = self.base(**self._model_inputs(inputs)).logits
+                return weighted_full_loss(logits_BSV, inputs.labels_BS, inputs.target_index_N, weights_N) / total_supervised
             output = self.base(**self._model_inputs(inputs), labels=inputs.labels_BS, num_items_in_batch=total_supervised)
         finally:
             head.remove()

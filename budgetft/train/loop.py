@@ -213,7 +213,7 @@ class Training:
         budget = format_gib(self.job.plan.gpu.budget_bytes)
         self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
 
-    def _micro(self, micro: Micro, total_supervised: int) -> torch.Tensor:
+    def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
         """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
         inputs = micro.inputs.to(self.step.device)
         self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))

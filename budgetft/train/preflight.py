@@ -47,7 +47,7 @@ def _largest(shapes: Sequence[Shape], key: Callable[[Shape], tuple[int, int]], w
     return [order[number % len(order)] for number in range(wanted)]
 
 
-def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable[[Micro, int], torch.Tensor]) -> Held:
+def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable[[Micro, float], torch.Tensor]) -> Held:
     """Run ``micros`` forward and backward, with room taken for the optimizer's states; returns what was held.
 
     Leaves no trace: parameters, optimizer, scaler and random number generators are as before. The cap is set again

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from clips import bikes_dataset
+from twins import LEARNED, TESTED, make_twin
 
 from budgetft.data.examples import Example, Examples, read_dataset
 from budgetft.data.processor import load_processor
@@ -53,3 +54,15 @@ def picture(tmp_path) -> Path:
 @pytest.fixture
 def example(picture) -> Example:
     return Example(id="one", images=(picture.name,), prompt="What colour?", answer="It is red.")
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory) -> Path:
+    pytest.importorskip("av")
+    return make_twin(tmp_path_factory.mktemp("twin") / "wts", LEARNED)
+
+
+@pytest.fixture(scope="session")
+def test_package(tmp_path_factory) -> Path:
+    pytest.importorskip("av")
+    return make_twin(tmp_path_factory.mktemp("package") / "wts", TESTED)

@@ -131,6 +131,15 @@ def test_a_synthetic_batch_has_the_shapes_of_a_real_one(sample, name):
     assert (made.mm_token_type_ids[0].nonzero()[0] == real.mm_token_type_ids[0].nonzero()[0]).all()
 
 
+def test_weights_of_examples_come_along_where_any_is_not_1(sample, processor, model):
+    first, second = (encode(one, processor, model, CONTRACT) for one in (sample[0], sample[1].replace(weight=0.25)))
+    batch = collate([first, second], 0)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [1.0, 0.25]
+    assert batch.weights.dtype == torch.float32
+    assert collate([first, first], 0).weights is None
+
+
 def test_a_synthetic_batch_is_the_same_for_the_same_seed(model):
     shapes = [Shape(images=((56, 84),), text_tokens=30, supervised_tokens=9)]
     first, again, other = (synthetic_batch(shapes, model, seed=seed) for seed in (3, 3, 4))

@@ -48,6 +48,18 @@ def test_stats_are_counts_that_agree_between_text_and_json(sample):
     text = ran(*arguments).stdout
     assert found["longest"]["id"] in text
     assert f"{found['over_limit']} of 48 (limit 300 tokens)" in text
+    assert sum(one["rows"] for one in found["histogram"]) == 48
+    assert found["histogram"][0]["from"] == found["total_tokens"]["min"]
+    assert found["shrunk"] == 48  # the smallest picture has 307,200 pixels
+    assert json.loads(ran(*arguments[:4], "--max-pixels", 500_000, "--json").stdout)["shrunk"] not in (0, 48)
+
+
+def test_a_length_limit_may_be_as_long_as_the_model_and_no_longer(sample):
+    arguments = ("stats", sample.folder, "--model", "tiny-qwen2.5-vl", "--max-length")
+    assert "limit 32768 tokens" in ran(*arguments, 32_768).stdout
+    refused = run(*arguments, 32_769).exception
+    assert isinstance(refused, UsageError)
+    assert "more than the 32768 positions of tiny-qwen2.5-vl" in refused.message
 
 
 def test_a_wrong_folder_or_model_is_a_usage_error(tmp_path, sample):

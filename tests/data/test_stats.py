@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.stats import check_lengths, measure_shapes, measure_workload, workload_of
+from budgetft.data.stats import check_lengths, histogram, measure_shapes, measure_workload, workload_of
 from budgetft.errors import UsageError
 from budgetft.workload import Shape
 
@@ -67,6 +69,17 @@ def test_a_workload_keeps_64_of_each_and_samples_by_its_seed():
     assert [shape.text_tokens for shape in first.worst] == list(range(519, 519 - 64, -1))
     assert len(set(first.typical)) == 64
     assert first.typical == again.typical != other.typical
+
+
+@pytest.mark.parametrize("values", [[7], [3, 3, 9], list(range(100, 140)), [1, 1000]])
+def test_a_histogram_counts_every_value_once_in_ranges_that_touch(values):
+    bins = histogram(values)
+    assert len(bins) <= 10
+    assert sum(count for _, _, count in bins) == len(values)
+    assert bins[0][0] == min(values)
+    assert bins[-1][0] <= max(values) <= bins[-1][1]
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(bins))
+    assert all(count == sum(low <= value <= high for value in values) for low, high, count in bins)
 
 
 def test_no_shapes_make_no_workload():

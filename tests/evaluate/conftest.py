@@ -9,16 +9,6 @@ from budgetft.data.examples import Example
 from budgetft.evaluate.metrics import NoWordNet, Scorer
 
 
-class SlotExample(Example):
-    """An example with the fields of a converted traffic dataset, whatever order they came into the code in."""
-
-    scenario: str | None = None
-    phase: str | None = None
-    actor: str | None = None
-    view: str | None = None
-    frame_rank: int | None = None
-
-
 @pytest.fixture(scope="session")
 def scorer() -> Scorer:
     return Scorer(NoWordNet())
@@ -34,7 +24,7 @@ def pairs() -> list[dict[str, str]]:
 def make_example():
     """An example of a slot, or a plain one."""
 
-    def make(name: str, answer: str = "A man waits.", **fields) -> SlotExample:
-        return SlotExample(**{"id": name, "images": ("a.png",), "prompt": "Describe.", "answer": answer, **fields})
+    def make(name: str, answer: str = "A man waits.", **fields) -> Example:
+        return Example(**{"id": name, "images": ("a.png",), "prompt": "Describe.", "answer": answer, **fields})
 
     return make

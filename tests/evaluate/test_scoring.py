@@ -2,10 +2,11 @@
 
 import pytest
 
+from budgetft.data.wts_notes import phase_digit
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import consensus, majority, middle
 from budgetft.evaluate.judge import evaluate, reduce_predictions, truth_of_examples
-from budgetft.evaluate.official import Slot, answer_letter, phase_digit
+from budgetft.evaluate.official import Slot, answer_letter
 from budgetft.evaluate.predictions import Prediction
 from budgetft.evaluate.scoring import score_answers
 

@@ -37,6 +37,12 @@ def make_job() -> Callable[..., Job]:
     return make
 
 
+@pytest.fixture
+def formula() -> "type[Formula]":
+    """To be subclassed."""
+    return Formula
+
+
 class Formula:
     """An estimator of the law's shape, by formula: affine in the micro-batch, linear in the checkpointed layers."""
 

@@ -224,6 +224,18 @@ def test_the_smallest_setting_is_probed_before_giving_up(make_planner, make_trut
     assert formula.estimate(choice.winner.knobs).process_peak_bytes <= budget
 
 
+def test_where_nothing_fits_the_most_images_that_would_are_named(make_job, formula):
+    class HeavyImages(formula):
+        def estimate(self, knobs):
+            return super().estimate(knobs).replace(fits=self.job.workload.most_images <= 2)
+
+    job = make_job(workload=make_job().workload.with_images(8, 28))
+    planner = Planner(job=job, estimator=HeavyImages(job), make_estimator=HeavyImages)
+    with pytest.raises(NothingFits) as caught:
+        planner.plan()
+    assert "make examples of 2 instead of 8 images: that fits (predicted)" in str(caught.value.hint)
+
+
 def test_out_of_memory_everywhere_is_nothing_fits_and_asks_for_more_than_there_was(make_planner):
     def never(truth):
         return lambda knobs, fresh: truth.outcome(knobs).replace(status="oom", phase="forward", samples_per_second=None)

@@ -1,5 +1,7 @@
 """Every knob computes the same gradients as the stock recipe."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -161,6 +163,37 @@ def test_the_chunked_loss_is_exact_across_chunk_borders(monkeypatch):
     (value * 3).backward()
     assert float(value) == pytest.approx(float(loss.supervised_loss(hidden, weight, targets)), rel=1e-6)
     torch.testing.assert_close(hidden.grad, 3 * expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["full", "supervised", "chunked"])
+def test_an_examples_weight_scales_its_part_of_loss_and_gradient(loss):
+    case = Case("tiny-qwen2.5-vl")
+    knobs = case.stock.replace(loss=loss)
+    whole = synthetic_batch(case.shapes, case.model, seed=0)
+
+    def run(weights: torch.Tensor | None) -> tuple[float, torch.Tensor, float]:
+        case.step.configure(knobs)
+        inputs = case.step.prepare(replace(whole, weights=weights))
+        value = case.step.micro(inputs, total_supervised=32)
+        gradient = torch.cat([parameter.grad.flatten() for parameter in case.step.parameters])
+        case.step.optimizer.zero_grad(set_to_none=True)
+        return float(value), gradient, inputs.supervised_tokens
+
+    def nearly(first: torch.Tensor, second: torch.Tensor) -> bool:
+        return bool((first - second).norm() / second.norm() < FP32_NOISE)
+
+    plain_loss, plain, tokens = run(None)
+    ones_loss, ones, _ = run(torch.tensor([1.0, 1.0]))
+    first_loss, first, _ = run(torch.tensor([1.0, 1e-30]))
+    second_loss, second, _ = run(torch.tensor([1e-30, 1.0]))
+    mixed_loss, mixed, mixed_tokens = run(torch.tensor([0.25, 3.0]))
+    assert tokens == 32
+    assert mixed_tokens == 0.25 * 20 + 3.0 * 12
+    assert ones_loss == pytest.approx(plain_loss, rel=FP32_NOISE)
+    assert nearly(ones, plain)
+    assert first_loss + second_loss == pytest.approx(plain_loss, rel=FP32_NOISE)
+    assert mixed_loss == pytest.approx(0.25 * first_loss + 3.0 * second_loss, rel=FP32_NOISE)
+    assert nearly(mixed, 0.25 * first + 3.0 * second)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_said():

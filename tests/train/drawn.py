@@ -1,5 +1,6 @@
 """Datasets of a few drawn images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -9,8 +10,10 @@ from budgetft.data.examples import Example, Examples, write_dataset
 COLOURS = ("red", "green", "blue", "yellow", "white")
 
 
-def draw_examples(folder: Path, count: int, *, answer: str = "a {colour} square") -> Examples:
-    """A dataset of ``count`` examples of different length, each with one or two small images."""
+def draw_examples(
+    folder: Path, count: int, *, answer: str = "a {colour} square", weights: Sequence[float] = (1.0,)
+) -> Examples:
+    """A dataset of ``count`` examples of different length, each with one or two small images; ``weights`` in turn."""
     drawings = folder.with_name(folder.name + "-drawings")
     drawings.mkdir(parents=True)
     examples = []
@@ -23,5 +26,7 @@ def draw_examples(folder: Path, count: int, *, answer: str = "a {colour} square"
             names.append(f"{number}-{part}.png")
             image.save(drawings / names[-1])
         text = answer.format(colour=colour) + " and nothing else" * (number % 3)
-        examples.append(Example(id=f"example-{number}", images=tuple(names), prompt="What is it?", answer=text))
+        weight = weights[number % len(weights)]
+        name = f"example-{number}"
+        examples.append(Example(id=name, images=tuple(names), prompt="What is it?", answer=text, weight=weight))
     return write_dataset(examples, folder, images_root=drawings)

@@ -110,6 +110,19 @@ def test_the_split_into_micro_batches_does_not_change_what_is_learned(make_plan,
         torch.testing.assert_close(tensor, adapters[1][name], rtol=1e-3, atol=1e-5)
 
 
+def test_weights_of_examples_are_honoured_whatever_the_split_into_micro_batches(make_plan, train, tmp_path):
+    def losses(name: str, weights: tuple[float, ...], micro_batch: int = 2) -> list[float]:
+        data = draw_examples(tmp_path / name, 4, weights=weights).folder
+        train(make_plan(data=data, micro_batch=micro_batch), out=tmp_path / f"run-{name}", steps=3)
+        return [line["loss"] for line in read_log(tmp_path / f"run-{name}")]
+
+    plain = losses("plain", (1.0,))
+    assert losses("halves", (0.5,)) == pytest.approx(plain, rel=1e-5)  # a mean: only their ratio counts
+    mixed = losses("mixed", (0.1, 5.0))
+    assert mixed != pytest.approx(plain, rel=1e-4)
+    assert losses("singly", (0.1, 5.0), micro_batch=1) == pytest.approx(mixed, rel=1e-5)
+
+
 def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_path, monkeypatch):
     from budgetft.train.loop import Training
 
