@@ -1,7 +1,8 @@
 """From examples to tensors: encode one, collate many, or make a batch of given shapes without any file.
 
 Shape letters: b examples in the batch, s tokens of the longest, t tokens of one example, n images, p vision patches
-(all images one after another), d numbers in a patch = 3 * temporal_patch_size * patch_size ** 2.
+(all images one after another), d numbers in a patch = 3 * temporal_patch_size * patch_size ** 2, v visual tokens,
+f numbers in a visual token's features.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from budgetft.data.images import load_image, resized_image_size
 from budgetft.data.tokens import pixel_bounds
 from budgetft.data.vocabulary import END_OF_TURN, FIRST_SPECIAL_ID
 from budgetft.errors import UsageError
+from budgetft.knobs import Vision
 from budgetft.model import Model
 from budgetft.workload import Shape
 
@@ -40,9 +42,11 @@ class Encoded:
     mm_token_type_ids: "torch.Tensor"
     """(t,) int64: 1 on image placeholders, 0 elsewhere. Models read 3-D positions off it."""
     pixel_values: "torch.Tensor"
-    """(p, d) float32."""
+    """(p, d) float32; no rows when there are features."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64: 1, rows and columns of patches."""
+    features: "torch.Tensor | None" = None
+    """(v, f): what the vision tower made of the images, when that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,9 +63,11 @@ class Batch:
     attention_mask: "torch.Tensor | None"
     """(b, s) int64, 1 on real tokens; None when nothing is padded, which keeps fused attention kernels available."""
     pixel_values: "torch.Tensor"
-    """(p, d) float32, all images in order."""
+    """(p, d) float32, all images in order; no rows when there are features."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64."""
+    features: "torch.Tensor | None" = None
+    """(v, f), all images in order."""
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``."""
@@ -157,11 +163,14 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:
         attention_mask=mask,
         pixel_values=torch.cat([one.pixel_values for one in encoded]),
         image_grid_thw=torch.cat([one.image_grid_thw for one in encoded]),
+        features=torch.cat(features) if (features := [one.features for one in encoded if one.features is not None]) else None,
     )
 
 
-def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int) -> Batch:
+def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int, vision: Vision = "frozen") -> Batch:
     """A batch of random content with exactly ``shapes``: no files, no tokenizer, equal for an equal ``seed``.
+
+    With ``vision`` cached it has random features (float32) and no patches.
 
     Raises ``UsageError`` for a shape that no real example could have: too few text tokens for its images and its
     supervised tokens, or an image side that is not a multiple of the model's ``pixel_step``.
@@ -169,11 +178,11 @@ def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int) -> Batc
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    encoded = [_synthetic(f"synthetic-{i}", shape, model, generator) for i, shape in enumerate(shapes)]
+    encoded = [_synthetic(f"synthetic-{i}", shape, model, generator, vision) for i, shape in enumerate(shapes)]
     return collate(encoded, pad_token_id=min(FIRST_SPECIAL_ID, _vocabulary(model) - 1))
 
 
-def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generator") -> Encoded:
+def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generator", vision: Vision) -> Encoded:
     import torch
 
     step, patch = model.pixel_step, model.patch_size
@@ -198,7 +207,9 @@ def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generato
     labels = torch.full_like(input_ids, IGNORED)
     labels[-shape.supervised_tokens :] = input_ids[-shape.supervised_tokens :]
     grid = [[1, height // patch, width // patch] for width, height in shape.images]
-    patches = sum(rows * columns for _, rows, columns in grid)
+    tokens, width = shape.visual_tokens(step), model.feature_width
+    cached = vision == "cached"
+    patches = 0 if cached else sum(rows * columns for _, rows, columns in grid)
     return Encoded(
         id=name,
         input_ids=input_ids,
@@ -206,6 +217,7 @@ def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generato
         mm_token_type_ids=(input_ids == placeholder).long(),
         pixel_values=torch.randn(patches, 3 * model.temporal_patch_size * patch**2, generator=generator),
         image_grid_thw=torch.tensor(grid, dtype=torch.int64).reshape(-1, 3),
+        features=torch.randn(tokens, width, generator=generator) if cached else None,
     )
 
 

@@ -33,6 +33,7 @@ class Inputs:
     """Flat positions (in B * S) whose hidden state predicts a supervised token."""
     targets_N: torch.Tensor
     pixel_values_PC: torch.Tensor | None
+    """What the tower is given; with cached vision, what it made of the images: (visual tokens, features)."""
     grid: np.ndarray
     """(images, 3): frames, patch rows, patch columns."""
     vision: dict[str, Any]
@@ -80,6 +81,11 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
     kept = (flat != IGNORED).nonzero()[:, 0]
     length = batch.labels.shape[1]
     index_N = kept // (length - 1) * length + kept % (length - 1)
+    images = batch.pixel_values
+    if vision == "cached":
+        if batch.features is None:
+            raise ValueError("vision 'cached' needs a batch with features")
+        images = batch.features.to(core.visual.dtype)
     return Inputs(
         input_ids_BS=batch.input_ids,
         position_ids_3BS=position_ids_3BS,
@@ -87,7 +93,7 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
         labels_BS=batch.labels,
         target_index_N=index_N,
         targets_N=flat[kept],
-        pixel_values_PC=batch.pixel_values if len(grid) else None,
+        pixel_values_PC=images if len(grid) else None,
         grid=grid,
         vision={"image_groups": group_images(grid, core.visual.config)} if vision == "frozen" and len(grid) else {},
     )
