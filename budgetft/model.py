@@ -53,7 +53,7 @@ class Model(Value):
 
     @property
     def feature_width(self) -> int:
-        """Numbers that the vision tower gives for one visual token: the language model's width, once more per deepstack level."""
+        """Numbers that the tower gives for a visual token: the language model's width, once more per deepstack level."""
         levels = self.config["vision_config"].get("deepstack_visual_indexes", (8, 16, 24) if self.family == "qwen3_vl" else ())
         return int(self.text["hidden_size"]) * (1 + len(levels))
 

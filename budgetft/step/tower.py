@@ -135,7 +135,7 @@ def tower_fingerprint(weights: str | None, *, seed: int) -> str:
     try:
         for path in _checkpoint_files(weights):
             with safe_open(path, framework="pt") as file:
-                for name in sorted(name for name in file.keys() if "visual." in name):  # noqa: SIM118: not a dict
+                for name in sorted(name for name in file.keys() if "visual." in name):  # noqa: SIM118
                     tensor = file.get_tensor(name)
                     digest.update(f"{name.rpartition('visual.')[2]} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())

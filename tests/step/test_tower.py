@@ -144,7 +144,7 @@ def test_the_fingerprint_of_a_tower_is_of_its_weights_alone(saved, tmp_path):
 
 
 def test_a_checkpoint_without_a_tower_or_without_weights_is_refused(saved, tmp_path):
-    folder, model, _ = saved
+    _, model, _ = saved
     with pytest.raises(UsageError, match="cannot load the vision tower"):
         tower_fingerprint(str(tmp_path), seed=0)
     with pytest.raises(UsageError, match="cannot load the vision tower"):
