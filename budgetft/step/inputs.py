@@ -63,8 +63,13 @@ def _map(value: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return move(value)
     if isinstance(value, tuple) and value and isinstance(value[0], VisionGroup):
-        return tuple(replace(group, tensors={k: move(v) for k, v in group.tensors.items()}) for group in value)
+        return moved_groups(value, move)
     return value
+
+
+def moved_groups(groups: tuple[VisionGroup, ...], move: Callable[[torch.Tensor], torch.Tensor]) -> tuple[VisionGroup, ...]:
+    """Copies with ``move`` applied to every tensor."""
+    return tuple(replace(group, tensors={name: move(tensor) for name, tensor in group.tensors.items()}) for group in groups)
 
 
 def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
