@@ -30,6 +30,10 @@ def plan(
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
+    ] = None,
     probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
@@ -62,9 +66,9 @@ def plan(
     contract, ranges = options.contract_from(
         max_pixels=max_pixels, max_length=max_length, rank=rank, targets=targets, effective_batch=effective_batch
     )
-    cache = cache_folder()
+    own = cache_folder()
     if data is None and image is None:
-        data = _sample(cache / "sample", say)
+        data = _sample(own / "sample", say)
 
     def workload_under(changed: "Contract") -> "Workload":
         return _workload(data, image, images, text_tokens, supervised_tokens, architecture, changed)
@@ -77,14 +81,15 @@ def plan(
         ranges=ranges,
         workload_under=workload_under,
         data=None if data is None else str(data.resolve()),
+        cache=cache,
         probe=probe,
         max_probes=max_probes,
         sampler=sampler,
-        storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
-        ledger=ledger or cache / "ledger.sqlite3",
+        storage=storage or f"sqlite:///{own / 'studies.sqlite3'}",
+        ledger=ledger or own / "ledger.sqlite3",
         on_event=lambda event: say(event_line(event)),
     )
-    cache.mkdir(parents=True, exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
     made = make_plan(request)
     write_plan(made, out)
     if json_output:
