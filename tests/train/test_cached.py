@@ -1,5 +1,6 @@
 """Training on cached features: the frozen run, without the tower; and a cache that is wrong in any way is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from budgetft.data.features import KEY_FILE
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import load_model
-from budgetft.plan import Features
+from budgetft.plan import Features, read_plan
 from budgetft.step.build import model_config
+from budgetft.train.job import plan_fingerprint
 
 CACHED = {"vision": "cached"}
 
@@ -114,3 +116,13 @@ def test_a_failing_computation_ends_the_run_before_it_began(make_plan, train, tm
     assert "is not empty" in capfd.readouterr().err
     assert sorted(path.name for path in taken.iterdir()) == ["thesis.txt"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_from_before_there_were_features_reads_and_has_the_fingerprint_it_had():
+    path = Path(__file__).parents[2] / "reports" / "spine" / "plan-real.json"
+    assert "features" not in json.loads(path.read_text())
+    plan = read_plan(path)
+    assert plan.features is None
+    text = plan.model_dump_json()
+    assert text.count('"features":null,') == 1
+    assert plan_fingerprint(plan) == hashlib.sha256(text.replace('"features":null,', "").encode()).hexdigest()
