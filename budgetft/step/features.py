@@ -23,7 +23,7 @@ from budgetft.data.tokens import pixel_bounds
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Attention, Precision
 from budgetft.model import Model
-from budgetft.step import vision
+from budgetft.step import pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, model_config
 from budgetft.step.inputs import moved_groups
@@ -141,6 +141,7 @@ class Tower:
             raise _too_large(error) from None
         self.visual.config._attn_implementation = implementation(_attention(device))
         vision.freeze(self.visual, lambda phase: None)
+        pointwise.make_fused(self.visual)
 
     def features(self, patches_PC: torch.Tensor, grid: np.ndarray) -> list[torch.Tensor]:
         """(V, F) of each image on the host, from the patches of all and their grids (images, 3)."""
