@@ -105,7 +105,11 @@ def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        loader = AutoModelForImageTextToText if tower else towerless_class(AutoConfig.from_pretrained(weights))
+        loader = (
+            AutoModelForImageTextToText
+            if tower
+            else towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
+        )
         return loader.from_pretrained(
             weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
         )
