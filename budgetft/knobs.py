@@ -8,7 +8,7 @@ from budgetft.errors import UsageError, unknown_name
 from budgetft.value import Value
 
 Loss = Literal["full", "supervised", "chunked"]
-Vision = Literal["stock", "frozen"]
+Vision = Literal["stock", "frozen", "cached"]
 Attention = Literal["stock", "math", "efficient", "flash"]
 Lora = Literal["stock", "lean"]
 Pointwise = Literal["stock", "fused"]
@@ -28,7 +28,8 @@ class Knobs(Value):
     loss: Loss = "chunked"
     """``full``: logits of every position (stock). ``supervised``: of answer tokens. ``chunked``: those, a chunk at a time."""
     vision: Vision = "frozen"
-    """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together."""
+    """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together.
+    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card."""
     attention: Attention = "efficient"
     """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
     lora: Lora = "lean"

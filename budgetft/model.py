@@ -52,6 +52,12 @@ class Model(Value):
         return int(self.text["max_position_embeddings"])
 
     @property
+    def feature_width(self) -> int:
+        """Numbers that the tower gives for a visual token: the language model's width, once more per deepstack level."""
+        levels = self.config["vision_config"].get("deepstack_visual_indexes", (8, 16, 24) if self.family == "qwen3_vl" else ())
+        return int(self.text["hidden_size"]) * (1 + len(levels))
+
+    @property
     def pixel_step(self) -> int:
         """Image sides are multiples of this: one language-model token covers ``pixel_step`` squared pixels."""
         return self.patch_size * self.merge_size

@@ -73,6 +73,19 @@ class PriceRow(Value):
     evidence: Evidence
 
 
+class Features(Value):
+    """The cache that a plan with cached vision trains on, and what making it takes: ``missing`` images are to be computed."""
+
+    folder: str
+    images: int | None = None
+    """Distinct images of the data; None, as all that follows, when the plan was made for a typed shape."""
+    missing: int | None = None
+    disk_bytes: int | None = None
+    """Of the missing ones."""
+    seconds: float | None = None
+    """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
+
+
 class Plan(Value):
     """See the module; the field order is the order of the file."""
 
@@ -89,6 +102,7 @@ class Plan(Value):
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
     data: str | None = None
+    features: Features | None = None
     environment: dict[str, str]
 
     @model_validator(mode="after")

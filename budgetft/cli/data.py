@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ from budgetft.model import Model, load_model
 
 if TYPE_CHECKING:
     from budgetft.data.examples import Examples
+    from budgetft.data.features import Picture
     from budgetft.workload import Shape
 
 app = typer.Typer(help="Make, convert and measure datasets.", no_args_is_help=True)
@@ -158,6 +159,107 @@ def stats(
     shapes = _measure(examples, description, contract)
     summary = _summary(examples, shapes, description, contract)
     typer.echo(json.dumps(summary, indent=2) if as_json else _lines(summary))
+
+
+@app.command()
+def cache(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")],
+    model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The cache folder: made, or added to.")],
+    weights: Annotated[
+        str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the model's when left out.")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp16", "bf16", "fp32"],
+        typer.Option(help="Of the plan's base; auto: bf16 where the card has it, else fp16, fp32 on the CPU."),
+    ] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of random weights.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the vision tower runs.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and compute nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compute what the frozen vision tower makes of every image, once, for plans with cached vision."""
+    from budgetft.data.examples import read_dataset
+    from budgetft.data.features import BYTES, check_free_space, feature_bytes, find_pictures
+
+    chosen = {"max_pixels": max_pixels, "seed": seed}
+    contract = Contract.make(**{name: value for name, value in chosen.items() if value is not None})
+    description = load_model(model)
+    source = _weights(description, weights)
+    pictures = find_pictures(read_dataset(folder), description, contract)
+    if dry_run:
+        kind = precision if precision != "auto" else "fp16"
+        wanted = feature_bytes(pictures, description, kind)
+        report = {
+            "images": len({each.digest for each in pictures}),
+            "disk_bytes": wanted,
+            "bytes_per_visual_token": description.feature_width * BYTES[kind],
+        }
+        typer.echo(json.dumps(report, indent=2) if as_json else _needed(report["images"], report["images"], wanted))
+        check_free_space(out, wanted)
+        return
+    _compute(pictures, out, description, contract, precision, source, device, as_json=as_json)
+
+
+def _weights(model: Model, given: str | None) -> str | None:
+    """A folder or hub id; None for random weights."""
+    from budgetft.errors import UsageError
+
+    source = given or model.weights or model.hub_id
+    if source is None:
+        raise UsageError(
+            f"{model.name} names no weights", hint="give --weights FOLDER or a hub id, or --weights random to try the machinery"
+        )
+    return None if source == "random" else source
+
+
+def _needed(images: int, missing: int, wanted_bytes: int) -> str:
+    from budgetft.units import format_gib
+
+    return f"{images} distinct images, {missing} to compute: {format_gib(wanted_bytes)} on disk"
+
+
+def _compute(
+    pictures: "list[Picture]",
+    out: Path,
+    model: Model,
+    contract: Contract,
+    precision: str,
+    weights: str | None,
+    device: str,
+    *,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from budgetft.step.features import cache_features, pick_device, pick_precision
+
+    place = pick_device(device)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("features", total=None)
+
+        def on_start(images: int, missing: int, wanted_bytes: int) -> None:
+            progress.console.print(_needed(images, missing, wanted_bytes), markup=False, highlight=False)
+            progress.update(task, total=missing)
+
+        done = cache_features(
+            pictures,
+            out,
+            model=model,
+            contract=contract,
+            precision=pick_precision(precision, place),
+            weights=weights,
+            device=place,
+            on_start=on_start,
+            on_images=lambda count: progress.advance(task, count),
+            on_note=lambda note: progress.console.print(note, markup=False, highlight=False),
+        )
+    line = f"{out}: features of {done.images} images, {done.computed} computed in {done.seconds:.1f} s"
+    typer.echo(json.dumps(asdict(done), indent=2) if as_json else line)
 
 
 @contextmanager

@@ -31,6 +31,10 @@ def plan(
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
+    ] = None,
     probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
@@ -49,7 +53,7 @@ def plan(
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
-    card, architecture, cache = load_gpu(gpu), load_model(model), cache_folder()
+    card, architecture, own = load_gpu(gpu), load_model(model), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -61,7 +65,7 @@ def plan(
     )
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
-            data = _sample(cache / "sample", say)
+            data = _sample(own / "sample", say)
         request = PlanRequest(
             gpu=card,
             budget_bytes=options.budget_bytes(budget, card),
@@ -70,14 +74,15 @@ def plan(
             ranges=ranges,
             workload_under=_workloads(data, image, images, text_tokens, supervised_tokens, architecture),
             data=None if data is None else str(data.resolve()),
+            cache=cache,
             probe=probe,
             max_probes=max_probes,
             sampler=sampler,
-            storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
-            ledger=ledger or cache / "ledger.sqlite3",
+            storage=storage or f"sqlite:///{own / 'studies.sqlite3'}",
+            ledger=ledger or own / "ledger.sqlite3",
             on_event=on_event,
         )
-        cache.mkdir(parents=True, exist_ok=True)
+        own.mkdir(parents=True, exist_ok=True)
         made = make_plan(request)
     write_plan(made, out)
     print(made.model_dump_json(indent=2)) if json_output else print_plan(made, str(out))

@@ -5,6 +5,7 @@ from budgetft.measure.job import Job
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
 from budgetft.predict.calibrate import Calibration
+from budgetft.search.features import describe as describe_features
 from budgetft.search.planner import describe
 from budgetft.units import format_gib
 
@@ -46,6 +47,8 @@ def print_plan(plan: Plan, path: str) -> None:
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
     print(f"  speed         {rate(estimate)}")
     print(f"  stock recipe  {_compared(plan.baseline, estimate)}")
+    if plan.features is not None:
+        print(f"  features      {describe_features(plan.features)}")
     print_terms(estimate)
     for row in plan.price_list:
         speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"

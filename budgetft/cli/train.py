@@ -39,6 +39,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="The features of a plan with cached vision; the plan's folder when left out.")
+    ] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="A tracker that accelerate knows, for example tensorboard; repeatable.")
     ] = None,
@@ -59,6 +62,7 @@ def train(
             resume=resume,
             save_every=save_every,
             device=device,
+            cache=cache,
             on_progress=on_progress,
             on_note=on_note,
             trackers=tracker or (),

@@ -1,19 +1,21 @@
 """From examples to tensors: encode one, collate many, or make a batch of given shapes without any file.
 
 Shape letters: b examples in the batch, s tokens of the longest, t tokens of one example, n images, p vision patches
-(all images one after another), d numbers in a patch = 3 * temporal_patch_size * patch_size ** 2.
+(all images one after another), d numbers in a patch = 3 * temporal_patch_size * patch_size ** 2, v visual tokens,
+f numbers in a visual token's features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
 from budgetft.data.examples import Example, problem_report, problems_of
-from budgetft.data.images import load_image, resized_image_size
+from budgetft.data.images import image_size, load_image, resized_image_size
 from budgetft.data.tokens import pixel_bounds
 from budgetft.data.vocabulary import END_OF_TURN, FIRST_SPECIAL_ID
 from budgetft.errors import UsageError
+from budgetft.knobs import Vision
 from budgetft.model import Model
 from budgetft.workload import Shape
 
@@ -40,11 +42,13 @@ class Encoded:
     mm_token_type_ids: "torch.Tensor"
     """(t,) int64: 1 on image placeholders, 0 elsewhere. Models read 3-D positions off it."""
     pixel_values: "torch.Tensor"
-    """(p, d) float32."""
+    """(p, d) float32; no rows when there are features."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64: 1, rows and columns of patches."""
     weight: float = 1.0
     """Of the example in the loss."""
+    features: "torch.Tensor | None" = None
+    """(v, f): what the vision tower made of the images, when that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +65,13 @@ class Batch:
     attention_mask: "torch.Tensor | None"
     """(b, s) int64, 1 on real tokens; None when nothing is padded, which keeps fused attention kernels available."""
     pixel_values: "torch.Tensor"
-    """(p, d) float32, all images in order."""
+    """(p, d) float32, all images in order; no rows when there are features."""
     image_grid_thw: "torch.Tensor"
     """(n, 3) int64."""
     weights: "torch.Tensor | None" = None
     """(b,) float32, of each example in the loss; None when all are 1."""
+    features: "torch.Tensor | None" = None
+    """(v, f), all images in order."""
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``."""
@@ -89,42 +95,98 @@ def answer_text(example: Example) -> str:
     return example.answer + END_OF_TURN
 
 
-def encode(example: Example, processor: "ProcessorMixin", model: Model, contract: Contract) -> Encoded:
+def encode(
+    example: Example,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    *,
+    features_of: "Callable[[str], torch.Tensor] | None" = None,
+) -> Encoded:
     """``example`` as tensors, its images shrunk to the contract's pixels; image paths must be absolute or reachable.
 
-    Prompt and answer are tokenized apart: at inference the prompt ends before the first answer token is chosen, so
-    no token may span the two. Raises ``UsageError`` naming the example: an unreadable image, an empty field, or more
-    than ``contract.max_length`` tokens (never cut).
+    ``features_of`` gives (v, f) features of an image's path: no image is decoded then. Prompt and answer are tokenized
+    apart: at inference the prompt ends before the first answer token is chosen, so no token may span the two. Raises
+    ``UsageError`` naming the example: an unreadable image, an empty field, or more than ``contract.max_length`` tokens
+    (never cut).
     """
     import torch
 
     found = problems_of(example)
     if found:
         raise problem_report(f"example {example.id!r}", found)
-    images = [_resized_image(path, example, model, contract) for path in example.images]
-    call: Any = processor  # its keyword arguments are not typed
-    inputs = call(
-        text=[prompt_text(example, processor)],
-        images=images,
-        images_kwargs={"do_resize": False},  # done above; a second resize would follow other pixel bounds
-        return_tensors="pt",
-    )
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    if features_of is None:
+        seen = _with_patches(example, processor, model, contract)
+    else:
+        seen = _with_features(example, processor, model, contract, features_of)
+    prompt = seen.pop("prompt")
     answer = torch.tensor(tokenizer(answer_text(example), add_special_tokens=False).input_ids, dtype=torch.int64)
-    prompt = inputs["input_ids"][0]
+    placeholder = processor.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
     length = len(prompt) + len(answer)
     if length > contract.max_length:
-        visual = int(inputs["mm_token_type_ids"][0].count_nonzero())
-        raise too_long([(example.id, length, visual)], 1, contract)
+        raise too_long([(example.id, length, int((prompt == placeholder).sum()))], 1, contract)
     return Encoded(
         id=example.id,
         input_ids=torch.cat([prompt, answer]),
         labels=torch.cat([torch.full_like(prompt, IGNORED), answer]),
-        mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"][0], torch.zeros_like(answer)]),
-        pixel_values=inputs["pixel_values"],
-        image_grid_thw=inputs["image_grid_thw"],
+        mm_token_type_ids=torch.cat([(prompt == placeholder).long(), torch.zeros_like(answer)]),
         weight=example.weight,
+        **seen,
     )
+
+
+def _with_patches(example: Example, processor: "ProcessorMixin", model: Model, contract: Contract) -> "dict[str, torch.Tensor]":
+    call: Any = processor  # its keyword arguments are not typed
+    inputs = call(
+        text=[prompt_text(example, processor)],
+        images=[_resized_image(path, example, model, contract) for path in example.images],
+        images_kwargs={"do_resize": False},  # done above; a second resize would follow other pixel bounds
+        return_tensors="pt",
+    )
+    return {
+        "prompt": inputs["input_ids"][0],
+        "pixel_values": inputs["pixel_values"],
+        "image_grid_thw": inputs["image_grid_thw"],
+    }
+
+
+def _with_features(
+    example: Example,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    features_of: "Callable[[str], torch.Tensor]",
+) -> "dict[str, torch.Tensor]":
+    """The same without pixels. The template has one placeholder an image: the processor repeats it, and so it is here."""
+    import torch
+
+    call: Any = processor
+    step, patch = model.pixel_step, model.patch_size
+    sizes = [resized_image_size(path, image_size(path), model, contract) for path in example.images]
+    tokens = torch.tensor([(width // step) * (height // step) for width, height in sizes])
+    features = [features_of(path) for path in example.images]
+    for path, wanted, found in zip(example.images, tokens.tolist(), map(len, features), strict=True):
+        if found != wanted:
+            raise UsageError(f"example {example.id!r}: image {path} has {wanted} visual tokens, its features {found}")
+    once = torch.tensor(call.tokenizer(prompt_text(example, processor), add_special_tokens=False).input_ids)
+    times = torch.ones_like(once)
+    times[once == call.image_token_id] = tokens
+    return {
+        "prompt": once.repeat_interleave(times),
+        "pixel_values": torch.empty(0, 3 * model.temporal_patch_size * patch**2),
+        "image_grid_thw": torch.tensor([[1, height // patch, width // patch] for width, height in sizes]),
+        "features": torch.cat(features),
+    }
+
+
+def image_patches(
+    path: str, processor: "ProcessorMixin", model: Model, contract: Contract
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """(p, d) patches of one image and its (1, 3) grid, as ``encode`` makes them. Raises ``UsageError`` naming the image."""
+    images: Any = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+    inputs = images(images=[resized_image(path, model, contract)], do_resize=False, return_tensors="pt")
+    return inputs["pixel_values"], inputs["image_grid_thw"]
 
 
 def too_long(over: Sequence[tuple[str, int, int]], examples: int, contract: Contract) -> UsageError:
@@ -163,11 +225,14 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:
         pixel_values=torch.cat([one.pixel_values for one in encoded]),
         image_grid_thw=torch.cat([one.image_grid_thw for one in encoded]),
         weights=torch.tensor([one.weight for one in encoded]) if any(one.weight != 1.0 for one in encoded) else None,
+        features=torch.cat(features) if (features := [one.features for one in encoded if one.features is not None]) else None,
     )
 
 
-def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int) -> Batch:
+def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int, vision: Vision = "frozen") -> Batch:
     """A batch of random content with exactly ``shapes``: no files, no tokenizer, equal for an equal ``seed``.
+
+    With ``vision`` cached it has random features (float32) and no patches.
 
     Raises ``UsageError`` for a shape that no real example could have: too few text tokens for its images and its
     supervised tokens, or an image side that is not a multiple of the model's ``pixel_step``.
@@ -175,11 +240,11 @@ def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int) -> Batc
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    encoded = [_synthetic(f"synthetic-{i}", shape, model, generator) for i, shape in enumerate(shapes)]
+    encoded = [_synthetic(f"synthetic-{i}", shape, model, generator, vision) for i, shape in enumerate(shapes)]
     return collate(encoded, pad_token_id=min(FIRST_SPECIAL_ID, _vocabulary(model) - 1))
 
 
-def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generator") -> Encoded:
+def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generator", vision: Vision) -> Encoded:
     import torch
 
     step, patch = model.pixel_step, model.patch_size
@@ -204,7 +269,9 @@ def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generato
     labels = torch.full_like(input_ids, IGNORED)
     labels[-shape.supervised_tokens :] = input_ids[-shape.supervised_tokens :]
     grid = [[1, height // patch, width // patch] for width, height in shape.images]
-    patches = sum(rows * columns for _, rows, columns in grid)
+    tokens, width = shape.visual_tokens(step), model.feature_width
+    cached = vision == "cached"
+    patches = 0 if cached else sum(rows * columns for _, rows, columns in grid)
     return Encoded(
         id=name,
         input_ids=input_ids,
@@ -212,6 +279,7 @@ def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generato
         mm_token_type_ids=(input_ids == placeholder).long(),
         pixel_values=torch.randn(patches, 3 * model.temporal_patch_size * patch**2, generator=generator),
         image_grid_thw=torch.tensor(grid, dtype=torch.int64).reshape(-1, 3),
+        features=torch.randn(tokens, width, generator=generator) if cached else None,
     )
 
 
@@ -231,13 +299,18 @@ def _markers(model: Model) -> tuple[int, int, int]:
 
 
 def _resized_image(path: str, example: Example, model: Model, contract: Contract) -> "PilImage":
-    from qwen_vl_utils.vision_process import fetch_image
-
     try:
-        image = load_image(path)
-        resized_image_size(path, image.size, model, contract)  # refuses what the rule cannot resize, in our words
+        return resized_image(path, model, contract)
     except UsageError as error:
         raise UsageError(f"example {example.id!r}: {error.message}", hint=error.hint) from None
+
+
+def resized_image(path: str, model: Model, contract: Contract) -> "PilImage":
+    """The image in ``path`` as large as the model is to see it. Raises ``UsageError`` naming the file."""
+    from qwen_vl_utils.vision_process import fetch_image
+
+    image = load_image(path)
+    resized_image_size(path, image.size, model, contract)  # refuses what the rule cannot resize, in our words
     min_pixels, max_pixels = pixel_bounds(model, contract)
     # Half of pixel_step, because fetch_image doubles it again: right for any merge size.
     return fetch_image(

@@ -119,7 +119,10 @@ def build_step(source: Source, memory: Memory) -> Step:
         _load_adapter(peft_model, source.adapter)
     memory.count(peft_model.parameters())
     memory.count(peft_model.buffers())
-    step = Step(peft_model, source.contract, source.knobs.replace(checkpointed_layers=0), device=memory.device)
+    knobs = source.knobs.replace(checkpointed_layers=0)
+    if knobs.vision == "cached":  # features are of the training images
+        knobs = knobs.replace(vision="frozen")
+    step = Step(peft_model, source.contract, knobs, device=memory.device)
     if source.adapter is None:
         peft_model.disable_adapter_layers()  # after the step, which wants something to train
     return step

@@ -39,7 +39,12 @@ class Probing:
         self.meter = _cuda_meter(job) if job.device == "cuda" else None
         on_phase("load")
         peft_model = build_model(
-            job.model, job.contract, base_precision=knobs.base_precision, device=self.device, weights=job.weights
+            job.model,
+            job.contract,
+            base_precision=knobs.base_precision,
+            device=self.device,
+            weights=job.weights,
+            vision=knobs.vision,
         )
         self.new_step = lambda chosen: Step(peft_model, self.job.contract, chosen, device=self.device)
         self.peft_model = peft_model
@@ -78,7 +83,7 @@ class Probing:
     def _inputs(self, step: Any, shapes: tuple[Shape, ...], seed: int = 0) -> Any:
         from budgetft.data.collate import synthetic_batch
 
-        return step.prepare(synthetic_batch(shapes, self.job.model, seed=seed))
+        return step.prepare(synthetic_batch(shapes, self.job.model, seed=seed, vision=step.knobs.vision))
 
     def _two_updates(self, step: Any, shapes: tuple[Shape, ...], accumulate: int) -> float:
         inputs = self._inputs(step, shapes)

@@ -39,7 +39,8 @@ class Job(Value):
 
     def build_key(self, knobs: Knobs) -> str:
         """Probes with the same key can share a loaded model."""
-        return f"{knobs.base_precision}/{knobs.allocator}"
+        tower = "no tower" if knobs.vision == "cached" else "tower"
+        return f"{knobs.base_precision}/{knobs.allocator}/{tower}"
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""

@@ -84,7 +84,9 @@ def _single_chunk(
 
 def _static(model: Model, contract: Contract, knobs: Knobs) -> tuple[dict[str, int], list[int]]:
     """Bytes by category of the whole model, and the sizes in the order in which a process allocates them."""
-    peft_model = build_model(model, contract, base_precision=knobs.base_precision, device=torch.device("meta"))
+    peft_model = build_model(
+        model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), vision=knobs.vision
+    )
     adapters = trainable(peft_model)
     ours = {id(parameter) for parameter in adapters}
     weights = [t for t in [*peft_model.parameters(), *peft_model.buffers()] if id(t) not in ours]

@@ -28,6 +28,7 @@ from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.step import Step
+from budgetft.step.tower import CachedTower
 from budgetft.workload import Shape
 
 Label = tuple[str, int]
@@ -145,9 +146,16 @@ def trace_step(
     """
     from budgetft.data.collate import synthetic_batch
 
-    peft_model = build_model(model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), layers=layers)
+    peft_model = build_model(
+        model,
+        contract,
+        base_precision=knobs.base_precision,
+        device=torch.device("meta"),
+        layers=layers,
+        vision=knobs.vision,
+    )
     base = peft_model.get_base_model()
-    inputs = with_indices(prepare(synthetic_batch(shapes, model, seed=0), base, vision=knobs.vision), base)
+    inputs = with_indices(prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision), base, vision=knobs.vision), base)
     previous = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it compares a count of placeholders that a fake tensor does not know
     try:
@@ -296,7 +304,7 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
 
 def with_indices(inputs: Inputs, base_model: Any) -> Inputs:
     """``inputs`` with the indices that stock vision computes from the grid on the device: fake tensors could not."""
-    if inputs.vision or inputs.pixel_values_PC is None:
+    if inputs.vision or inputs.pixel_values_PC is None or isinstance(base_model.model.visual, CachedTower):
         return inputs
     from transformers import vision_utils
 

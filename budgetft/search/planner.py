@@ -9,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from budgetft.errors import BudgetftError, NothingFits
-from budgetft.knobs import Knobs, is_stock
+from budgetft.knobs import Knobs, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
@@ -65,6 +65,7 @@ class Planner:
     on_event: Callable[[Event], None] = lambda event: None
     prober: Prober | None = None
     ledger: Ledger | None = None
+    vision: Vision = "frozen"
     sampler: SamplerName = "residual"
     storage: str = "sqlite:///:memory:"
     max_probes: int = 20
@@ -74,7 +75,7 @@ class Planner:
 
     def plan(self) -> Choice:
         """Raises ``NothingFits`` with the smallest budget that would work."""
-        grid, stock = settings(self.job), stock_settings(self.job)
+        grid, stock = settings(self.job, self.vision), stock_settings(self.job)
         estimates = {knobs: self.estimator.estimate(knobs) for knobs in [*grid, *stock]}
         if self.prober is None:
             return self._predicted(grid, stock, estimates)
@@ -158,6 +159,8 @@ class Planner:
         stack = self.prober.stack if self.prober is not None else None
         on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]
         name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{on}-{self.sampler}"
+        if self.vision != "frozen":  # another study: its categories are others
+            name += f"-{self.vision}"
         return open_study(name, self.storage, sampler)
 
     def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
@@ -211,7 +214,7 @@ class Planner:
     def _run(self, study: Study, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome:
         enqueue(study, knobs)
         outcome = self._probe(knobs, estimates[knobs], stage)
-        trial = study.ask(distributions([*settings(self.job), *stock_settings(self.job)]))
+        trial = study.ask(distributions([*settings(self.job, self.vision), *stock_settings(self.job)]))
         if knobs_of(trial, knobs, self.job.contract.effective_batch) == knobs:
             tell(study, trial, outcome, estimates[knobs])
         else:  # it was in the study already
@@ -304,6 +307,8 @@ class Planner:
 def describe(knobs: Knobs) -> str:
     """The knobs in one line."""
     kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
+    if knobs.vision == "cached":
+        kind += ", cached vision"
     return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}"
 
 

@@ -12,6 +12,7 @@ from budgetft import __version__
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.knobs import Vision
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
@@ -20,6 +21,7 @@ from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.estimator import Estimator
+from budgetft.search.features import weigh
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.study import SamplerName
 from budgetft.units import format_gib
@@ -41,6 +43,8 @@ class PlanRequest:
     ranges: dict[str, list[int]] = field(default_factory=dict)
     """Further values of contract fields, to be priced."""
     data: str | None = None
+    cache: str | None = None
+    """Consider cached vision, with its features in this folder or in one of the tool's (``auto``)."""
     probe: Literal["auto", "always", "never"] = "auto"
     max_probes: int = 20
     sampler: SamplerName = "residual"
@@ -110,10 +114,14 @@ def make_plan(request: PlanRequest) -> Plan:
     place = find_place(request)
     job = _job(request, request.contract, place)
     estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
+    weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
+    if weighed is not None:
+        request.on_event(Event(stage="trace", text=weighed.text))
     planner = Planner(
         job=job,
         estimator=estimator,
         on_event=request.on_event,
+        vision="frozen" if weighed is None else weighed.vision,
         sampler=request.sampler,
         storage=request.storage,
         max_probes=request.max_probes,
@@ -125,7 +133,10 @@ def make_plan(request: PlanRequest) -> Plan:
             choice = planner.plan()
     else:
         choice = planner.plan()
-    return _plan(request, job, choice, place, estimator, started)
+    plan = _plan(request, job, choice, place, estimator, started)
+    if weighed is not None and plan.knobs.vision == "cached":
+        return plan.replace(features=weighed.features)
+    return plan
 
 
 def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
@@ -180,7 +191,7 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
         for value in values:
             request.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
             contract = job.contract.replace(**{axis: value}, **({"alpha": 2 * value} if axis == "rank" else {}))
-            rows.append(_price(_job(request, contract, None), axis, value))
+            rows.append(_price(_job(request, contract, None), axis, value, choice.winner.knobs.vision))
     return rows
 
 
@@ -193,13 +204,16 @@ def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequen
             continue
         request.on_event(Event(stage="trace", text=f"price of {FRAMES} {count}"))
         workload = job.workload.with_images(count, job.model.pixel_step)
-        rows.append(_price(_job(request, job.contract, None).replace(workload=workload), FRAMES, count))
+        rows.append(
+            _price(_job(request, job.contract, None).replace(workload=workload), FRAMES, count, choice.winner.knobs.vision)
+        )
     return rows
 
 
-def _price(job: Job, axis: str, value: int) -> PriceRow:
+def _price(job: Job, axis: str, value: int, vision: Vision) -> PriceRow:
+    grid: Vision = "cached" if vision == "cached" else "frozen"
     try:
-        return _row(axis, value, Planner(job=job, estimator=Estimator(job)).plan().winner, "predicted")
+        return _row(axis, value, Planner(job=job, estimator=Estimator(job), vision=grid).plan().winner, "predicted")
     except NothingFits:
         return _row(axis, value, None, "predicted")
 

@@ -1,6 +1,6 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
-from budgetft.knobs import Knobs, Precision, stock_knobs
+from budgetft.knobs import Knobs, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.plan import knob_problems
 from budgetft.predict.law import SHALLOW
@@ -29,8 +29,10 @@ def checkpoint_choices(layers: int) -> list[int]:
     return sorted(count for count in steps if count in (0, layers) or 2 <= count <= layers - 2)
 
 
-def settings(job: Job) -> list[Knobs]:
+def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
+
+    ``vision`` is frozen or cached; which of the two is weighed before the search, as it is a matter of the whole run.
 
     What another setting beats on bytes and seconds alike is left out: a loss that holds all logits, the tower inside the
     graph, grouped heads on the math kernel, peft's own LoRA forward, norms and activations in many kernels.
@@ -44,7 +46,7 @@ def settings(job: Job) -> list[Knobs]:
             grad_accum=contract.effective_batch // micro_batch,
             checkpointed_layers=checkpointed,
             loss="chunked",
-            vision="frozen",
+            vision=vision,
             attention=attention,
             lora="stock" if contract.lora_dropout > 0 else "lean",
             pointwise="fused",

@@ -8,8 +8,9 @@ import torch
 
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.knobs import Precision
+from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
+from budgetft.step.tower import remove_tower, towerless_class, without_blocks
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -22,17 +23,23 @@ def build_model(
     device: torch.device,
     weights: str | None = None,
     layers: int | None = None,
+    vision: Vision = "frozen",
 ) -> Any:
     """A ``PeftModel`` in training mode on ``device``: base frozen in ``base_precision``, adapters in fp32.
 
     ``weights`` None means random ones, seeded by the contract: memory and time do not depend on their values.
-    ``layers`` shortens the language model (tracing only).
+    ``layers`` shortens the language model (tracing only). With ``vision`` cached there is no tower, nor is it loaded.
     """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(contract.seed)
     dtype = DTYPES[base_precision]
-    base = _random(model, dtype, device, layers) if weights is None else _pretrained(weights, dtype, device)
+    tower = vision != "cached"
+    base = (
+        _random(model_config(model, layers), dtype, device, tower=tower)
+        if weights is None
+        else _pretrained(weights, dtype, device, tower=tower)
+    )
     base.config.use_cache = False
     base.requires_grad_(False)
     config = LoraConfig(
@@ -80,18 +87,30 @@ def model_config(model: Model, layers: int | None = None) -> Any:
     return config
 
 
-def _random(model: Model, dtype: torch.dtype, device: torch.device, layers: int | None) -> Any:
+def _random(config: Any, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
     from transformers import AutoModelForImageTextToText
 
+    vision_config = config.vision_config
+    if not tower:
+        config.vision_config = without_blocks(vision_config)
     with torch.device(device):
-        return AutoModelForImageTextToText.from_config(model_config(model, layers), dtype=dtype)
+        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    if not tower:
+        base.config.vision_config = vision_config
+        remove_tower(base)
+    return base
 
 
-def _pretrained(weights: str, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForImageTextToText
+def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        return AutoModelForImageTextToText.from_pretrained(
+        loader = (
+            AutoModelForImageTextToText
+            if tower
+            else towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
+        )
+        return loader.from_pretrained(
             weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
         )
     except OSError as error:

@@ -33,6 +33,7 @@ class Inputs:
     """Flat positions (in B * S) whose hidden state predicts a supervised token."""
     targets_N: torch.Tensor
     pixel_values_PC: torch.Tensor | None
+    """What the tower is given; with cached vision, what it made of the images: (visual tokens, features)."""
     grid: np.ndarray
     """(images, 3): frames, patch rows, patch columns."""
     vision: dict[str, Any]
@@ -65,8 +66,13 @@ def _map(value: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return move(value)
     if isinstance(value, tuple) and value and isinstance(value[0], VisionGroup):
-        return tuple(replace(group, tensors={k: move(v) for k, v in group.tensors.items()}) for group in value)
+        return moved_groups(value, move)
     return value
+
+
+def moved_groups(groups: tuple[VisionGroup, ...], move: Callable[[torch.Tensor], torch.Tensor]) -> tuple[VisionGroup, ...]:
+    """Copies with ``move`` applied to every tensor."""
+    return tuple(replace(group, tensors={name: move(tensor) for name, tensor in group.tensors.items()}) for group in groups)
 
 
 def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
@@ -84,6 +90,11 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
     length = batch.labels.shape[1]
     example_N = kept // (length - 1)
     index_N = example_N * length + kept % (length - 1)
+    images = batch.pixel_values
+    if vision == "cached":
+        if batch.features is None:
+            raise ValueError("vision 'cached' needs a batch with features")
+        images = batch.features.to(core.visual.dtype)
     return Inputs(
         input_ids_BS=batch.input_ids,
         position_ids_3BS=position_ids_3BS,
@@ -91,7 +102,7 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
         labels_BS=batch.labels,
         target_index_N=index_N,
         targets_N=flat[kept],
-        pixel_values_PC=batch.pixel_values if len(grid) else None,
+        pixel_values_PC=images if len(grid) else None,
         grid=grid,
         vision={"image_groups": group_images(grid, core.visual.config)} if vision == "frozen" and len(grid) else {},
         sample_weights_N=None if batch.weights is None else batch.weights[example_N],

@@ -20,6 +20,7 @@ from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.loss import chunked_loss, supervised_loss, weighted_full_loss
+from budgetft.step.tower import CachedTower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,11 @@ class Step:
         return self.peft_model.get_base_model()
 
     def configure(self, knobs: Knobs) -> None:
-        """Switch to ``knobs`` without rebuilding the model; the base precision cannot be switched."""
+        """Switch to ``knobs`` without rebuilding the model; neither base precision nor cached vision can be switched."""
         self.knobs = knobs
         base = self.base
+        if (knobs.vision == "cached") != isinstance(base.model.visual, CachedTower):
+            raise ValueError(f"vision {knobs.vision!r}: build the model for it, with or without a tower")
         text_attention = "sdpa" if knobs.attention == "stock" else implementation(knobs.attention)
         vision_attention = implementation(knobs.attention) if knobs.vision == "frozen" else text_attention
         base.config._attn_implementation = text_attention
@@ -125,8 +128,8 @@ class Step:
         return loss.detach()
 
     def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:
-        frozen = self.knobs.vision == "frozen"
-        grid: Any = inputs.grid if frozen or inputs.vision else torch.from_numpy(inputs.grid).to(self.device)
+        on_host = self.knobs.vision != "stock" or inputs.vision
+        grid: Any = inputs.grid if on_host else torch.from_numpy(inputs.grid).to(self.device)
         return {
             "input_ids": inputs.input_ids_BS,
             "position_ids": inputs.position_ids_3BS,

@@ -38,8 +38,9 @@ class Job:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """SHA-256 of the whole plan."""
-    return hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
+    """SHA-256 of the whole plan; the same as ever for a plan from before there were features."""
+    text = plan.model_dump_json(exclude=None if plan.features else {"features"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weighted_model(plan: Plan, weights: str | None) -> tuple[Model, str | None]:

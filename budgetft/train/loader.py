@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from budgetft.data.collate import collate, encode
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.step import Step
+from budgetft.train.features import FeaturesOf
 from budgetft.train.job import Job
 
 AHEAD = 2
@@ -31,9 +32,11 @@ class Micro:
     inputs: Inputs
 
 
-def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step) -> Micro:
+def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, features_of: FeaturesOf | None = None) -> Micro:
     """The micro-batch of the examples at ``indices``, pinned when it goes to a card; errors as in ``encode``."""
-    encoded = [encode(job.examples[index], processor, job.model, job.plan.contract) for index in indices]
+    encoded = [
+        encode(job.examples[index], processor, job.model, job.plan.contract, features_of=features_of) for index in indices
+    ]
     batch = collate(encoded, processor.tokenizer.pad_token_id)
     inputs = prepare(batch, step.base, vision=step.knobs.vision)
     if step.device.type == "cuda":

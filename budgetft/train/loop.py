@@ -18,6 +18,7 @@ from budgetft.step.build import build_model
 from budgetft.step.step import Step, Update
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
+from budgetft.train.features import FeaturesOf, planned_features
 from budgetft.train.folder import RunFolder, claimed, write_folder
 from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
 from budgetft.train.job import Job, plan_fingerprint, settle
@@ -41,6 +42,7 @@ def run_training(
     resume: bool = False,
     save_every: int = 50,
     device: Device = "auto",
+    cache: Path | None = None,
     on_progress: Callable[[Record], None] = lambda record: None,
     on_note: Callable[[str], None] = lambda note: None,
     trackers: Sequence[Any] = (),
@@ -51,7 +53,9 @@ def run_training(
     contract's epochs, and the learning-rate schedule ends there. Examples come in a seeded order; the last incomplete
     effective batch of an epoch is filled up from the next one, so every step has the contract's effective batch.
     ``save_every``: steps between checkpoints; the last step gets one too. ``resume`` goes on from the newest whole
-    checkpoint, with the same weights and steps when they are left out. ``trackers`` are accelerate's: names or objects.
+    checkpoint, with the same weights and steps when they are left out. ``cache`` is the folder of the features when the plan
+    has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
+    objects.
 
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
     ends early: out of memory under the plan's budget, steps that are not finite, or a signal (then its last finished
@@ -69,7 +73,9 @@ def run_training(
             if folder.summary.is_file():
                 on_note(f"the run in {out} is finished; nothing to do")
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
+        features_of = planned_features(job, cache, device=device, on_note=on_note)
         training = _open(job, folder, device, on_note, on_progress, save_every)
+        training.features_of = features_of
         training.accelerator = _accelerator(training.memory, trackers, out, job)
         try:
             return training.run(resume)
@@ -97,6 +103,7 @@ def _open(
             base_precision=plan.knobs.base_precision,
             device=memory.device,
             weights=job.weights,
+            vision=plan.knobs.vision,
         )
         memory.count(peft_model.parameters())
         memory.count(peft_model.buffers())
@@ -155,6 +162,7 @@ class Training:
     on_progress: Callable[[Record], None]
     save_every: int
     accelerator: Any = None
+    features_of: FeaturesOf | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     peak_bytes: int = -1
@@ -197,7 +205,7 @@ class Training:
         return state.step
 
     def _make(self, indices: Sequence[int]) -> Micro:
-        return make_micro(indices, self.job, self.processor, self.step)
+        return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
     def _preflight(self) -> None:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")

@@ -28,10 +28,10 @@ from budgetft.workload import Shape, Workload
 
 
 def ship(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the laws of our path and of the stock recipe, unless they are there."""
+    """Fit and store the laws of our path, with and without a tower, and of the stock recipe, unless they are there."""
     job = Job(gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted")
     estimator = Estimator(job)
-    for knobs in (settings(job)[0], stock_settings(job)[0]):
+    for knobs in (settings(job)[0], settings(job, "cached")[0], stock_settings(job)[0]):
         combination = estimator.combination(knobs)
         key = law_key(model, contract, combination, workload.worst[0], gpu, estimator.layouts(combination))
         if find_law(key) is None or not (profiles_folder() / "laws" / f"{key}.json").is_file():
@@ -41,7 +41,7 @@ def ship(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None
 
 def kind(knobs: Knobs) -> str:
     """For the log."""
-    return f"{knobs.loss}/{knobs.attention}/{knobs.base_precision}"
+    return f"{knobs.loss}/{knobs.vision}/{knobs.attention}/{knobs.base_precision}"
 
 
 def main() -> None:

@@ -40,6 +40,30 @@ def test_the_law_of_the_stock_recipe_agrees_with_its_trace():
     assert law.peak_bytes(3, 36, accumulating=True)[0] == pytest.approx(trace.peak_bytes, rel=0.005)
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "qwen3-vl-2b"])
+def test_the_law_of_cached_vision_agrees_with_its_trace_and_has_no_tower(name):
+    model = load_model(name)
+    knobs = OURS.replace(vision="cached")
+    law = fit_law(model, CONTRACT, knobs, SHAPE, gpu=GPU, layouts=("checkpointed",))
+    trace = trace_step(model, CONTRACT, knobs.replace(micro_batch=6, checkpointed_layers=model.layers), [SHAPE] * 6, gpu=GPU)
+    peak, terms = law.peak_bytes(6, model.layers, accumulating=True)
+    assert peak == pytest.approx(trace.peak_bytes, rel=0.005)
+    assert terms["weights"] == trace.static_bytes["weights"]
+    assert "vision" not in {work.phase for work in law.work(6, model.layers)}
+    tokens = SHAPE.visual_tokens(model.pixel_step)
+    assert law.inputs.slope > tokens * model.feature_width * 2
+
+
+def test_cached_vision_saves_the_weights_of_the_tower():
+    from budgetft.predict.fit import _static
+
+    model = load_model("qwen2.5-vl-3b")
+    frozen, cached = (_static(model, CONTRACT, OURS.replace(vision=vision))[0] for vision in ("frozen", "cached"))
+    saved = frozen["weights"] - cached["weights"]
+    assert saved == pytest.approx(2 * 668_700_000, rel=0.01)  # parameters of the tower, in fp16
+    assert {**cached, "weights": 0} == {**frozen, "weights": 0}
+
+
 def test_more_examples_never_cost_less_and_more_checkpointing_never_costs_more(law):
     layers = [0, *range(2, 35), 36]
     for checkpointed in layers:

@@ -26,6 +26,8 @@ SETTINGS = {
     "math attention": OURS.replace(attention="math"),
     "fused norms and activations": OURS.replace(pointwise="fused", checkpointed_layers=0),
     "fused and checkpointed": OURS.replace(pointwise="fused"),
+    "cached vision": OURS.replace(vision="cached"),
+    "cached vision in the stock recipe": STOCK.replace(vision="cached", checkpointed_layers=0),
     "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
 }
 
@@ -33,10 +35,12 @@ SETTINGS = {
 def metered_peak(name: str, knobs: Knobs, shapes: list[Shape]) -> int:
     """Peak of the third micro-batch's forward and backward: Adam's states exist, and gradients when accumulating."""
     model = load_model(name)
-    peft_model = build_model(model, CONTRACT, base_precision=knobs.base_precision, device=torch.device("cpu"))
+    peft_model = build_model(
+        model, CONTRACT, base_precision=knobs.base_precision, device=torch.device("cpu"), vision=knobs.vision
+    )
     step = Step(peft_model, CONTRACT, knobs, device=torch.device("cpu"))
     # Both get the indices that stock vision would compute on the device, a few KiB that a trace cannot compute.
-    inputs = with_indices(step.prepare(synthetic_batch(shapes, model, seed=0)), step.base)
+    inputs = with_indices(step.prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision)), step.base)
     step.micro(inputs, total_supervised=100)
     step.update()
     if knobs.grad_accum > 1:

@@ -1,0 +1,128 @@
+"""Training on cached features: the frozen run, without the tower; and a cache that is wrong in any way is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from budgetft.data.features import KEY_FILE
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.model import load_model
+from budgetft.plan import Features, read_plan
+from budgetft.step.build import model_config
+from budgetft.train.job import plan_fingerprint
+
+CACHED = {"vision": "cached"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A saved tiny checkpoint with nothing but config and weights."""
+    from transformers import AutoModelForImageTextToText
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    AutoModelForImageTextToText.from_config(model_config(load_model("tiny-qwen2.5-vl")), dtype=torch.float32).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def cached_plan(make_plan, tmp_path):
+    return make_plan(knobs=CACHED).replace(features=Features(folder=str(tmp_path / "features")))
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_on_cached_features_has_the_losses_of_the_run_with_the_frozen_tower(
+    make_plan, cached_plan, train, weights, tmp_path
+):
+    train(make_plan(), steps=4, weights=weights, out=tmp_path / "frozen")
+    notes: list[str] = []
+    train(cached_plan, steps=4, weights=weights, out=tmp_path / "cached", on_note=notes.append)
+    assert any("computing the features of 10 of 10 images" in note for note in notes)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "frozen"), rel=1e-6)
+    again: list[str] = []
+    train(cached_plan, steps=2, weights=weights, out=tmp_path / "again", on_note=again.append)
+    assert not any("computing" in note for note in again)
+
+
+def test_the_tower_takes_no_memory_in_a_run_on_cached_features(make_plan, cached_plan, train, weights, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    frozen = train(make_plan(), steps=1, weights=weights, out=tmp_path / "frozen")
+    cached = train(cached_plan, steps=1, weights=weights, out=tmp_path / "cached")
+    whole = AutoModelForImageTextToText.from_pretrained(weights)
+    tower = sum(p.numel() * 4 for p in whole.model.visual.parameters())
+    assert frozen.process_peak_bytes - cached.process_peak_bytes >= tower
+
+
+def test_a_cache_of_other_weights_pixels_or_precision_is_refused_with_the_reason(
+    make_plan, cached_plan, train, weights, tmp_path
+):
+    train(cached_plan, steps=1, weights=weights, out=tmp_path / "first")
+    folder = tmp_path / "features"
+    with pytest.raises(UsageError, match="other weights"):
+        train(cached_plan, steps=1, weights="random", out=tmp_path / "a")
+    other = make_plan(knobs=CACHED, max_pixels=100_352).replace(features=cached_plan.features)
+    with pytest.raises(UsageError, match="its max_pixels is 200704, not 100352"):
+        train(other, steps=1, weights=weights, out=tmp_path / "b")
+    key = json.loads((folder / KEY_FILE).read_text())
+    (folder / KEY_FILE).write_text(json.dumps(key | {"precision": "fp16"}))
+    with pytest.raises(UsageError, match="its precision is fp16, not fp32"):
+        train(cached_plan, steps=1, weights=weights, out=tmp_path / "c")
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_truncated_cache_file_is_refused_by_name(cached_plan, train, weights, tmp_path):
+    train(cached_plan, steps=1, weights=weights, out=tmp_path / "first")
+    (shard,) = (tmp_path / "features").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=f"{shard.name} is damaged"):
+        train(cached_plan, steps=1, weights=weights, out=tmp_path / "second")
+
+
+def test_an_image_that_was_changed_since_is_refused_by_name(make_plan, train, weights, tmp_path):
+    from drawn import draw_examples
+    from PIL import Image
+
+    examples = draw_examples(tmp_path / "data", 4)
+    plan = make_plan(knobs=CACHED, data=examples.folder).replace(features=Features(folder=str(tmp_path / "features")))
+    train(plan, steps=1, weights=weights, out=tmp_path / "first")
+    changed = Path(examples[0].images[0])
+    Image.new("RGB", (84, 84), "pink").save(changed)
+    with pytest.raises(UsageError, match=f"{changed.name} was changed"):
+        train(plan, steps=1, weights=weights, out=tmp_path / "second")
+
+
+def test_a_plan_and_a_cache_that_do_not_belong_together_are_refused(make_plan, train, tmp_path):
+    with pytest.raises(UsageError, match="names no cache"):
+        train(make_plan(knobs=CACHED), steps=1)
+    with pytest.raises(UsageError, match="plans with cached vision"):
+        train(make_plan(), steps=1, cache=tmp_path / "features")
+
+
+def test_a_failing_computation_ends_the_run_before_it_began(make_plan, train, tmp_path, capfd):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("precious")
+    with pytest.raises(BudgetftError, match="exit code 2"):
+        train(make_plan(knobs=CACHED), steps=1, cache=taken)
+    assert "is not empty" in capfd.readouterr().err
+    assert sorted(path.name for path in taken.iterdir()) == ["thesis.txt"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_from_before_there_were_features_reads_and_has_the_fingerprint_it_had():
+    path = Path(__file__).parents[2] / "reports" / "spine" / "plan-real.json"
+    assert "features" not in json.loads(path.read_text())
+    plan = read_plan(path)
+    assert plan.features is None
+    text = plan.model_dump_json()
+    assert text.count('"features":null,') == 1
+    assert plan_fingerprint(plan) == hashlib.sha256(text.replace('"features":null,', "").encode()).hexdigest()
