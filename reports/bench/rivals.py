@@ -12,6 +12,7 @@ A micro-batch is tried from ``--start`` upwards in powers of two until it does n
 warm up and at most two timed ones, of two micro-batches each; ``samples_per_second`` is that of an effective batch of 32 made
 of such micro-batches and one update. Fetching the data is not timed. After an out-of-memory the process goes on only if it
 holds no more than before; else it ends and the next attempt is made in a new one. OUT.json is written after each row.
+PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the three: see ``KINDS`` in ``rivals_child.py``.
 
 Unsloth is not here. Release 2026.10.9 wants ``trl<=1.15.0`` and ``datasets<5``, so it cannot share this environment; it loads
 a checkpoint from a hub or a folder, which random weights are not; and it chooses its kernels by the compute capability of the

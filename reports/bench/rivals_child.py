@@ -29,6 +29,7 @@ TOKENS_GIVEN = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": 
 KINDS: dict[str, dict[str, Any]] = {
     "trainer": {},
     "trainer-empty-cache": {"torch_empty_cache_steps": 1},
+    "trainer-offload": {"gradient_checkpointing_kwargs": {"use_reentrant": False, "offload": True}},
     "trainer-liger": {"use_liger_kernel": True},
     "trl": TOKENS_GIVEN,
     "trl-liger": TOKENS_GIVEN | {"use_liger_kernel": True},
@@ -201,12 +202,14 @@ class Running:
         return {name: getattr(batch, name) for name in names} | {"attention_mask": torch.ones_like(batch.input_ids)}
 
     def _trainer(self, options: dict[str, Any], batch: dict[str, Any]) -> Any:
-        rows: Any = [{"row": i} for i in range(options["per_device_train_batch_size"] * ACCUMULATED * options["max_steps"])]
+        rows: Any = list(range(options["per_device_train_batch_size"] * ACCUMULATED * options["max_steps"]))
         extra: dict[str, Any] = {}
         if self.kind.startswith("trl"):
             from datasets import Dataset
+            from datasets.table import InMemoryTable
 
-            rows = Dataset.from_list(rows)
+            # Named, because finding a name pickles the table, which fails with pyarrow 26 on Python 3.12.
+            rows = Dataset(InMemoryTable.from_pydict({"row": rows}), fingerprint="rows")
             extra["processing_class"] = unused_tokenizer()
         return self.trainer_class(
             model=self.peft_model,
@@ -299,8 +302,13 @@ def serve(asked: dict[str, str], lines: Iterable[str], answer: Callable[[dict[st
         return
     options = common_options(0, asked["device"], "") | KINDS[asked["kind"]]
     del options["per_device_train_batch_size"], options["output_dir"]
-    load_seconds = round(time.monotonic() - started, 1)
-    common = {"evidence": running.evidence, "load_seconds": load_seconds, "options": options, "versions": versions()}
+    common = {
+        "evidence": running.evidence,
+        "options": options,
+        "allocator": os.environ.get("PYTORCH_ALLOC_CONF", "default"),
+        "versions": versions(),
+        "load_seconds": round(time.monotonic() - started, 1),
+    }
     answer({"ready": True})
     for line in lines:
         width, height, micro_batch = map(int, line.split())
