@@ -21,22 +21,26 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory) -> Path:
-    """A probed plan, ported to a budget that it does not fit, and a fresh search there."""
+    """A probed plan, ported to a budget that it does not fit."""
     folder = tmp_path_factory.mktemp("port")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
-        probed = ["--probe", "always", "--max-probes", "6"]
-        assert run("plan", "--gpu", "v100-16g", "--budget", "600MiB", *WORK, *probed, "--out", folder / "old.json") == 0
+        probed = ["--probe", "always", "--max-probes", "5", "--out", folder / "old.json"]
+        assert run("plan", "--gpu", "v100-16g", "--budget", "600MiB", *WORK, *probed) == 0
         port = ["port", "--plan", folder / "old.json", "--gpu", "t4", "--budget", SMALL, "--precision", "keep", "--quiet"]
         assert run(*port, "--probe", "always", "--out", folder / "new.json") == 0
-        patch.setenv("BUDGETFT_CACHE", str(folder / "elsewhere"))
-        assert run("plan", "--gpu", "t4", "--budget", SMALL, *WORK, *probed, "--out", folder / "fresh.json") == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(way, monkeypatch):
+    """What was probed and traced for the module is not paid for again."""
+    monkeypatch.setenv("BUDGETFT_CACHE", str(way / "cache"))
 
 
 @pytest.fixture
 def ported(way, tmp_path, capsys):
-    """The object that ``port --json`` prints, with no probe to pay for: they are in the ledger of the first time."""
+    """The object that ``port --json`` prints, or its error."""
 
     def port(*arguments: str, code: int = 0):
         made = run("port", "--plan", way / "old.json", "--out", tmp_path / "new.json", "--quiet", "--json", *arguments)
@@ -61,28 +65,7 @@ def test_the_contract_and_the_work_are_the_old_plan_s(way):
     assert [row.value for row in new.price_list] == [row.value for row in old.price_list] == ["4", "8"]
 
 
-def test_the_ported_plan_is_as_good_as_a_fresh_search(way):
-    """By what the law says of both settings: seconds of a CPU that others use say nothing at 5 %."""
-    ported, fresh = read_plan(way / "new.json"), read_plan(way / "fresh.json")
-    from budgetft.measure.job import Job
-    from budgetft.model import load_model
-    from budgetft.predict.estimator import Estimator
-
-    job = Job(
-        gpu=ported.gpu.profile,
-        budget_bytes=ported.gpu.budget_bytes,
-        model=load_model(MODEL),
-        contract=ported.contract,
-        workload=ported.workload,
-        device="cpu",
-        evidence="predicted",
-    )
-    speeds = [Estimator(job).estimate(plan.knobs).samples_per_second for plan in (ported, fresh)]
-    assert speeds[0] >= 0.95 * speeds[1]
-
-
-def test_the_peak_is_predicted_within_3_percent_before_any_probe_there(way, ported, monkeypatch):
-    monkeypatch.setenv("BUDGETFT_CACHE", str(way / "cache"))
+def test_the_peak_is_predicted_within_3_percent_before_any_probe_there(ported):
     told = ported("--gpu", "t4", "--budget", SMALL, "--probe", "always")
     confirmed = told["plan"]["evidence"]["confirmed"]
     assert told["predicted"]["process_peak_bytes"] == pytest.approx(confirmed["process_peak_bytes"], rel=0.03)

@@ -6,8 +6,10 @@ import pytest
 
 from budgetft.gpu import load_gpu
 from budgetft.outcome import Stack
+from budgetft.search.planner import Planner
 from budgetft.search.space import settings
 from budgetft.search.transfer import Lesson, Transferred
+from budgetft.units import GIB
 
 H100 = Stack(card="NVIDIA H100 80GB HBM3", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
 
@@ -68,3 +70,44 @@ def test_the_terms_sum_to_the_process_peak(formula):
     learned = Transferred(formula, [lesson(settings(formula.job)[0])], card=H100.card)
     estimate = learned.estimate(settings(formula.job)[5])
     assert sum(term.memory_bytes for term in estimate.terms) == estimate.process_peak_bytes
+
+
+class LookedUp:
+    """A prober that answers from a truth and counts."""
+
+    stack = H100
+
+    def __init__(self, truth) -> None:
+        self.truth, self.asked = truth, 0
+
+    def probe(self, knobs, *, fresh=False):
+        self.asked += 1
+        return self.truth.outcome(knobs).replace(stack=H100)
+
+
+@pytest.mark.parametrize("budget_gib", [9, 11, 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ported_plan_is_within_5_percent_of_a_fresh_search_in_three_probes(make_truth, seed, budget_gib):
+    old, new, again = (make_truth(seed, budget_bytes=size * GIB) for size in (14, budget_gib, budget_gib))
+    first = Planner(job=old.formula.job, estimator=old.formula, prober=LookedUp(old))
+    first.plan()
+    lessons = []
+    for outcome in (outcome for outcome in first.outcomes if outcome.fits):
+        said = old.formula.estimate(outcome.knobs)
+        lessons.append(
+            lesson(
+                outcome.knobs,
+                log_bytes=math.log(outcome.reserved_peak_bytes / said.reserved_peak_bytes),
+                log_seconds=math.log(said.samples_per_second / outcome.samples_per_second),
+                context_bytes=outcome.process_peak_bytes - outcome.reserved_peak_bytes,
+            )
+        )
+    ported_prober, fresh_prober = LookedUp(new), LookedUp(again)
+    learned = Transferred(new.formula, lessons, card=H100.card)
+    ported = Planner(job=new.formula.job, estimator=learned, prober=ported_prober, max_probes=3, probe_baseline=False).plan()
+    fresh = Planner(job=again.formula.job, estimator=again.formula, prober=fresh_prober).plan()
+    assert ported_prober.asked <= 3 < fresh_prober.asked
+    assert new.speed(ported.winner.knobs) >= 0.95 * new.speed(fresh.winner.knobs)
+    before = learned.estimate(ported.winner.knobs).process_peak_bytes
+    assert before == pytest.approx(ported.confirmed.process_peak_bytes, rel=0.03)
+    assert ported.baseline is None or ported.baseline.estimate.evidence == "predicted"
