@@ -20,13 +20,12 @@ def export(
     json_output: options.Json = False,
 ) -> None:
     """Write a plan as TrainingArguments, a LLaMA-Factory YAML or an ms-swift YAML: the stock recipe's best that fits."""
-    from budgetft.export.trainers import export_plan
-    from budgetft.plan import load_planned_model, read_plan, write_text_atomically
+    from budgetft.api import export as export_plan
+    from budgetft.plan import read_plan, write_text_atomically
     from budgetft.search.planner import describe
     from budgetft.units import format_gib
 
-    planned = read_plan(plan)
-    made = export_plan(planned, load_planned_model(planned, name=model), to, output=output, dataset=dataset)
+    made = export_plan(read_plan(plan), to, model=model, output=output, dataset=dataset)
     lora = None if out is None or made.lora is None else out.with_suffix(".lora.json")
     if out is not None:
         write_text_atomically(out, made.text)

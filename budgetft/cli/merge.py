@@ -19,18 +19,10 @@ def merge(
     json_output: options.Json = False,
 ) -> None:
     """Merge an adapter into its base checkpoint, weight by weight: files, names and types stay the base's."""
-    from budgetft.errors import UsageError
-    from budgetft.export.merge import base_folder, merge_adapter
-    from budgetft.train.folder import RunFolder
+    from budgetft.api import merge as merge_run
     from budgetft.units import format_gib
 
-    folder = RunFolder(run)
-    adapter = folder.adapter if folder.holds_run else run
-    chosen = weights or (folder.read_identity().weights if folder.holds_run else None)
-    if chosen is None or chosen == "random":
-        why = "the run was started from random weights" if chosen else f"{run} is no run folder"
-        raise UsageError(f"{why}: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id")
-    made = merge_adapter(adapter, base_folder(chosen), out, on_file=lambda name: print(name, file=sys.stderr, flush=True))
+    made = merge_run(run, out, weights=weights, on_file=lambda name: print(name, file=sys.stderr, flush=True))
     facts = {"merged": made.merged, "copied": made.copied, "files": made.files, "weight_bytes": made.weight_bytes}
     if json_output:
         print(json.dumps({"folder": str(made.folder), **facts}, indent=2))

@@ -31,26 +31,23 @@ def port(
     json_output: options.Json = False,
 ) -> None:
     """Port a plan to another card or budget: what carries over, what changes and why, and how sure that is."""
+    from budgetft.api import port as port_plan
     from budgetft.cli.show import event_line
     from budgetft.gpu import load_gpu
-    from budgetft.plan import load_planned_model, read_plan, write_plan
-    from budgetft.predict.store import cache_folder
-    from budgetft.search.port import PortRequest, port_plan
+    from budgetft.plan import read_plan, write_plan
 
-    planned, card, cache = read_plan(plan), load_gpu(gpu), cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    request = PortRequest(
-        plan=planned,
-        model=load_planned_model(planned, name=model),
-        gpu=card,
-        budget_bytes=options.budget_bytes(budget, card),
+    planned, card = read_plan(plan), load_gpu(gpu)
+    ported = port_plan(
+        planned,
+        card,
+        budget=options.budget_bytes(budget, card),
         precision=precision,
         probe=probe,
-        storage=storage or f"sqlite:///{cache / 'studies.sqlite3'}",
-        ledger=ledger or cache / "ledger.sqlite3",
+        model=model,
+        ledger=ledger,
+        storage=storage,
         on_event=lambda event: None if quiet else print(event_line(event), file=sys.stderr, flush=True),
     )
-    ported = port_plan(request)
     write_plan(ported.plan, out)
     if json_output:
         print(ported.model_dump_json(indent=2))

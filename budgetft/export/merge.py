@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.train.folder import write_folder
+from budgetft.train.folder import RunFolder, write_folder
 from budgetft.units import MIB, format_gib
 from budgetft.value import read_json
 
@@ -72,6 +72,19 @@ def merge_adapter(adapter: Path, base: Path, out: Path, *, on_file: Callable[[st
         copied=total - len(targets),
         weight_bytes=sum(path.stat().st_size for path in files),
     )
+
+
+def merge_run(
+    run: Path, out: Path, *, weights: str | None = None, on_file: Callable[[str], None] = lambda name: None
+) -> Merged:
+    """Merge the adapter of the run folder, or adapter folder, ``run``; ``weights`` default to what the run was started from."""
+    folder = RunFolder(run)
+    adapter = folder.adapter if folder.holds_run else run
+    chosen = weights or (folder.read_identity().weights if folder.holds_run else None)
+    if chosen is None or chosen == "random":
+        why = "the run was started from random weights" if chosen else f"{run} is no run folder"
+        raise UsageError(f"{why}: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id")
+    return merge_adapter(adapter, base_folder(chosen), out, on_file=on_file)
 
 
 def base_folder(weights: str) -> Path:

@@ -181,8 +181,9 @@ def _places(lessons: Sequence[Lesson]) -> np.ndarray:
 
 
 def _place(knobs: Knobs) -> np.ndarray:
-    """Distances as the search has them, and another attention kernel a whole length away."""
-    return np.array([*features(knobs), float(knobs.attention == "flash"), float(knobs.attention == "math")])
+    """Distances as the search has them, and another attention kernel a whole length away, other pointwise kernels half."""
+    kernels = float(knobs.attention == "flash"), float(knobs.attention == "math"), 0.5 * (knobs.pointwise == "fused")
+    return np.array([*features(knobs), *kernels])
 
 
 def describe_lessons(lessons: Sequence[Lesson]) -> str:
