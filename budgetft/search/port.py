@@ -22,7 +22,7 @@ from budgetft.units import format_gib
 from budgetft.value import Value
 
 MOST_PROBES = 3
-"""Two that may still teach something, and the confirmation in a fresh process."""
+"""Two that may still teach something, and the confirmation in a fresh process; one that fails is made up for."""
 
 
 class Change(Value):
