@@ -1,6 +1,5 @@
 """``budgetft port``: the plan of one card made into a plan of another, from the same evidence."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,27 +26,28 @@ def port(
     ledger: Annotated[Path | None, typer.Option(help="Ledger to learn from and to add to; in the cache when left out.")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan file to write.")] = Path("ported.json"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
     """Port a plan to another card or budget: what carries over, what changes and why, and how sure that is."""
     from budgetft.api import port as port_plan
-    from budgetft.cli.show import event_line
+    from budgetft.cli.progress import planning
     from budgetft.gpu import load_gpu
     from budgetft.plan import read_plan, write_plan
 
     planned, card = read_plan(plan), load_gpu(gpu)
-    ported = port_plan(
-        planned,
-        card,
-        budget=options.budget_bytes(budget, card),
-        precision=precision,
-        probe=probe,
-        model=model,
-        ledger=ledger,
-        storage=storage,
-        on_event=lambda event: None if quiet else print(event_line(event), file=sys.stderr, flush=True),
-    )
+    with planning(quiet=quiet) as (on_event, _):
+        ported = port_plan(
+            planned,
+            card,
+            budget=options.budget_bytes(budget, card),
+            precision=precision,
+            probe=probe,
+            model=model,
+            ledger=ledger,
+            storage=storage,
+            on_event=on_event,
+        )
     write_plan(ported.plan, out)
     if json_output:
         print(ported.model_dump_json(indent=2))

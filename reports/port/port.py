@@ -133,7 +133,8 @@ def _request(
 def _files(options: argparse.Namespace, name: str) -> dict[str, Any]:
     def note(event: Any) -> None:
         if event.outcome is not None:
-            print(f"  {name} {event.stage} {event.number}: {event.outcome.status} {event.text}", file=sys.stderr, flush=True)
+            what = f"{event.outcome.status} {describe(event.outcome.knobs)}"
+            print(f"  {name} {event.stage} {event.number}: {what}", file=sys.stderr, flush=True)
 
     storage = f"sqlite:///{options.out / f'study-{name}.sqlite3'}"
     return {"storage": storage, "ledger": options.out / f"ledger-{name}.sqlite3", "on_event": note}
