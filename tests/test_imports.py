@@ -12,15 +12,16 @@ ROOT = Path(budgetft.__file__).resolve().parent
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 NOUNS = ("errors", "units", "value", "profiles", "gpu", "model", "contract", "knobs", "workload", "outcome", "plan")
 ABOVE = {
-    "meter": {"evaluate", "data", "step", "predict", "measure", "search", "train", "report", "cli"},
-    "data": {"evaluate", "meter", "step", "predict", "measure", "search", "train", "report", "cli"},
-    "step": {"evaluate", "predict", "measure", "search", "train", "report", "cli"},
-    "predict": {"evaluate", "search", "train", "report", "cli"},
-    "measure": {"evaluate", "predict", "search", "train", "report", "cli"},
-    "search": {"evaluate", "train", "report", "cli"},
-    "train": {"evaluate", "predict", "measure", "search", "report", "cli"},
-    "evaluate": {"predict", "measure", "search", "report", "cli"},
-    "report": {"evaluate", "search", "cli"},
+    "meter": {"export", "evaluate", "data", "step", "predict", "measure", "search", "train", "report", "cli"},
+    "data": {"export", "evaluate", "meter", "step", "predict", "measure", "search", "train", "report", "cli"},
+    "step": {"export", "evaluate", "predict", "measure", "search", "train", "report", "cli"},
+    "predict": {"export", "evaluate", "search", "train", "report", "cli"},
+    "measure": {"export", "evaluate", "predict", "search", "train", "report", "cli"},
+    "search": {"export", "evaluate", "train", "report", "cli"},
+    "train": {"export", "evaluate", "predict", "measure", "search", "report", "cli"},
+    "evaluate": {"export", "predict", "measure", "search", "report", "cli"},
+    "report": {"export", "evaluate", "search", "cli"},
+    "export": {"evaluate", "data", "meter", "search", "report", "cli"},
     "doctor": FOLDERS - {"doctor"},
 }
 
@@ -84,7 +85,7 @@ def test_nothing_imports_the_command_line_but_its_entry_point():
     assert users <= {"cli", "__main__.py"}
 
 
-@pytest.mark.parametrize("folder", ["cli", "search", "measure", "data", "report"])
+@pytest.mark.parametrize("folder", ["cli", "search", "measure", "data", "report", "export"])
 def test_torch_is_loaded_only_where_it_is_used(folder):
     """A command that needs no torch must be able to import these; the step, the traces and the trainer may load it."""
     loads = [

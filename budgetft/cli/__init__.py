@@ -44,7 +44,22 @@ def build_app() -> "typer.Typer":
     import typer
 
     from budgetft import __version__
-    from budgetft.cli import data, doctor, estimate, evaluate, gpus, models, plan, predict, report, submit, train
+    from budgetft.cli import (
+        data,
+        doctor,
+        estimate,
+        evaluate,
+        export,
+        gpus,
+        merge,
+        models,
+        plan,
+        port,
+        predict,
+        report,
+        submit,
+        train,
+    )
 
     app = typer.Typer(
         help="Plan and run LoRA fine-tuning of vision-language models inside a memory budget.",
@@ -60,6 +75,7 @@ def build_app() -> "typer.Typer":
             raise typer.Exit
 
     app.command("plan")(plan.plan)
+    app.command("port")(port.port)
     app.command("train")(train.train)
     app.command("report")(report.report)
     app.command("estimate")(estimate.estimate)
@@ -68,6 +84,8 @@ def build_app() -> "typer.Typer":
     app.command("doctor")(doctor.doctor)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("export")(export.export)
+    app.command("merge")(merge.merge)
     app.command("submit")(submit.submit)
     app.add_typer(data.app, name="data")
     return app

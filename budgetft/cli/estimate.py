@@ -1,14 +1,10 @@
 """``budgetft estimate``: what one setting would need, without planning and without a card."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from budgetft.cli import options
-
-if TYPE_CHECKING:
-    from budgetft.knobs import Knobs
-    from budgetft.measure.job import Job
 
 
 def estimate(
@@ -34,6 +30,7 @@ def estimate(
     from budgetft.measure.job import Job
     from budgetft.model import load_model
     from budgetft.predict.estimator import Estimator
+    from budgetft.search.predicted import fastest
     from budgetft.units import parse_size
     from budgetft.workload import Workload
 
@@ -59,31 +56,5 @@ def estimate(
         evidence="predicted",
     )
     estimator = Estimator(job)
-    rated = [(knobs, estimator.estimate(knobs)) for knobs in _wanted(job, given)]
-    fitting = [pair for pair in rated if pair[1].fits]
-    best = (
-        max(fitting, key=lambda pair: pair[1].samples_per_second or 0)
-        if fitting
-        else min(rated, key=lambda pair: pair[1].process_peak_bytes)
-    )
-    print_estimate(*best, job=job, calibration=estimator.calibration, json_output=json_output)
-
-
-def _wanted(job: "Job", given: dict[str, Any]) -> "list[Knobs]":
-    """Every setting of the grid with the ``given`` knobs in place of its own."""
-    from budgetft.errors import UsageError
-    from budgetft.knobs import Knobs
-    from budgetft.plan import knob_problems
-    from budgetft.search.space import settings
-
-    grid, contract, layers = settings(job), job.contract, job.model.layers
-    if "micro_batch" in given:
-        given.setdefault("grad_accum", contract.effective_batch // max(1, given["micro_batch"]))
-    Knobs.make(**{**dict(grid[0]), **given})
-    wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
-    wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
-    if not wanted or any(knobs.checkpointed_layers > layers for knobs in wanted):
-        problems = knob_problems(grid[0].replace(**given), contract, job.gpu)
-        problems.append(f"checkpointed_layers is 0 to {layers}")
-        raise UsageError("; ".join(problems))
-    return wanted
+    best = fastest(estimator, given)
+    print_estimate(best.knobs, best.estimate, job=job, calibration=estimator.calibration, json_output=json_output)

@@ -43,7 +43,8 @@ def train(
         Path | None, typer.Option(help="The features of a plan with cached vision; the plan's folder when left out.")
     ] = None,
     tracker: Annotated[
-        list[str] | None, typer.Option(help="A tracker that accelerate knows, for example tensorboard; repeatable.")
+        list[str] | None,
+        typer.Option("--tracker", "--track", help="Report to wandb, mlflow or another of accelerate's besides TensorBoard."),
     ] = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,

@@ -13,6 +13,7 @@ from budgetft.plan import Features, config_fingerprint
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.store import cache_folder
 from budgetft.search.space import base_precision, settings
+from budgetft.search.transfer import Transferred
 from budgetft.units import format_gib
 
 AUTO = "auto"
@@ -29,7 +30,7 @@ class Weighed:
     text: str
 
 
-def weigh(cache: str, job: Job, estimator: Estimator, data: str | None) -> Weighed:
+def weigh(cache: str, job: Job, estimator: Estimator | Transferred, data: str | None) -> Weighed:
     """Weigh computing the features of ``data`` once, into the folder ``cache`` (or ``auto``), against the frozen tower.
 
     Without ``data`` nothing is known of the images, and cached vision is taken as asked. Raises ``UsageError`` when the
@@ -98,7 +99,7 @@ def _opened(folder: Path, job: Job, precision: Precision) -> FeatureCache | None
     return FeatureCache(folder, key, ignore=() if here else ("weights",), on_damaged=lambda path: None)
 
 
-def _tower_seconds(job: Job, estimator: Estimator, tokens: int) -> float | None:
+def _tower_seconds(job: Job, estimator: Estimator | Transferred, tokens: int) -> float | None:
     """Of the tower over so many visual tokens, from the vision phase of the step with the frozen tower."""
     per_example = job.workload.worst[0].visual_tokens(job.model.pixel_step)
     if not tokens or not per_example:
@@ -109,7 +110,7 @@ def _tower_seconds(job: Job, estimator: Estimator, tokens: int) -> float | None:
     return None if seconds is None else seconds / (TOGETHER * per_example) * tokens
 
 
-def _step_seconds(job: Job, estimator: Estimator, vision: Vision) -> float | None:
+def _step_seconds(job: Job, estimator: Estimator | Transferred, vision: Vision) -> float | None:
     """Of the fastest setting that is predicted to fit; None when none is, or the card's rates are unknown."""
     estimates = [estimator.estimate(knobs) for knobs in settings(job, vision)]
     return min((each.step_seconds for each in estimates if each.fits and each.step_seconds is not None), default=None)

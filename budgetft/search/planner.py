@@ -9,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from budgetft.errors import BudgetftError, NothingFits
-from budgetft.knobs import Knobs, Vision, is_stock
+from budgetft.knobs import Knobs, Precision, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
@@ -19,6 +19,7 @@ from budgetft.predict.estimator import STATIC_TERMS, Estimator
 from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import SamplerName, enqueue, held, knobs_of, make_sampler, open_study, tell, tell_refused, told
+from budgetft.search.transfer import Transferred
 from budgetft.units import format_gib
 
 Stage = Literal["trace", "baseline", "search", "confirm"]
@@ -61,7 +62,7 @@ class Planner:
     """Planning of one job. With no ``prober`` the plan is predicted only."""
 
     job: Job
-    estimator: Estimator
+    estimator: Estimator | Transferred
     on_event: Callable[[Event], None] = lambda event: None
     prober: Prober | None = None
     ledger: Ledger | None = None
@@ -71,22 +72,31 @@ class Planner:
     max_probes: int = 20
     make_estimator: Callable[[Job], Estimator] = Estimator
     """For jobs beside the planned one."""
+    probe_baseline: bool = True
+    base_precision: Precision | None = None
+    """None: what the card runs natively."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     def plan(self) -> Choice:
         """Raises ``NothingFits`` with the smallest budget that would work."""
-        grid, stock = settings(self.job, self.vision), stock_settings(self.job)
+        grid, stock = self._wanted(settings(self.job, self.vision)), self._wanted(stock_settings(self.job))
         estimates = {knobs: self.estimator.estimate(knobs) for knobs in [*grid, *stock]}
         if self.prober is None:
             return self._predicted(grid, stock, estimates)
         self._refuse_hopeless(estimates)
         study = self._study([*grid, *stock], estimates)
         self._recall(study, estimates)
-        self._probe_baseline(study, stock, estimates)
+        if self.probe_baseline:
+            self._probe_baseline(study, stock, estimates)
         self._search(study, grid, estimates)
         if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(study, estimates):
             self._search(study, grid, estimates)
         return self._confirmed(estimates)
+
+    def _wanted(self, grid: list[Knobs]) -> list[Knobs]:
+        if self.base_precision is None:
+            return grid
+        return [knobs.replace(base_precision=self.base_precision) for knobs in grid]
 
     # Without probes
 
@@ -95,11 +105,10 @@ class Planner:
         if not fitting:
             raise self._nothing_fits(estimates)
         ranked = sorted(fitting, key=lambda knobs: _speed(estimates[knobs]), reverse=True)
-        baseline = max((k for k in stock if estimates[k].fits), key=lambda k: _speed(estimates[k]), default=None)
         others = [Candidate(knobs=knobs, estimate=estimates[knobs]) for knobs in ranked[1:4]]
         return Choice(
             winner=Candidate(knobs=ranked[0], estimate=estimates[ranked[0]]),
-            baseline=None if baseline is None else Candidate(knobs=baseline, estimate=estimates[baseline]),
+            baseline=_predicted_baseline(estimates),
             runners_up=tuple(others),
         )
 
@@ -161,6 +170,7 @@ class Planner:
         name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{on}-{self.sampler}"
         if self.vision != "frozen":  # another study: its categories are others
             name += f"-{self.vision}"
+        name += f"-{self.base_precision}" if self.base_precision else ""
         return open_study(name, self.storage, sampler)
 
     def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
@@ -269,11 +279,12 @@ class Planner:
         tried = tuple(self.outcomes)
         confirmed = self._confirm(ranked[:3], estimates)
         stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
+        baseline = _predicted_baseline(estimates) if stock is None and not self.probe_baseline else None
         asked_twice = [outcome.knobs for outcome in self.outcomes[len(tried) :]]
         others = [o for o in ranked if o.knobs not in asked_twice][:3]
         return Choice(
             winner=_settled(confirmed, estimates),
-            baseline=None if stock is None else _settled(stock, estimates),
+            baseline=baseline if stock is None else _settled(stock, estimates),
             runners_up=tuple(_settled(outcome, estimates) for outcome in others),
             outcomes=tuple(self.outcomes),
             predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in self.outcomes),
@@ -335,6 +346,13 @@ def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
         terms=terms,
         evidence=outcome.evidence,
     )
+
+
+def _predicted_baseline(estimates: dict[Knobs, Estimate]) -> Candidate | None:
+    """The stock recipe at its best micro-batch by prediction."""
+    fitting = [knobs for knobs, estimate in estimates.items() if is_stock(knobs) and estimate.fits]
+    best = max(fitting, key=lambda knobs: _speed(estimates[knobs]), default=None)
+    return None if best is None else Candidate(knobs=best, estimate=estimates[best])
 
 
 def _smallest(estimates: dict[Knobs, Estimate]) -> Knobs:

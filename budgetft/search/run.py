@@ -12,7 +12,7 @@ from budgetft import __version__
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.knobs import Vision
+from budgetft.knobs import Knobs, Precision, Vision
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
@@ -20,10 +20,12 @@ from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import Candidate, Plan, PriceRow, Proof, Target, refer
+from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.features import weigh
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.study import SamplerName
+from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
 from budgetft.workload import Workload
 
@@ -51,6 +53,12 @@ class PlanRequest:
     storage: str = "sqlite:///:memory:"
     ledger: Path | None = None
     on_event: Callable[[Event], None] = lambda event: None
+    lessons: Sequence[Lesson] | None = None
+    """What probes elsewhere found, for a plan that is ported; None: nothing is known beforehand."""
+    origin: str = ""
+    """Of a ported plan, in words: where its evidence is from."""
+    base_precision: Precision | None = None
+    """None: what the card runs natively."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +120,8 @@ def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
     started = time.monotonic()
     place = find_place(request)
-    job = _job(request, request.contract, place)
-    estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
+    job = make_job(request, request.contract, place)
+    estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
     if weighed is not None:
         request.on_event(Event(stage="trace", text=weighed.text))
@@ -125,6 +133,8 @@ def make_plan(request: PlanRequest) -> Plan:
         sampler=request.sampler,
         storage=request.storage,
         max_probes=request.max_probes,
+        probe_baseline=request.lessons is None,
+        base_precision=request.base_precision,
     )
     if place is not None:
         with Prober(job, stack=place.stack) as prober:
@@ -133,13 +143,23 @@ def make_plan(request: PlanRequest) -> Plan:
             choice = planner.plan()
     else:
         choice = planner.plan()
-    plan = _plan(request, job, choice, place, estimator, started)
+    plan = _plan(request, job, choice, place, estimator.calibration, started)
     if weighed is not None and plan.knobs.vision == "cached":
         return plan.replace(features=weighed.features)
     return plan
 
 
-def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
+def make_estimator(request: PlanRequest, job: Job, place: Place | None) -> Estimator | Transferred:
+    """The estimator that the request is planned with."""
+    estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
+    if request.lessons is None:
+        return estimator
+    card = None if place is None or place.stack is None else place.stack.card
+    return Transferred(estimator, request.lessons, card=card)
+
+
+def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
+    """The planning problem under ``contract``, with what a probe at ``place`` counts as."""
     return Job(
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
@@ -152,10 +172,11 @@ def _job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
     )
 
 
-def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, estimator: Estimator, started: float) -> Plan:
+def _plan(
+    request: PlanRequest, job: Job, choice: Choice, place: Place | None, calibration: Calibration, started: float
+) -> Plan:
     unprobed = (
-        f"traced on fake tensors, calibration {estimator.calibration.name!r}, +- {estimator.calibration.uncertainty_share:.0%};"
-        " no card took part"
+        f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.0%}; no card took part"
     )
     return Plan(
         gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu),
@@ -168,7 +189,7 @@ def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, e
             outcomes=choice.outcomes,
             confirmed=choice.confirmed,
             wall_seconds=round(time.monotonic() - started, 1),
-            statement=unprobed if place is None else place.statement,
+            statement=request.origin + (unprobed if place is None else place.statement),
             predictions=choice.predictions,
         ),
         baseline=choice.baseline,
@@ -191,7 +212,7 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
         for value in values:
             request.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
             contract = job.contract.replace(**{axis: value}, **({"alpha": 2 * value} if axis == "rank" else {}))
-            rows.append(_price(_job(request, contract, None), axis, value, choice.winner.knobs.vision))
+            rows.append(_price(make_job(request, contract, None), axis, value, choice.winner.knobs))
     return rows
 
 
@@ -204,16 +225,17 @@ def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequen
             continue
         request.on_event(Event(stage="trace", text=f"price of {FRAMES} {count}"))
         workload = job.workload.with_images(count, job.model.pixel_step)
-        rows.append(
-            _price(_job(request, job.contract, None).replace(workload=workload), FRAMES, count, choice.winner.knobs.vision)
-        )
+        asked = make_job(request, job.contract, None).replace(workload=workload)
+        rows.append(_price(asked, FRAMES, count, choice.winner.knobs))
     return rows
 
 
-def _price(job: Job, axis: str, value: int, vision: Vision) -> PriceRow:
-    grid: Vision = "cached" if vision == "cached" else "frozen"
+def _price(job: Job, axis: str, value: int, like: Knobs) -> PriceRow:
+    """The best predicted setting of ``job`` with the vision and the type of ``like``."""
+    vision: Vision = "cached" if like.vision == "cached" else "frozen"
     try:
-        return _row(axis, value, Planner(job=job, estimator=Estimator(job), vision=grid).plan().winner, "predicted")
+        planner = Planner(job=job, estimator=Estimator(job), vision=vision, base_precision=like.base_precision)
+        return _row(axis, value, planner.plan().winner, "predicted")
     except NothingFits:
         return _row(axis, value, None, "predicted")
 

@@ -60,7 +60,7 @@ class ResidualSampler(BaseSampler):
         self._peak_prior = peak_prior
         self._grid = list(grid)
         self._index = {_key(parameters(knobs)): i for i, knobs in enumerate(grid)}
-        self._features = np.array([_features(knobs) for knobs in grid])
+        self._features = np.array([features(knobs) for knobs in grid])
         self._log_peak = np.log([float(estimate.process_peak_bytes) for estimate in estimates])
         self._log_speed = np.log([estimate.samples_per_second or 1.0 for estimate in estimates])
         self._log_budget = math.log(budget_bytes)
@@ -139,7 +139,7 @@ def _key(params: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(params.get(name) for name in SEARCHED)
 
 
-def _features(knobs: Knobs) -> list[float]:
+def features(knobs: Knobs) -> list[float]:
     """Distances that matter: a doubling of the micro-batch is a quarter, another kernel or allocator a half."""
     return [
         math.log2(knobs.micro_batch) / 4,

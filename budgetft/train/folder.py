@@ -133,8 +133,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         part.rename(target)
         _sync(target.parent)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise BudgetftError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

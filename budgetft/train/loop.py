@@ -28,6 +28,7 @@ from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.preflight import fly, heaviest_batches
 from budgetft.train.record import Record, Summary, summarize
 from budgetft.train.schedule import learning_rate, step_examples
+from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
 from budgetft.value import read_json
 
@@ -55,7 +56,7 @@ def run_training(
     ``save_every``: steps between checkpoints; the last step gets one too. ``resume`` goes on from the newest whole
     checkpoint, with the same weights and steps when they are left out. ``cache`` is the folder of the features when the plan
     has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
-    objects.
+    objects; TensorBoard's event files are written where it is installed.
 
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
     ends early: out of memory under the plan's budget, steps that are not finite, or a signal (then its last finished
@@ -128,10 +129,11 @@ def _accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -
     """accelerate's view of the process. Raises ``UsageError`` when it was launched as one of several."""
     from accelerate import Accelerator
 
+    trackers = chosen_trackers(trackers)
     accelerator = Accelerator(
         cpu=memory.device.type == "cpu",
         mixed_precision="no",  # the step does its own autocast and scaling, the same in a probe and here
-        log_with=list(trackers) or None,
+        log_with=trackers or None,
         project_dir=str(out),
     )
     if accelerator.num_processes > 1:

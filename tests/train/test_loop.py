@@ -206,3 +206,17 @@ def test_trackers_of_accelerate_get_every_step(make_plan, train):
     summary = train(make_plan(), steps=2, trackers=[listing])
     assert listing.rows[0]["micro_batch"] == 2
     assert listing.rows[1:] == [(1, summary.first_loss), (2, summary.last_loss)]
+
+
+def test_tensorboard_event_files_are_written_without_asking(make_plan, train, tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX writes the event files")
+    train(make_plan(), steps=2)
+    events = (tmp_path / "run").rglob("events.out.tfevents.*")
+    assert sum(path.read_bytes().count(b"grad_norm") for path in events) >= 2
+
+
+@pytest.mark.parametrize(("name", "why"), [("wandbb", "did you mean 'wandb'"), ("swanlab", "pip install swanlab")])
+def test_a_tracker_that_cannot_be_used_is_refused_not_dropped(make_plan, train, name, why):
+    with pytest.raises(UsageError) as caught:
+        train(make_plan(), steps=1, trackers=[name])
+    assert why in (caught.value.hint or "")

@@ -1,0 +1,1 @@
+"""What others can load: merged checkpoints, and a plan in the words of other trainers."""

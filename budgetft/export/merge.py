@@ -1,0 +1,260 @@
+"""An adapter merged into its base checkpoint, tensor by tensor: never more than one weight in memory.
+
+Files, names, shapes and types stay those of the base checkpoint, so whatever loads the base (transformers, vLLM) loads the
+result. Bytes that no adapter touches are copied; a touched weight becomes what peft's own merge makes of it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.train.folder import RunFolder, write_folder
+from budgetft.units import MIB, format_gib
+from budgetft.value import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK_BYTES = 16 * MIB
+HEADER_BYTES = 100_000_000
+"""Longest header that safetensors itself accepts."""
+ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What was written."""
+
+    folder: Path
+    files: int
+    """With weights."""
+    merged: int
+    """Weights that the adapter changed."""
+    copied: int
+    """Tensors that stayed."""
+    weight_bytes: int
+
+
+def merge_adapter(adapter: Path, base: Path, out: Path, *, on_file: Callable[[str], None] = lambda name: None) -> Merged:
+    """Write to the new folder ``out`` the checkpoint ``base`` with the LoRA adapter in ``adapter`` merged into it.
+
+    Raises ``UsageError`` when a folder is not what it should be, when an adapter weight has no counterpart in the
+    base, or when ``out`` exists or has no room.
+    """
+    pairs = _read_adapter(adapter)
+    files = sorted(base.glob("*.safetensors"))
+    if not files:
+        raise UsageError(f"{base} holds no *.safetensors", hint="give --weights FOLDER with the base model's checkpoint")
+    if out.exists():
+        raise UsageError(f"{out} exists already", hint="choose another --out")
+    headers = {path: _read_header(path) for path in files}
+    targets = _match(pairs, [name for header in headers.values() for name in header.tensors], base)
+    _check_room(out, files)
+
+    def fill(folder: Path) -> None:
+        _copy_descriptions(base, folder)
+        for path in files:
+            on_file(path.name)
+            _write_file(path, headers[path], folder / path.name, targets, adapter)
+
+    write_folder(out, fill)
+    total = sum(len(header.tensors) for header in headers.values())
+    return Merged(
+        folder=out,
+        files=len(files),
+        merged=len(targets),
+        copied=total - len(targets),
+        weight_bytes=sum(path.stat().st_size for path in files),
+    )
+
+
+def merge_run(
+    run: Path, out: Path, *, weights: str | None = None, on_file: Callable[[str], None] = lambda name: None
+) -> Merged:
+    """Merge the adapter of the run folder, or adapter folder, ``run``; ``weights`` default to what the run was started from."""
+    folder = RunFolder(run)
+    adapter = folder.adapter if folder.holds_run else run
+    chosen = weights or (folder.read_identity().weights if folder.holds_run else None)
+    if chosen is None or chosen == "random":
+        why = "the run was started from random weights" if chosen else f"{run} is no run folder"
+        raise UsageError(f"{why}: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id")
+    return merge_adapter(adapter, base_folder(chosen), out, on_file=on_file)
+
+
+def base_folder(weights: str) -> Path:
+    """The folder with the checkpoint ``weights``: a folder already, or a hub id's files, fetched when they are not here."""
+    if Path(weights).is_dir():
+        return Path(weights)
+    if "/" not in weights or weights.startswith((".", "/", "~")):
+        raise UsageError(f"{weights} is not a folder with a checkpoint", hint="give --weights FOLDER or a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(weights, ignore_patterns=[f"*{ending}" for ending in WEIGHT_FILES[1:]]))
+    except Exception as error:  # the hub's client raises many kinds, for a missing network too
+        raise UsageError(
+            f"cannot fetch {weights!r}: {type(error).__name__}", hint="give --weights FOLDER with the checkpoint"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """Where a safetensors file keeps each tensor: (dtype, shape, first byte, byte after the last), from the file's start."""
+
+    bytes: int
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
+
+
+def _read_header(path: Path) -> _Header:
+    """The header, checked by safetensors' own reader first."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = set(opened.keys())
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            described = json.loads(file.read(min(size, HEADER_BYTES)))
+        start = 8 + size
+        tensors = {
+            name: (told["dtype"], tuple(told["shape"]), start + told["data_offsets"][0], start + told["data_offsets"][1])
+            for name, told in described.items()
+            if name in names
+        }
+    except Exception as error:  # safetensors' own error has no common base with the others
+        raise UsageError(f"{path} is not a whole safetensors file: {str(error)[:200]}") from None
+    return _Header(bytes=start, tensors=dict(sorted(tensors.items(), key=lambda item: item[1][2])))
+
+
+def _read_adapter(adapter: Path) -> dict[str, str]:
+    """The modules that the adapter changes: path in the model -> prefix of its two tensors' names."""
+    from safetensors import safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    config = read_json(adapter / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise UsageError(f"{adapter} holds a {config.get('peft_type')} adapter; only LORA can be merged")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = list(opened.keys())
+    except Exception as error:
+        raise UsageError(f"{path} is not a whole safetensors file: {str(error)[:200]}") from None
+    found: dict[str, set[str]] = {}
+    for name in names:
+        match = ADAPTER_KEY.fullmatch(name)
+        if match is None:
+            raise UsageError(f"{path} holds {name!r}, which is more than a plain LoRA of linear layers")
+        found.setdefault(match[1], set()).add(match[2])
+    halves = [module for module, parts in found.items() if parts != {"A", "B"}]
+    if halves or not found:
+        raise UsageError(f"{path} holds no pair of LoRA matrices" + (f" for {halves[0]}" if halves else ""))
+    return {module: f"base_model.model.{module}" for module in found}
+
+
+def _match(pairs: dict[str, str], names: list[str], base: Path) -> dict[str, str]:
+    """Weight of the base -> prefix in the adapter. Checkpoints nest the language model at different depths."""
+    language = {name: name[at:] for name in names if "visual." not in name and (at := name.find("layers.")) >= 0}
+    by_tail: dict[str, list[str]] = {}
+    for name, tail in language.items():
+        by_tail.setdefault(tail, []).append(name)
+    targets, lost = {}, []
+    for module, prefix in pairs.items():
+        weight = f"{module}.weight"
+        found = [weight] if weight in names else by_tail.get(weight[max(0, weight.find("layers.")) :], [])
+        if len(found) == 1:
+            targets[found[0]] = prefix
+        else:
+            lost.append(module)
+    if lost:
+        raise UsageError(
+            f"{len(lost)} of the adapter's {len(pairs)} modules have no weight of their own in {base}, for example {lost[0]}",
+            hint="merge into the checkpoint that the run was started from",
+        )
+    return targets
+
+
+def _check_room(out: Path, files: list[Path]) -> None:
+    """Raise before gigabytes are written in vain."""
+    here = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    need, free = sum(path.stat().st_size for path in files), shutil.disk_usage(here).free
+    if need > free:
+        raise UsageError(f"the merged checkpoint takes {format_gib(need)}; {here} has {format_gib(free)} free")
+
+
+def _copy_descriptions(base: Path, folder: Path) -> None:
+    """Config, tokenizer, processor, chat template, licence, index: every file that holds no weights."""
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_file(path: Path, header: _Header, target: Path, targets: dict[str, str], adapter: Path) -> None:
+    with path.open("rb") as source, target.open("wb") as sink:
+        done = 0
+        for name, (dtype, shape, first, end) in header.tensors.items():
+            if name not in targets:
+                continue
+            _copy(source, sink, first - done)
+            weight = _tensor(source.read(end - first), dtype, shape, name)
+            sink.write(_bytes_of(merged_weight(weight, targets[name], adapter)))
+            done = end
+        _copy(source, sink, path.stat().st_size - done)
+
+
+def _copy(source: IO[bytes], sink: IO[bytes], size: int) -> None:
+    while size:
+        piece = source.read(min(size, CHUNK_BYTES))
+        if not piece:
+            raise BudgetftError("the base checkpoint ended early: it was changed while it was read")
+        sink.write(piece)
+        size -= len(piece)
+
+
+def _tensor(data: bytes, dtype: str, shape: tuple[int, ...], name: str) -> "torch.Tensor":
+    import torch
+
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if dtype not in types or len(shape) != 2:
+        raise UsageError(f"{name} is {dtype} {shape}: only unquantised linear weights can be merged into")
+    return torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape)
+
+
+def _bytes_of(tensor: "torch.Tensor") -> memoryview:
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def merged_weight(weight: "torch.Tensor", prefix: str, adapter: Path) -> "torch.Tensor":
+    """``weight`` (out, in) as peft merges it, by peft itself on a single linear layer."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    down, up = _adapter_tensors(adapter, prefix)
+    if (up.shape[0], down.shape[1]) != tuple(weight.shape):
+        raise UsageError(f"{prefix} is for a weight of {up.shape[0]} x {down.shape[1]}; the base has {tuple(weight.shape)}")
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    config: Any = LoraConfig.from_pretrained(str(adapter))
+    config.target_modules, config.inference_mode, config.r = {"linear"}, True, down.shape[0]
+    config.init_lora_weights = False
+    holder: Any = inject_adapter_in_model(config, torch.nn.ModuleDict({"linear": linear}))
+    layer = holder["linear"]
+    layer.lora_A["default"].weight.data = down
+    layer.lora_B["default"].weight.data = up
+    layer.merge()
+    return layer.get_base_layer().weight.data
+
+
+def _adapter_tensors(adapter: Path, prefix: str) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The two matrices of one module: (rank, in) and (out, rank)."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as opened:
+        return opened.get_tensor(f"{prefix}.lora_A.weight"), opened.get_tensor(f"{prefix}.lora_B.weight")

@@ -1,0 +1,37 @@
+"""The fastest setting by prediction alone, some of its knobs given."""
+
+from typing import Any
+
+from budgetft.errors import UsageError
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.plan import Candidate, knob_problems
+from budgetft.predict.estimator import Estimator
+from budgetft.search.space import settings
+
+
+def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
+    """The fastest setting with the ``given`` knobs that is predicted to fit; when none does, the smallest.
+
+    Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
+    """
+    rated = [Candidate(knobs=knobs, estimate=estimator.estimate(knobs)) for knobs in _wanted(estimator.job, given)]
+    fitting = [candidate for candidate in rated if candidate.estimate.fits]
+    if not fitting:
+        return min(rated, key=lambda candidate: candidate.estimate.process_peak_bytes)
+    return max(fitting, key=lambda candidate: candidate.estimate.samples_per_second or 0)
+
+
+def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
+    """Every setting of the grid with the ``given`` knobs in place of its own."""
+    grid, contract, layers = settings(job), job.contract, job.model.layers
+    if "micro_batch" in given:
+        given = {"grad_accum": contract.effective_batch // max(1, given["micro_batch"]), **given}
+    Knobs.make(**{**dict(grid[0]), **given})
+    wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
+    wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
+    if not wanted or any(knobs.checkpointed_layers > layers for knobs in wanted):
+        problems = knob_problems(grid[0].replace(**given), contract, job.gpu)
+        problems.append(f"checkpointed_layers is 0 to {layers}")
+        raise UsageError("; ".join(problems))
+    return wanted

@@ -1,0 +1,103 @@
+"""Exported plans against the trainers' own parsers: transformers' here, the others' by the field names of their releases.
+
+``fields.json`` was read from the dataclasses in the wheels it names.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from budgetft.cli import main
+from budgetft.errors import UsageError
+from budgetft.export.trainers import export_plan, lora_fields
+from budgetft.model import load_model
+from budgetft.plan import Plan, read_plan
+
+SPINE = Path(__file__).resolve().parents[2] / "reports" / "spine" / "plan-448.json"
+FIELDS = json.loads((Path(__file__).parent / "fields.json").read_text())
+MODEL = load_model("qwen2.5-vl-3b")
+OLDER = {"warmup_ratio"}
+"""What transformers up to 5.11 had, which LLaMA-Factory is held to."""
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return read_plan(SPINE)
+
+
+def test_transformers_parses_its_file_and_means_the_same_batch(plan, tmp_path):
+    from transformers import HfArgumentParser, TrainingArguments
+
+    path = tmp_path / "arguments.json"
+    fields = json.loads(export_plan(plan, MODEL, "transformers").text)
+    fields |= {"fp16": False, "bf16": False}  # refused on a machine without a card
+    path.write_text(json.dumps(fields))
+    (parsed,) = HfArgumentParser(TrainingArguments).parse_json_file(str(path))
+    batch = parsed.per_device_train_batch_size * parsed.gradient_accumulation_steps
+    assert batch == plan.contract.effective_batch
+    assert parsed.get_warmup_steps(1000) == 30
+    assert (parsed.learning_rate, parsed.seed) == (plan.contract.learning_rate, plan.contract.seed)
+
+
+def test_peft_takes_the_lora_fields(plan):
+    from peft import LoraConfig
+
+    config = LoraConfig(**lora_fields(plan))
+    assert (config.r, config.lora_alpha) == (plan.contract.rank, plan.contract.alpha)
+
+
+@pytest.mark.parametrize("trainer", ["llamafactory", "swift"])
+def test_every_key_is_a_field_of_the_trainer_s_release(plan, trainer):
+    import dataclasses
+
+    from transformers import Seq2SeqTrainingArguments
+
+    inherited = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)} | OLDER
+    keys = set(yaml.safe_load(export_plan(plan, MODEL, trainer, dataset="captions").text))
+    assert keys <= set(FIELDS[trainer]["fields"]) | inherited
+    assert "dataset" in keys
+
+
+@pytest.mark.parametrize("trainer", ["llamafactory", "swift"])
+def test_the_contract_is_carried_over(plan, trainer):
+    fields = yaml.safe_load(export_plan(plan, MODEL, trainer).text)
+    contract = plan.contract
+    assert (fields["lora_rank"], fields["lora_alpha"]) == (contract.rank, contract.alpha)
+    targets = fields.get("target_modules") or fields["lora_target"].split(",")
+    assert tuple(targets) == contract.targets
+    assert contract.max_pixels in (fields.get("max_pixels"), fields.get("image_max_pixels"))
+    assert fields["per_device_train_batch_size"] * fields["gradient_accumulation_steps"] == contract.effective_batch
+    assert (fields["fp16"], fields["bf16"]) == (True, False)
+
+
+def test_the_levers_that_it_lacks_and_its_own_peak_are_told(plan):
+    made = export_plan(plan, MODEL, "swift")
+    assert {"loss", "vision", "lora", "attention"} <= set(made.lacks)
+    assert plan.baseline is not None
+    assert made.knobs == plan.baseline.knobs
+    assert made.estimate == plan.baseline.estimate
+    assert any("slower than the plan" in text for text in made.warnings)
+
+
+def test_it_warns_when_the_stock_recipe_will_not_fit(plan):
+    tight = plan.model_copy(update={"baseline": None, "gpu": plan.gpu.replace(budget_bytes=9 * 2**30)})
+    made = export_plan(tight, MODEL, "llamafactory")
+    assert made.knobs.micro_batch == 1
+    assert not made.estimate.fits
+    assert "will not fit" in made.warnings[0]
+
+
+def test_an_unknown_trainer_names_the_nearest(plan):
+    with pytest.raises(UsageError) as caught:
+        export_plan(plan, MODEL, "lamafactory")
+    assert caught.value.hint == "did you mean 'llamafactory'?"
+
+
+def test_the_command_writes_the_file_and_the_lora_config_beside_it(tmp_path, capsys):
+    assert main(["export", str(SPINE), "--to", "transformers", "-o", str(tmp_path / "arguments.json")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"arguments.json", "arguments.lora.json"}
+    told = capsys.readouterr().err
+    assert "warning: no cap" in told
+    assert "it has no" in told

@@ -1,0 +1,119 @@
+"""Porting plans of a tiny model, probed on the CPU's byte meter, to other budgets and cards."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from budgetft.cli import main
+from budgetft.plan import read_plan
+from budgetft.search.port import MOST_PROBES
+
+MODEL = "tiny-qwen2.5-vl"
+WORK = ["--model", MODEL, "--image", "112x112", "--text-tokens", "64", "--supervised-tokens", "24"]
+WORK += ["--rank", "4..8", "--effective-batch", "8", "--quiet"]
+SMALL = "200MiB"
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory) -> Path:
+    """A probed plan, ported to a budget that it does not fit."""
+    folder = tmp_path_factory.mktemp("port")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
+        probed = ["--probe", "always", "--max-probes", "5", "--out", folder / "old.json"]
+        assert run("plan", "--gpu", "v100-16g", "--budget", "600MiB", *WORK, *probed) == 0
+        port = ["port", "--plan", folder / "old.json", "--gpu", "t4", "--budget", SMALL, "--precision", "keep", "--quiet"]
+        assert run(*port, "--probe", "always", "--out", folder / "new.json") == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(way, monkeypatch):
+    """What was probed and traced for the module is not paid for again."""
+    monkeypatch.setenv("BUDGETFT_CACHE", str(way / "cache"))
+
+
+@pytest.fixture
+def ported(way, tmp_path, capsys):
+    """The object that ``port --json`` prints, or its error."""
+
+    def port(*arguments: str, code: int = 0):
+        made = run("port", "--plan", way / "old.json", "--out", tmp_path / "new.json", "--quiet", "--json", *arguments)
+        printed = capsys.readouterr()
+        assert made == code, printed.err
+        return json.loads(printed.out) if code == 0 else printed.err
+
+    return port
+
+
+def test_a_port_takes_a_few_probes_and_is_confirmed(way):
+    old, new = read_plan(way / "old.json"), read_plan(way / "new.json")
+    assert 1 <= len(new.evidence.outcomes) <= MOST_PROBES
+    assert new.evidence.confirmed is not None
+    assert new.estimate.process_peak_bytes <= new.gpu.budget_bytes < old.estimate.process_peak_bytes
+    assert new.evidence.statement.startswith("ported from v100-16g (predicted)")
+
+
+def test_the_contract_and_the_work_are_the_old_plan_s(way):
+    old, new = read_plan(way / "old.json"), read_plan(way / "new.json")
+    assert (new.contract, new.workload, new.model) == (old.contract, old.workload, old.model)
+    assert [row.value for row in new.price_list] == [row.value for row in old.price_list] == ["4", "8"]
+
+
+def test_the_peak_is_predicted_within_3_percent_before_any_probe_there(ported):
+    told = ported("--gpu", "t4", "--budget", SMALL, "--probe", "always")
+    confirmed = told["plan"]["evidence"]["confirmed"]
+    assert told["predicted"]["process_peak_bytes"] == pytest.approx(confirmed["process_peak_bytes"], rel=0.03)
+    assert "carry over" in told["carried"]
+
+
+def test_every_changed_knob_has_a_reason_and_every_other_knob_stays(ported):
+    told = ported("--gpu", "v100-16g", "--budget", "900MiB", "--probe", "never")
+    old_plan_changes = {change["knob"]: change for change in told["changes"]}
+    assert set(old_plan_changes) <= set(told["plan"]["knobs"])
+    for knob, change in old_plan_changes.items():
+        assert change["before"] != change["after"]
+        assert change["after"] == str(told["plan"]["knobs"][knob])
+        assert change["reason"]
+
+
+def test_without_probes_the_plan_is_predicted_and_agrees_with_estimate(ported, capsys):
+    told = ported("--gpu", "v100-16g", "--budget", "2GiB", "--probe", "never")
+    assert told["plan"]["evidence"]["kind"] == "predicted"
+    assert told["plan"]["evidence"]["outcomes"] == []
+    knobs = told["plan"]["knobs"]
+    pairs = [part for name, value in knobs.items() for part in ("--knob", f"{name}={value}")]
+    work = [word for word in WORK if word != "--quiet"]
+    assert run("estimate", "--gpu", "v100-16g", "--budget", "2GiB", *work, *pairs, "--json") == 0
+    estimate = json.loads(capsys.readouterr().out)
+    share = told["uncertainty_share"]
+    assert estimate["process_peak_bytes"] == pytest.approx(told["plan"]["estimate"]["process_peak_bytes"], rel=share)
+
+
+def test_where_nothing_fits_it_says_what_to_give_up(ported):
+    error = ported("--gpu", "t4", "--budget", "40MiB", "--probe", "never", code=3)
+    assert "the plan for v100-16g cannot be ported" in error
+    assert "half the rank would free" in error
+    assert "cards with a default budget that is enough" in error
+
+
+def test_a_type_that_the_card_only_emulates_is_not_replaced_in_silence(way, tmp_path, ported, capsys):
+    plan = json.loads((way / "old.json").read_text())
+    ampere = ported("--gpu", "rtx3060-12g", "--precision", "native", "--probe", "never")["plan"]
+    assert ampere["knobs"]["base_precision"] == "bf16"
+    assert plan["knobs"]["base_precision"] == "fp32"
+    (tmp_path / "bf16.json").write_text(json.dumps(ampere))
+    port = ["port", "--plan", tmp_path / "bf16.json", "--gpu", "t4", "--probe", "never", "--out", tmp_path / "t4.json"]
+    assert run(*port) == 2
+    error = capsys.readouterr().err
+    assert "computes in bf16" in error
+    assert "--precision native" in error
+    assert not (tmp_path / "t4.json").exists()
+    assert run(*port, "--precision", "native", "--quiet") == 0
+    assert read_plan(tmp_path / "t4.json").knobs.base_precision == "fp16"
+    assert "changes the numerics" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""What carries over from probes of one card to another, on synthetic truths without a card."""
+
+import math
+
+import pytest
+
+from budgetft.gpu import load_gpu
+from budgetft.outcome import Stack
+from budgetft.search.planner import Planner
+from budgetft.search.space import settings
+from budgetft.search.transfer import Lesson, Transferred
+from budgetft.units import GIB
+
+H100 = Stack(card="NVIDIA H100 80GB HBM3", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
+
+
+@pytest.fixture
+def formula(make_truth):
+    return make_truth(0).formula
+
+
+def lesson(knobs, *, log_bytes=0.02, log_seconds=0.5, card=H100.card, context_bytes=700 * 2**20) -> Lesson:
+    return Lesson(knobs=knobs, card=card, log_bytes=log_bytes, log_seconds=log_seconds, context_bytes=context_bytes)
+
+
+def test_without_lessons_the_estimate_is_that_of_the_law_and_the_calibration(formula):
+    knobs = settings(formula.job)[3]
+    learned, plain = Transferred(formula, [], card=None).estimate(knobs), formula.estimate(knobs)
+    assert learned.process_peak_bytes - plain.process_peak_bytes == formula.calibration.context_bytes - 450 * 2**20
+    assert (learned.samples_per_second, learned.fits) == (plain.samples_per_second, plain.fits)
+
+
+def test_what_probes_found_of_the_bytes_carries_over_to_another_card(formula):
+    grid = settings(formula.job)
+    lessons = [lesson(knobs) for knobs in grid[::5]]
+    learned = Transferred(formula, lessons, card="another card")
+    for knobs in grid[1::7]:
+        said = learned.estimate(knobs).reserved_peak_bytes / formula.estimate(knobs).reserved_peak_bytes
+        assert said == pytest.approx(math.exp(0.02), rel=0.005)
+
+
+def test_the_context_and_the_level_of_the_speed_carry_over_only_to_the_same_card(formula):
+    grid = settings(formula.job)
+    lessons = [lesson(knobs) for knobs in grid[::5]]
+    elsewhere, here = (Transferred(formula, lessons, card=card) for card in ("another card", H100.card))
+    knobs = grid[1]
+    plain = formula.estimate(knobs).step_seconds
+    assert here.calibration.context_bytes == 700 * 2**20
+    assert elsewhere.calibration.context_bytes == formula.calibration.context_bytes
+    assert here.estimate(knobs).step_seconds == pytest.approx(plain * math.exp(0.5), rel=0.02)
+    assert elsewhere.estimate(knobs).step_seconds == pytest.approx(plain, rel=0.02)
+
+
+def test_another_card_leaves_at_least_the_uncertainty_of_its_calibration(formula):
+    lessons = [lesson(knobs) for knobs in settings(formula.job)[::5]]
+    elsewhere, here = (Transferred(formula, lessons, card=card) for card in ("another card", H100.card))
+    assert elsewhere.uncertainty_share > formula.calibration.uncertainty_share
+    assert here.uncertainty_share < elsewhere.uncertainty_share
+
+
+def test_lessons_of_another_kernel_are_worth_less(make_job, make_truth):
+    ampere = make_truth(0, gpu=load_gpu("rtx3060-12g"), budget_bytes=11 * 2**30).formula
+    volta = [knobs.replace(attention="efficient") for knobs in settings(ampere.job)[::5]]
+    of_another = Transferred(ampere, [lesson(knobs) for knobs in volta], card=H100.card)
+    of_the_same = Transferred(ampere, [lesson(knobs) for knobs in settings(ampere.job)[::5]], card=H100.card)
+    assert of_another.uncertainty_share > of_the_same.uncertainty_share
+
+
+def test_the_terms_sum_to_the_process_peak(formula):
+    learned = Transferred(formula, [lesson(settings(formula.job)[0])], card=H100.card)
+    estimate = learned.estimate(settings(formula.job)[5])
+    assert sum(term.memory_bytes for term in estimate.terms) == estimate.process_peak_bytes
+
+
+class LookedUp:
+    """A prober that answers from a truth and counts."""
+
+    stack = H100
+
+    def __init__(self, truth) -> None:
+        self.truth, self.asked = truth, 0
+
+    def probe(self, knobs, *, fresh=False):
+        self.asked += 1
+        return self.truth.outcome(knobs).replace(stack=H100)
+
+
+@pytest.mark.parametrize("budget_gib", [9, 11, 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ported_plan_is_within_5_percent_of_a_fresh_search_in_three_probes(make_truth, seed, budget_gib):
+    old, new, again = (make_truth(seed, budget_bytes=size * GIB) for size in (14, budget_gib, budget_gib))
+    first = Planner(job=old.formula.job, estimator=old.formula, prober=LookedUp(old))
+    first.plan()
+    lessons = []
+    for outcome in (outcome for outcome in first.outcomes if outcome.fits):
+        said = old.formula.estimate(outcome.knobs)
+        lessons.append(
+            lesson(
+                outcome.knobs,
+                log_bytes=math.log(outcome.reserved_peak_bytes / said.reserved_peak_bytes),
+                log_seconds=math.log(said.samples_per_second / outcome.samples_per_second),
+                context_bytes=outcome.process_peak_bytes - outcome.reserved_peak_bytes,
+            )
+        )
+    ported_prober, fresh_prober = LookedUp(new), LookedUp(again)
+    learned = Transferred(new.formula, lessons, card=H100.card)
+    ported = Planner(job=new.formula.job, estimator=learned, prober=ported_prober, max_probes=3, probe_baseline=False).plan()
+    fresh = Planner(job=again.formula.job, estimator=again.formula, prober=fresh_prober).plan()
+    assert ported_prober.asked <= 3 < fresh_prober.asked
+    assert new.speed(ported.winner.knobs) >= 0.95 * new.speed(fresh.winner.knobs)
+    before = learned.estimate(ported.winner.knobs).process_peak_bytes
+    assert before == pytest.approx(ported.confirmed.process_peak_bytes, rel=0.03)
+    assert ported.baseline is None or ported.baseline.estimate.evidence == "predicted"
