@@ -14,6 +14,7 @@ Lora = Literal["stock", "lean"]
 Pointwise = Literal["stock", "fused"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Allocator = Literal["default", "expandable"]
+Batching = Literal["padded", "bucketed"]
 
 
 class Knobs(Value):
@@ -40,6 +41,9 @@ class Knobs(Value):
     """The type of the frozen base weights and of autocast; adapters are always fp32."""
     allocator: Allocator = "default"
     """``expandable``: CUDA virtual-memory segments, less fragmentation, where the platform has them."""
+    batching: Batching = "padded"
+    """``padded``: a step's examples in the order drawn. ``bucketed``: those of like length together, in at most ``grad_accum``
+    micro-batches, none above the worst that was planned for."""
 
 
 def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_precision: Precision) -> Knobs:
@@ -59,7 +63,7 @@ def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_pre
 def is_stock(knobs: Knobs) -> bool:
     """Whether ``knobs`` is the stock recipe at some micro-batch."""
     return all(getattr(knobs, name) == "stock" for name in ("vision", "attention", "lora", "pointwise")) and (
-        (knobs.loss, knobs.allocator) == ("full", "default")
+        (knobs.loss, knobs.allocator, knobs.batching) == ("full", "default", "padded")
     )
 
 

@@ -86,6 +86,15 @@ class Features(Value):
     """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
 
 
+class Padding(Value):
+    """Share of padding among the tokens that are computed, at the plan's micro-batch, by batching."""
+
+    padded: float
+    bucketed: float
+    examples: int
+    """Ordinary ones, by which it was computed."""
+
+
 class Plan(Value):
     """See the module; the field order is the order of the file."""
 
@@ -101,6 +110,7 @@ class Plan(Value):
     price_list: tuple[PriceRow, ...] = ()
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
+    padding: Padding | None = None
     data: str | None = None
     features: Features | None = None
     environment: dict[str, str]

@@ -143,7 +143,7 @@ class Law(Value):
         terms = {**self.static, "inputs": round(self.inputs(micro_batch))}
         return terms if accumulating else {**terms, "gradients": 0}
 
-    def work(self, micro_batch: int, checkpointed_layers: int) -> list[Work]:
+    def work(self, micro_batch: float, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""
         return [
             Work(phase=s.phase, flops=s.flops(micro_batch), moved_bytes=s.moved(micro_batch), kernels=s.kernels(micro_batch))

@@ -309,7 +309,8 @@ def describe(knobs: Knobs) -> str:
     kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
     if knobs.vision == "cached":
         kind += ", cached vision"
-    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}"
+    unusual = "".join(f", {value}" for value in (knobs.batching,) if value != "padded")
+    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"
 
 
 def settle(estimate: Estimate, outcome: Outcome) -> Estimate:

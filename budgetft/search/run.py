@@ -23,6 +23,7 @@ from budgetft.plan import Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.estimator import Estimator
 from budgetft.search.features import weigh
 from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
 from budgetft.units import format_gib
 from budgetft.workload import Workload
@@ -175,6 +176,7 @@ def _plan(request: PlanRequest, job: Job, choice: Choice, place: Place | None, e
         price_list=tuple(_prices(request, job, choice)),
         runners_up=choice.runners_up,
         workload=job.workload,
+        padding=padding_of(job, choice.winner.knobs.micro_batch),
         data=request.data,
         environment=environment(place),
     )

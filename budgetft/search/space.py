@@ -1,12 +1,16 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
-from budgetft.knobs import Knobs, Precision, Vision, stock_knobs
+from budgetft.data.bucket import padded_tokens, padding_share
+from budgetft.knobs import Batching, Knobs, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
-from budgetft.plan import knob_problems
+from budgetft.plan import Padding, knob_problems
 from budgetft.predict.law import SHALLOW
+from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
 """Checkpointed layers are tried in so many steps between none and all."""
+WORTH_SORTING = 0.01
+"""Share of the computed tokens under which bucketing is not tried."""
 
 
 def base_precision(job: Job) -> Precision:
@@ -29,6 +33,32 @@ def checkpoint_choices(layers: int) -> list[int]:
     return sorted(count for count in steps if count in (0, layers) or 2 <= count <= layers - 2)
 
 
+def batches(job: Job, micro_batch: int, batching: Batching) -> list[tuple[Shape, ...]]:
+    """The sample of ordinary examples in micro-batches."""
+    grad_accum = job.contract.effective_batch // micro_batch
+    return job.typical_micro_batches(
+        Knobs(micro_batch=micro_batch, grad_accum=grad_accum, checkpointed_layers=0, batching=batching)
+    )
+
+
+def better_batching(job: Job, micro_batch: int) -> Batching:
+    """``bucketed`` where it spares at least ``WORTH_SORTING`` of the tokens that are computed, padding included."""
+
+    def tokens(batching: Batching) -> int:
+        return sum(padded_tokens(shapes, job.model.pixel_step) for shapes in batches(job, micro_batch, batching))
+
+    return "bucketed" if tokens("bucketed") <= (1 - WORTH_SORTING) * tokens("padded") else "padded"
+
+
+def padding_of(job: Job, micro_batch: int) -> Padding:
+    """How much of what is computed at ``micro_batch`` is padding, with either batching."""
+    return Padding(
+        padded=padding_share(batches(job, micro_batch, "padded"), job.model.pixel_step),
+        bucketed=padding_share(batches(job, micro_batch, "bucketed"), job.model.pixel_step),
+        examples=len(job.workload.typical),
+    )
+
+
 def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
 
@@ -40,6 +70,7 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     gpu, contract = job.gpu, job.contract
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     allocators = ("default", "expandable") if job.device == "cuda" else ("default",)
+    chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
     found = [
         Knobs(
             micro_batch=micro_batch,
@@ -52,6 +83,7 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
             pointwise="fused",
             base_precision=base_precision(job),
             allocator=allocator,
+            batching=chosen[micro_batch],
         )
         for micro_batch in divisors(contract.effective_batch)
         for checkpointed in checkpoint_choices(job.model.layers)
