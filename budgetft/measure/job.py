@@ -15,6 +15,8 @@ from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
 Device = Literal["cuda", "cpu"]
+LEAVES = {"allow_nf4", "allow_adamw8bit"}
+"""Fields of a contract that only say which knobs may be tried: an outcome depends on the knobs, not on the leave."""
 
 
 class Job(Value):
@@ -59,7 +61,12 @@ class Job(Value):
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""
-        text = self.model_dump_json(
-            exclude={"gpu": {"sources", "title"}, "host": True, "model": {"hub_id"}, "workload": {"fingerprint"}}
-        )
+        aside = {
+            "gpu": {"sources", "title"},
+            "host": True,
+            "model": {"hub_id"},
+            "workload": {"fingerprint"},
+            "contract": LEAVES,
+        }
+        text = self.model_dump_json(exclude=aside)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -45,8 +45,12 @@ class Estimator:
         key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
         law = find_law(key)
         if law is None:
-            from budgetft.predict.fit import fit_law
+            from budgetft.predict.fit import fit_law, with_optimizer
 
+            if combination.optimizer != "adamw":  # nothing but its states depends on it
+                law = with_optimizer(self.law(combination.replace(optimizer="adamw")), job.model, job.contract, combination)
+                keep_law(key, law)
+                return law
             law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
             keep_law(key, law)
         return law

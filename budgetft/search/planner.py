@@ -309,7 +309,13 @@ def describe(knobs: Knobs) -> str:
     kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
     if knobs.vision == "cached":
         kind += ", cached vision"
-    unusual = "".join(f", {value}" for value in (knobs.batching,) if value != "padded")
+    levers = {
+        "nf4": knobs.base_precision == "nf4",
+        knobs.batching: knobs.batching != "padded",
+        knobs.optimizer: knobs.optimizer != "adamw",
+        "activations on the host": knobs.offload == "activations",
+    }
+    unusual = "".join(f", {name}" for name, used in levers.items() if used)
     return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"
 
 

@@ -1,7 +1,7 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
 from budgetft.data.bucket import padded_tokens, padding_share
-from budgetft.knobs import Batching, Knobs, Precision, Vision, stock_knobs
+from budgetft.knobs import Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
 from budgetft.predict.law import SHALLOW
@@ -9,6 +9,8 @@ from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
 """Checkpointed layers are tried in so many steps between none and all."""
+WORTH_OFFLOADING = 0.05
+"""Share of the budget under which the kept inputs of an example's layers are not sent to the host."""
 WORTH_SORTING = 0.01
 """Share of the computed tokens under which bucketing is not tried."""
 
@@ -59,6 +61,14 @@ def padding_of(job: Job, micro_batch: int) -> Padding:
     )
 
 
+def offloads(job: Job, checkpointed_layers: int) -> list[Offload]:
+    """Layer inputs go to the host only when all layers are checkpointed and the inputs of one example weigh on the budget."""
+    tokens = job.workload.worst[0].total_tokens(job.model.pixel_step)
+    kept_bytes = job.model.layers * tokens * int(job.model.text["hidden_size"]) * 2
+    heavy = kept_bytes >= WORTH_OFFLOADING * job.budget_bytes
+    return ["none", "activations"] if heavy and checkpointed_layers == job.model.layers else ["none"]
+
+
 def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
 
@@ -70,6 +80,8 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     gpu, contract = job.gpu, job.contract
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     allocators = ("default", "expandable") if job.device == "cuda" else ("default",)
+    precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
+    optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
     chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
     found = [
         Knobs(
@@ -81,13 +93,18 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
             attention=attention,
             lora="stock" if contract.lora_dropout > 0 else "lean",
             pointwise="fused",
-            base_precision=base_precision(job),
+            base_precision=precision,
             allocator=allocator,
             batching=chosen[micro_batch],
+            optimizer=optimizer,
+            offload=offload,
         )
         for micro_batch in divisors(contract.effective_batch)
         for checkpointed in checkpoint_choices(job.model.layers)
         for allocator in allocators
+        for precision in precisions
+        for optimizer in optimizers
+        for offload in offloads(job, checkpointed)
     ]
     return [knobs for knobs in found if not knob_problems(knobs, contract, gpu)]
 

@@ -6,6 +6,7 @@ import torch
 
 from budgetft.data.bucket import padded_tokens, split
 from budgetft.data.stats import check_lengths, measure_shapes
+from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.job import Job
@@ -75,9 +76,8 @@ def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable
     total = sum(micro.inputs.supervised_tokens for micro in micros)
     try:
         with memory.working():
-            # Adam keeps two numbers a parameter from its first step on.
-            missing = () if step.optimizer.state else step.parameters
-            room = [torch.zeros_like(parameter) for parameter in missing for _ in range(2)]
+            # The optimizer's states are there from its first step on.
+            room = [] if step.optimizer.state else states_like(step.parameters, step.knobs.optimizer)
             for micro in micros:
                 if step.knobs.grad_accum == 1:
                     step.optimizer.zero_grad(set_to_none=True)

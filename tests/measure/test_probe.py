@@ -68,7 +68,7 @@ def test_one_child_serves_settings_until_one_fails_or_a_fresh_one_is_asked_for(m
 
 
 def test_a_step_of_unlike_examples_is_timed_by_its_micro_batches(make_job, make_knobs, real_child):
-    long, short = (Shape(images=((56, 56),), text_tokens=count, supervised_tokens=8) for count in (400, 16))
+    long, short = (Shape(images=((56, 56),), text_tokens=count, supervised_tokens=8) for count in (3000, 16))
     job = make_job(workload=Workload(worst=(long,), typical=(long, short, long, short)))
     with Prober(job, stack=None, command=real_child) as prober:
         padded, bucketed = (prober.probe(make_knobs(2, batching=name)) for name in ("padded", "bucketed"))

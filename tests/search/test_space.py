@@ -57,6 +57,29 @@ def test_bucketing_is_tried_where_lengths_differ_and_examples_share_a_micro_batc
     assert padding_of(make_job(), 8).padded == 0
 
 
+def test_what_rounds_is_tried_only_with_the_contracts_leave(make_job):
+    strict, loose = make_job(), make_job(contract=Contract(allow_nf4=True, allow_adamw8bit=True))
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in settings(strict)} == {("fp16", "adamw")}
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in settings(loose)} == {
+        (precision, optimizer) for precision in ("fp16", "nf4") for optimizer in ("adamw", "adamw8bit")
+    }
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in stock_settings(loose)} == {("fp16", "adamw")}
+    assert strict.fingerprint() == loose.fingerprint(), "an outcome does not depend on the leave"
+    rounding = settings(loose)[-1].replace(base_precision="nf4", optimizer="adamw8bit")
+    problems = " ".join(knob_problems(rounding, strict.contract, strict.gpu))
+    assert "--allow-nf4" in problems
+    assert "--allow-adamw8bit" in problems
+    assert knob_problems(rounding, loose.contract, loose.gpu) == []
+
+
+def test_layer_inputs_go_to_the_host_only_where_they_weigh(make_job):
+    assert {knobs.offload for knobs in settings(make_job())} == {"none"}
+    long = Shape(images=((1288, 728),) * 6, text_tokens=300, supervised_tokens=100)
+    tried = {(knobs.offload, knobs.checkpointed_layers) for knobs in settings(make_job(workload=Workload.uniform(long)))}
+    assert {layers for offload, layers in tried if offload == "activations"} == {36}
+    assert len({layers for offload, layers in tried if offload == "none"}) > 5
+
+
 def test_a_card_without_any_fused_kernel_gets_the_math_kernel(make_job):
     gpu = load_gpu("v100-16g").replace(efficient_attention=False)
     assert {knobs.attention for knobs in settings(make_job(gpu=gpu))} == {"math"}
