@@ -126,7 +126,8 @@ class Probing:
         """Seconds of ordinary micro-batches, evenly chosen among those of different shapes; the rest by their tokens."""
         ordinary, pixel_step = self.job.typical_micro_batches(knobs), self.job.model.pixel_step
         distinct = list(dict.fromkeys(ordinary))
-        chosen = [distinct[i * len(distinct) // timed_steps] for i in range(min(timed_steps, len(distinct)))]
+        count = min(timed_steps, len(distinct))
+        chosen = [distinct[i * len(distinct) // count] for i in range(count)]
         repeats = -(-timed_steps // len(chosen))
         timed, tokens, started = [], 0, time.monotonic()
         for number, shapes in enumerate(chosen):

@@ -68,7 +68,7 @@ def test_one_child_serves_settings_until_one_fails_or_a_fresh_one_is_asked_for(m
 
 
 def test_a_step_of_unlike_examples_is_timed_by_its_micro_batches(make_job, make_knobs, real_child):
-    long, short = (Shape(images=((56, 56),), text_tokens=count, supervised_tokens=8) for count in (3000, 16))
+    long, short = (Shape(images=((56, 56),), text_tokens=count, supervised_tokens=8) for count in (1500, 16))
     job = make_job(workload=Workload(worst=(long,), typical=(long, short, long, short)))
     with Prober(job, stack=None, command=real_child) as prober:
         padded, bucketed = (prober.probe(make_knobs(2, batching=name)) for name in ("padded", "bucketed"))
@@ -78,7 +78,7 @@ def test_a_step_of_unlike_examples_is_timed_by_its_micro_batches(make_job, make_
         assert outcome.step_seconds == pytest.approx(2 * outcome.micro_seconds + outcome.optimizer_seconds)
     assert len(padded.timed_seconds) == 3
     assert len(bucketed.timed_seconds) == 4, "twice each: the two long ones, and the two short ones"
-    assert max(bucketed.timed_seconds[2:]) < min(bucketed.timed_seconds[:2])
+    assert 2 * max(bucketed.timed_seconds[2:]) < min(bucketed.timed_seconds[:2])
     assert bucketed.samples_per_second > padded.samples_per_second
 
 
