@@ -51,6 +51,11 @@ def own_states(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) 
     return {key: torch.as_tensor(value) for key, value in states.items() if key not in SHARED}
 
 
+def state_shapes(parameter: torch.Tensor) -> tuple[torch.Size, ...]:
+    """Those that a state of ``parameter`` may have: a scalar, a moment, or the scales of its blocks."""
+    return torch.Size(()), parameter.shape, torch.Size((-(-parameter.numel() // BLOCK),))
+
+
 def set_states(optimizer: Any, parameter: torch.nn.Parameter, states: dict[str, torch.Tensor]) -> None:
     """Give ``parameter`` of an 8-bit optimizer the ``states`` that :func:`own_states` had."""
     kept: dict[str, Any] = {key: value.to(parameter.device, copy=True) for key, value in states.items() if key != "step"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from budgetft.errors import BudgetftError
-from budgetft.step.optimizer import own_states, set_states
+from budgetft.step.optimizer import own_states, set_states, state_shapes
 from budgetft.step.step import Step
 from budgetft.train.folder import write_folder
 from budgetft.train.rng import Rng, restore
@@ -176,7 +176,7 @@ def _load_optimizer(step: Step, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(step.peft_model.named_parameters())
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
-        if parameter not in positions or (tensor.dim() and tensor.shape != parameters[parameter].shape):
+        if parameter not in positions or tensor.shape not in state_shapes(parameters[parameter]):
             raise BudgetftError(f"the optimizer's {name!r} {tuple(tensor.shape)} is not of this model")
         states.setdefault(positions[parameter], {})[key] = tensor
     if step.knobs.optimizer == "adamw8bit":
