@@ -22,6 +22,10 @@ class Contract(Value):
     """Linear layers of the language model that get an adapter."""
     effective_batch: int = Field(default=32, ge=1)
     """Examples per optimizer step."""
+    allow_nf4: bool = False
+    """Frozen base weights may be kept in four bits: another, slightly coarser model is what gets adapted."""
+    allow_adamw8bit: bool = False
+    """The optimizer's moments may be kept in eight bits."""
     learning_rate: float = Field(default=1e-4, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup_ratio: float = Field(default=0.03, ge=0.0, le=1.0)

@@ -12,8 +12,11 @@ Vision = Literal["stock", "frozen", "cached"]
 Attention = Literal["stock", "math", "efficient", "flash"]
 Lora = Literal["stock", "lean"]
 Pointwise = Literal["stock", "fused"]
-Precision = Literal["fp16", "bf16", "fp32"]
+Precision = Literal["fp16", "bf16", "fp32", "nf4"]
 Allocator = Literal["default", "expandable"]
+Batching = Literal["padded", "bucketed"]
+Optimizer = Literal["adamw", "adamw8bit"]
+Offload = Literal["none", "activations"]
 
 
 class Knobs(Value):
@@ -37,9 +40,17 @@ class Knobs(Value):
     pointwise: Pointwise = "stock"
     """Norms and gated activations. ``stock``: as transformers writes them. ``fused``: one kernel each, the same values."""
     base_precision: Precision = "fp16"
-    """The type of the frozen base weights and of autocast; adapters are always fp32."""
+    """The type of the frozen base weights and of autocast; adapters are always fp32. ``nf4``: decoder linears in four bits,
+    computed in fp16; needs the contract's leave."""
     allocator: Allocator = "default"
     """``expandable``: CUDA virtual-memory segments, less fragmentation, where the platform has them."""
+    batching: Batching = "padded"
+    """``padded``: a step's examples in the order drawn. ``bucketed``: those of like length together, in at most ``grad_accum``
+    micro-batches, none above the worst that was planned for."""
+    optimizer: Optimizer = "adamw"
+    """``adamw8bit``: its two moments in eight bits, 2 bytes a trainable parameter instead of 8; needs the contract's leave."""
+    offload: Offload = "none"
+    """``activations``: the inputs of checkpointed layers wait on the host for backward."""
 
 
 def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_precision: Precision) -> Knobs:
@@ -59,7 +70,9 @@ def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_pre
 def is_stock(knobs: Knobs) -> bool:
     """Whether ``knobs`` is the stock recipe at some micro-batch."""
     return all(getattr(knobs, name) == "stock" for name in ("vision", "attention", "lora", "pointwise")) and (
-        (knobs.loss, knobs.allocator) == ("full", "default")
+        (knobs.loss, knobs.allocator, knobs.batching) == ("full", "default", "padded")
+        and (knobs.optimizer, knobs.offload) == ("adamw", "none")
+        and knobs.base_precision != "nf4"
     )
 
 

@@ -86,6 +86,15 @@ class Features(Value):
     """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
 
 
+class Padding(Value):
+    """Share of padding among the tokens that are computed, at the plan's micro-batch, by batching."""
+
+    padded: float
+    bucketed: float
+    examples: int
+    """Ordinary ones, by which it was computed."""
+
+
 class Plan(Value):
     """See the module; the field order is the order of the file."""
 
@@ -101,6 +110,7 @@ class Plan(Value):
     price_list: tuple[PriceRow, ...] = ()
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
+    padding: Padding | None = None
     data: str | None = None
     features: Features | None = None
     environment: dict[str, str]
@@ -128,6 +138,10 @@ def knob_problems(knobs: Knobs, contract: Contract, gpu: Gpu) -> list[str]:
         problems.append(f"attention 'efficient' does not run on {gpu.name}")
     if knobs.base_precision == "bf16" and not gpu.native_bf16:
         problems.append(f"base_precision 'bf16' is emulated on {gpu.name} (compute capability {gpu.compute_capability})")
+    if knobs.base_precision == "nf4" and not contract.allow_nf4:
+        problems.append("base_precision 'nf4' rounds the base weights; the contract does not allow it (--allow-nf4)")
+    if knobs.optimizer == "adamw8bit" and not contract.allow_adamw8bit:
+        problems.append("optimizer 'adamw8bit' rounds its moments; the contract does not allow it (--allow-adamw8bit)")
     if knobs.lora == "lean" and contract.lora_dropout > 0:
         problems.append(f"lora 'lean' needs a LoRA dropout of 0; the contract has {contract.lora_dropout}")
     return problems

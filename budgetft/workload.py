@@ -56,6 +56,10 @@ class Workload(Value):
         typical = (shape.with_images(count) for shape in self.typical)
         return self.replace(worst=tuple(worst), typical=tuple(typical), fingerprint=None)
 
+    def heaviest(self, count: int) -> tuple[Shape, ...]:
+        """The ``count`` heaviest examples; with fewer at hand, the heaviest again."""
+        return tuple(self.worst[i % len(self.worst)] for i in range(count))
+
     @classmethod
     def uniform(cls, shape: Shape) -> "Workload":
         """Every example has this shape."""

@@ -20,6 +20,8 @@ def estimate(
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
+    allow_nf4: options.AllowNf4 = False,
+    allow_adamw8bit: options.AllowAdamw8bit = False,
     knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
     json_output: options.Json = False,
 ) -> None:
@@ -43,6 +45,8 @@ def estimate(
         rank=rank,
         targets=targets,
         effective_batch=effective_batch,
+        allow_nf4=allow_nf4,
+        allow_adamw8bit=allow_adamw8bit,
     )
     shape = options.typed_shape(
         f"{width}x{height}", images, text_tokens, supervised_tokens, model=architecture, contract=contract

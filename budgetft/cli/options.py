@@ -23,6 +23,8 @@ FramesPerExample = Annotated[
 ]
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
+AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
+AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
 Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
 Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
 TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]

@@ -35,6 +35,8 @@ def plan(
         str | None,
         typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
     ] = None,
+    allow_nf4: options.AllowNf4 = False,
+    allow_adamw8bit: options.AllowAdamw8bit = False,
     probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
@@ -62,6 +64,8 @@ def plan(
         rank=rank,
         targets=targets,
         effective_batch=effective_batch,
+        allow_nf4=allow_nf4,
+        allow_adamw8bit=allow_adamw8bit,
     )
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:

@@ -49,6 +49,11 @@ def print_plan(plan: Plan, path: str) -> None:
     print(f"  stock recipe  {_compared(plan.baseline, estimate)}")
     if plan.features is not None:
         print(f"  features      {describe_features(plan.features)}")
+    if plan.padding is not None and plan.padding.padded > 0:
+        print(
+            f"  padding       {plan.padding.padded:.1%} of the tokens in the order drawn, {plan.padding.bucketed:.1%} bucketed"
+            f" (by {plan.padding.examples} examples)"
+        )
     print_terms(estimate)
     for row in plan.price_list:
         speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"

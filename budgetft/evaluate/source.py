@@ -119,7 +119,7 @@ def build_step(source: Source, memory: Memory) -> Step:
         _load_adapter(peft_model, source.adapter)
     memory.count(peft_model.parameters())
     memory.count(peft_model.buffers())
-    knobs = source.knobs.replace(checkpointed_layers=0)
+    knobs = source.knobs.replace(checkpointed_layers=0, optimizer="adamw")
     if knobs.vision == "cached":  # features are of the training images
         knobs = knobs.replace(vision="frozen")
     step = Step(peft_model, source.contract, knobs, device=memory.device)

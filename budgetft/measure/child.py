@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from budgetft.data.bucket import padded_tokens
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Phase, Stack
@@ -58,8 +59,7 @@ class Probing:
         step = self.new_step(knobs)
         step.on_phase = self.on_phase
         accumulate = min(2, knobs.grad_accum)
-        worst = self.job.micro_batch_shapes(knobs, worst=True)
-        typical = self.job.micro_batch_shapes(knobs, worst=False)
+        worst = self.job.worst_micro_batch(knobs)
         fields: dict[str, Any] = {}
         if self.meter is not None:
             self._warm_up(step)
@@ -77,7 +77,7 @@ class Probing:
             return self._outcome(
                 knobs, status="over_budget", phase="backward", detail=f"{over} bytes over the budget", **fields
             )
-        fields |= self._timed(step, typical, knobs, timed_steps)
+        fields |= self._timed(step, knobs, timed_steps)
         return self._outcome(knobs, status="ok", **fields)
 
     def _inputs(self, step: Any, shapes: tuple[Shape, ...], seed: int = 0) -> Any:
@@ -122,24 +122,44 @@ class Probing:
             "alloc_retries": reading.alloc_retries,
         }
 
-    def _timed(self, step: Any, shapes: tuple[Shape, ...], knobs: Knobs, timed_steps: int) -> dict[str, Any]:
-        inputs = self._inputs(step, shapes, seed=1)
-        total = inputs.supervised_tokens * knobs.grad_accum
-        seconds, started = [], time.monotonic()
-        if shapes != self.job.micro_batch_shapes(knobs, worst=True):
-            step.micro(inputs, total_supervised=total)
-        while len(seconds) < timed_steps and (len(seconds) < 2 or time.monotonic() - started < TIMED_SECONDS):
-            seconds.append(self._clock(lambda: step.micro(inputs, total_supervised=total)))
+    def _timed(self, step: Any, knobs: Knobs, timed_steps: int) -> dict[str, Any]:
+        """Seconds of ordinary micro-batches, evenly chosen among those of different shapes; the rest by their tokens."""
+        ordinary, pixel_step = self.job.typical_micro_batches(knobs), self.job.model.pixel_step
+        distinct = list(dict.fromkeys(ordinary))
+        count = min(timed_steps, len(distinct))
+        chosen = [distinct[i * len(distinct) // count] for i in range(count)]
+        repeats = -(-timed_steps // len(chosen))
+        timed, tokens, started = [], 0, time.monotonic()
+        for number, shapes in enumerate(chosen):
+            if number >= 2 and time.monotonic() - started > TIMED_SECONDS:
+                break
+            timed.append(self._time_micro(step, shapes, knobs, repeats))
+            tokens += padded_tokens(shapes, pixel_step)
         update = self._clock(step.update)
-        micro = statistics.median(seconds)
-        whole = knobs.grad_accum * micro + update
+        effective, shown = self.job.contract.effective_batch, sum(map(len, ordinary))
+        step_tokens = sum(padded_tokens(shapes, pixel_step) for shapes in ordinary) * effective / shown
+        micros = len(ordinary) * effective / shown
+        whole = sum(statistics.median(each) for each in timed) * step_tokens / tokens + update
         return {
-            "micro_seconds": micro,
+            "micro_seconds": (whole - update) / micros,
             "optimizer_seconds": update,
             "step_seconds": whole,
-            "samples_per_second": self.job.contract.effective_batch / whole,
-            "timed_seconds": tuple(seconds),
+            "samples_per_second": effective / whole,
+            "timed_seconds": tuple(second for each in timed for second in each),
         }
+
+    def _time_micro(self, step: Any, shapes: tuple[Shape, ...], knobs: Knobs, repeats: int) -> list[float]:
+        inputs = self._inputs(step, shapes, seed=1)
+        total, seconds, started = inputs.supervised_tokens * knobs.grad_accum, [], time.monotonic()
+
+        def run() -> Any:
+            return step.micro(inputs, total_supervised=total)
+
+        if shapes != self.job.worst_micro_batch(knobs):
+            run()
+        while len(seconds) < repeats and (len(seconds) < 2 or time.monotonic() - started < TIMED_SECONDS):
+            seconds.append(self._clock(run))
+        return seconds
 
     def _clock(self, act: Callable[[], Any]) -> float:
         import torch

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from budgetft.contract import Contract
+from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
@@ -14,6 +15,8 @@ from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
 Device = Literal["cuda", "cpu"]
+LEAVES = {"allow_nf4", "allow_adamw8bit"}
+"""Fields of a contract that only say which knobs may be tried: an outcome depends on the knobs, not on the leave."""
 
 
 class Job(Value):
@@ -32,10 +35,24 @@ class Job(Value):
     evidence: Evidence
     """What a probe on this machine counts as for ``gpu``."""
 
-    def micro_batch_shapes(self, knobs: Knobs, *, worst: bool) -> tuple[Shape, ...]:
-        """The shapes of one micro-batch: the heaviest that can meet, or ordinary ones."""
-        shapes = self.workload.worst if worst else self.workload.typical
-        return tuple(shapes[i % len(shapes)] for i in range(knobs.micro_batch))
+    def worst_micro_batch(self, knobs: Knobs) -> tuple[Shape, ...]:
+        """The heaviest examples that can meet in one micro-batch."""
+        return self.workload.heaviest(knobs.micro_batch)
+
+    def typical_micro_batches(self, knobs: Knobs) -> list[tuple[Shape, ...]]:
+        """The sample of ordinary examples, in micro-batches as training makes them of the examples of a step.
+
+        Where a step takes more than the sample has, as many whole micro-batches as it has stand for the step.
+        """
+        sample, batch, size = self.workload.typical, self.contract.effective_batch, knobs.micro_batch
+        window = batch if batch <= len(sample) else size * max(1, len(sample) // size)
+        ceiling = Ceiling.of(self.worst_micro_batch(knobs), self.model.pixel_step)
+        found: list[tuple[Shape, ...]] = []
+        for start in range(0, max(1, len(sample) // window) * window, window):
+            shapes = [sample[i % len(sample)] for i in range(start, start + window)]
+            parts = micro_batches(shapes, knobs.batching, ceiling, pixel_step=self.model.pixel_step)
+            found += [tuple(shapes[position] for position in part) for part in parts]
+        return found
 
     def build_key(self, knobs: Knobs) -> str:
         """Probes with the same key can share a loaded model."""
@@ -44,7 +61,12 @@ class Job(Value):
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""
-        text = self.model_dump_json(
-            exclude={"gpu": {"sources", "title"}, "host": True, "model": {"hub_id"}, "workload": {"fingerprint"}}
-        )
+        aside = {
+            "gpu": {"sources", "title"},
+            "host": True,
+            "model": {"hub_id"},
+            "workload": {"fingerprint"},
+            "contract": LEAVES,
+        }
+        text = self.model_dump_json(exclude=aside)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GRANULE = 512
+TO_HOST = "budgetft::to_host"
+"""The operation whose result lies outside the device: its bytes are the host's."""
 
 
 def granules(size: int) -> int:
@@ -78,7 +80,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        for leaf in () if func.name() == TO_HOST else tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf)
         if self._on_operation is not None:

@@ -37,6 +37,8 @@ class Calibration(Value):
     bandwidth_efficiency: float = Field(gt=0, le=1)
     launch_seconds: float = Field(ge=0)
     """Host time per kernel: a segment never takes less than its kernels times this."""
+    host_gb_per_s: float = Field(default=12.0, gt=0)
+    """Copies between pinned host memory and the card; the default is what PCIe 3 x16 gives, assumed."""
     source: str
 
     def micro_seconds(self, work: Sequence[Work], gpu: Gpu) -> float | None:
@@ -48,7 +50,10 @@ class Calibration(Value):
             return None
         rate = gpu.fp16_tflops * 1e12 * self.matmul_efficiency
         bandwidth = gpu.memory_bandwidth_gb_per_s * 1e9 * self.bandwidth_efficiency
-        return sum(max(each.kernels * self.launch_seconds, each.flops / rate + each.moved_bytes / bandwidth) for each in work)
+        fetched = sum(each.host_bytes for each in work) / (self.host_gb_per_s * 1e9)
+        return fetched + sum(
+            max(each.kernels * self.launch_seconds, each.flops / rate + each.moved_bytes / bandwidth) for each in work
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

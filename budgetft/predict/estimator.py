@@ -1,7 +1,9 @@
 """From a law and a calibration to an Estimate: peaks of the tensors, the allocator and the process; seconds of a step."""
 
+from collections import Counter
 from collections.abc import Callable
 
+from budgetft.data.bucket import padded_tokens
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
@@ -22,6 +24,7 @@ class Estimator:
         self.calibration = calibration or load_calibration(_calibrated_name(job))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
+        self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def law(self, knobs: Knobs) -> Law:
         """The law of everything but micro-batch and checkpointed layers."""
@@ -33,8 +36,8 @@ class Estimator:
 
     @staticmethod
     def combination(knobs: Knobs) -> Knobs:
-        """The knobs that a law is of: one law serves every micro-batch, number of checkpointed layers and allocator."""
-        return knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default")
+        """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
+        return knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded")
 
     def _stored_or_traced(self, combination: Knobs) -> Law:
         job, layouts = self.job, self.layouts(combination)
@@ -42,8 +45,12 @@ class Estimator:
         key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
         law = find_law(key)
         if law is None:
-            from budgetft.predict.fit import fit_law
+            from budgetft.predict.fit import fit_law, with_optimizer
 
+            if combination.optimizer != "adamw":  # nothing but its states depends on it
+                law = with_optimizer(self.law(combination.replace(optimizer="adamw")), job.model, job.contract, combination)
+                keep_law(key, law)
+                return law
             law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
             keep_law(key, law)
         return law
@@ -83,10 +90,29 @@ class Estimator:
         )
 
     def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
-        """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown."""
-        work = law.work(knobs.micro_batch, knobs.checkpointed_layers)
-        micro = self.calibration.micro_seconds(work, self.job.host or self.job.gpu)
-        return None if micro is None else micro * knobs.grad_accum
+        """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown.
+
+        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
+        """
+        gpu = self.job.host or self.job.gpu
+        examples, sizes = self._ordinary(knobs)
+        seconds = 0.0
+        for size, times in sizes.items():
+            micro = self.calibration.micro_seconds(law.work(size, knobs.checkpointed_layers), gpu)
+            if micro is None:
+                return None
+            seconds += micro * times
+        return seconds * self.job.contract.effective_batch / examples
+
+    def _ordinary(self, knobs: Knobs) -> tuple[int, Counter[float]]:
+        """How many examples the ordinary micro-batches hold, and their sizes in worst examples."""
+        key = knobs.micro_batch, knobs.batching
+        if key not in self._sizes:
+            step = self.job.model.pixel_step
+            worst = self.job.workload.worst[0].total_tokens(step)
+            batches = self.job.typical_micro_batches(knobs)
+            self._sizes[key] = sum(map(len, batches)), Counter(padded_tokens(batch, step) / worst for batch in batches)
+        return self._sizes[key]
 
 
 def _calibrated_name(job: Job) -> str:

@@ -16,6 +16,7 @@ from budgetft.predict.law import KIND, Affine, Law, LawSegment, Layout, Overhead
 from budgetft.predict.trace import Segment, Trace, trace_step
 from budgetft.step.build import build_model, trainable
 from budgetft.step.loss import CHUNK_TOKENS
+from budgetft.step.optimizer import states_like
 from budgetft.step.vision import PATCHES_PER_GROUP
 from budgetft.workload import Shape
 
@@ -61,6 +62,11 @@ def fit_law(
     return law.replace(overhead=_overheads(law, templates, static_sizes))
 
 
+def with_optimizer(law: Law, model: Model, contract: Contract, knobs: Knobs) -> Law:
+    """``law``, of AdamW in fp32, for the optimizer of ``knobs``: another term, the same step."""
+    return law.replace(static=_static(model, contract, knobs)[0])
+
+
 def _short_trace(model: Model, contract: Contract, knobs: Knobs, shapes: list[Shape], gpu: Gpu | None, layout: Layout) -> Trace:
     layers = 2 * KIND if layout == "mixed" else KIND
     short = knobs.replace(checkpointed_layers=0 if layout == "plain" else KIND, grad_accum=2)
@@ -95,7 +101,8 @@ def _static(model: Model, contract: Contract, knobs: Knobs) -> tuple[dict[str, i
         return [granules(tensor.numel() * tensor.element_size()) for tensor in tensors]
 
     adapter = sizes(adapters)
-    by_category = {"weights": sizes(weights), "adapter": adapter, "gradients": adapter, "optimizer": adapter * 2}
+    by_category = {"weights": sizes(weights), "adapter": adapter, "gradients": adapter}
+    by_category["optimizer"] = sizes(states_like(adapters, knobs.optimizer))
     order = [size for category in by_category.values() for size in category]
     return {name: sum(each) for name, each in by_category.items()}, order
 
@@ -172,6 +179,7 @@ def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> LawSegment:
         flops=affine(a.flops, b.flops),
         moved=affine(a.moved_bytes, b.moved_bytes),
         kernels=affine(a.kernels, b.kernels),
+        host=affine(a.host_bytes, b.host_bytes),
         freed_of_layer={
             str(layer): affine(a.freed_of_layer.get(layer, 0), b.freed_of_layer.get(layer, 0))
             for layer in sorted(a.freed_of_layer.keys() | b.freed_of_layer.keys())

@@ -47,6 +47,7 @@ class LawSegment(Value):
     flops: Affine
     moved: Affine
     kernels: Affine
+    host: Affine = Affine(at_zero=0.0, slope=0.0)
     freed_of_layer: dict[str, Affine]
 
 
@@ -68,6 +69,7 @@ class Work(Value):
     flops: float
     moved_bytes: float
     kernels: float
+    host_bytes: float = 0.0
 
 
 class Moment(NamedTuple):
@@ -143,10 +145,16 @@ class Law(Value):
         terms = {**self.static, "inputs": round(self.inputs(micro_batch))}
         return terms if accumulating else {**terms, "gradients": 0}
 
-    def work(self, micro_batch: int, checkpointed_layers: int) -> list[Work]:
+    def work(self, micro_batch: float, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""
         return [
-            Work(phase=s.phase, flops=s.flops(micro_batch), moved_bytes=s.moved(micro_batch), kernels=s.kernels(micro_batch))
+            Work(
+                phase=s.phase,
+                flops=s.flops(micro_batch),
+                moved_bytes=s.moved(micro_batch),
+                kernels=s.kernels(micro_batch),
+                host_bytes=s.host(micro_batch),
+            )
             for s in self.sequence(checkpointed_layers)
         ]
 

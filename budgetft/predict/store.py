@@ -25,11 +25,13 @@ def cache_folder() -> Path:
 
 def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
     """SHA-256 of all that a law depends on: what is traced, the kernels of the card, and the software that is traced."""
+    newer = knobs.model_dump(include={"optimizer", "offload"})  # absent at their defaults, as in the laws from before them
     facts = {
         "law": LAW_VERSION,
         "model": config_fingerprint(model),
         "contract": contract.model_dump(include={"rank", "targets", "lora_dropout"}),
-        "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"}),
+        "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"})
+        | {name: value for name, value in newer.items() if value != Knobs.model_fields[name].default},
         "shape": shape.model_dump(),
         "kernels": [gpu.flash_attention, gpu.efficient_attention],
         "layouts": layouts,

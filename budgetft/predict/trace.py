@@ -21,12 +21,14 @@ from budgetft.contract import Contract
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Attention, Knobs
-from budgetft.meter.live import LiveBytes, granules
+from budgetft.meter.live import TO_HOST, LiveBytes, granules
 from budgetft.model import Model
 from budgetft.predict.allocator import Event
 from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
+from budgetft.step.offload import FROM_HOST
+from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
 from budgetft.step.tower import CachedTower
 from budgetft.workload import Shape
@@ -49,6 +51,8 @@ class Segment:
     matmul_bytes: int = 0
     freed_of_layer: dict[int, int] = field(default_factory=dict)
     """Bytes freed here that a decoder layer's forward had allocated: autocast's cast weights, for one, live until it ends."""
+    host_bytes: int = 0
+    """Fetched back from the host, which is waited for; what goes there goes beside the work."""
     kernels: int = 0
     """Operations that launch at least one kernel: views do not."""
 
@@ -117,6 +121,9 @@ class _Recorder:
         segment = self.segments[-1]
         if self.on_card and func is torch.ops.aten._softmax_backward_data.default:
             self._temporary(granules(_nbytes(out)))  # CUDA's kernel multiplies gradient and output into a buffer of its own
+        if func.namespace == "budgetft" and func.name() in (TO_HOST, FROM_HOST):
+            segment.host_bytes += _nbytes(out) if func.name() == FROM_HOST else 0
+            return
         if _is_view(func):
             return
         segment.kernels += 1
@@ -178,10 +185,10 @@ def trace_step(
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None) -> Trace:
     recorder = _Recorder(on_card=gpu is not None)
-    step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
+    step = Step(peft_model, contract, knobs.replace(optimizer="adamw"), device=torch.device("cpu"))  # it is not stepped
     accumulating = knobs.grad_accum > 1
     parameters = trainable(peft_model)
-    states = [torch.empty_like(p) for p in parameters for _ in range(2)]  # Adam's two moments, alive throughout
+    states = states_like(parameters, knobs.optimizer)  # alive throughout
     if accumulating:
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)

@@ -320,7 +320,14 @@ def describe(knobs: Knobs) -> str:
     kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
     if knobs.vision == "cached":
         kind += ", cached vision"
-    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}"
+    levers = {
+        "nf4": knobs.base_precision == "nf4",
+        knobs.batching: knobs.batching != "padded",
+        knobs.optimizer: knobs.optimizer != "adamw",
+        "activations on the host": knobs.offload == "activations",
+    }
+    unusual = "".join(f", {name}" for name, used in levers.items() if used)
+    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"
 
 
 def settle(estimate: Estimate, outcome: Outcome) -> Estimate:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.features import weigh
 from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
@@ -104,6 +106,17 @@ def find_place(request: PlanRequest) -> Place | None:
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement)
 
 
+def check_packages(contract: Contract, place: Place | None) -> None:
+    """Before anything is probed: whether what the contract allows can be run here. Raises ``UsageError``."""
+    on_card = place is not None and place.device == "cuda"
+    wanted = (contract.allow_nf4 and on_card) or (contract.allow_adamw8bit and place is not None)
+    if wanted and find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "four-bit weights and the eight-bit optimizer need bitsandbytes, which is not installed",
+            hint='pip install "budgetft[nf4]", or plan without --allow-nf4 and --allow-adamw8bit',
+        )
+
+
 def _cuda_card() -> tuple[str, int] | None:
     """Name and bytes of the first card, by NVML: asking torch would load it."""
     import pynvml
@@ -120,6 +133,7 @@ def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
     started = time.monotonic()
     place = find_place(request)
+    check_packages(request.contract, place)
     job = make_job(request, request.contract, place)
     estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
@@ -196,6 +210,7 @@ def _plan(
         price_list=tuple(_prices(request, job, choice)),
         runners_up=choice.runners_up,
         workload=job.workload,
+        padding=padding_of(job, choice.winner.knobs.micro_batch),
         data=request.data,
         environment=environment(place),
     )

@@ -28,7 +28,10 @@ TRIES = 2
 """A setting that crashed or hung so often is not proposed again."""
 PEAK_PRIOR = Prior(offset=0.06, smooth=0.02, noise=0.003)
 TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.02)
-SEARCHED = ("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "pointwise", "allocator")
+SEARCHED = (
+    *("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "pointwise"),
+    *("allocator", "batching", "base_precision", "optimizer", "offload"),
+)
 
 
 def peak_prior(uncertainty_share: float) -> Prior:
@@ -136,7 +139,8 @@ class ResidualSampler(BaseSampler):
 
 
 def _key(params: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(params.get(name) for name in SEARCHED)
+    """Older trials lack the newer knobs: they ran with the defaults."""
+    return tuple(params.get(name, Knobs.model_fields[name].default) for name in SEARCHED)
 
 
 def features(knobs: Knobs) -> list[float]:
@@ -146,6 +150,9 @@ def features(knobs: Knobs) -> list[float]:
         knobs.checkpointed_layers / 40,
         0.5 * (knobs.loss == "chunked"),
         0.5 * (knobs.allocator == "expandable"),
+        0.5 * (knobs.base_precision == "nf4"),
+        0.1 * (knobs.optimizer == "adamw8bit"),
+        0.5 * (knobs.offload == "activations"),
         2.0 * (knobs.loss == "full"),
         2.0 * (knobs.vision == "stock"),
     ]

@@ -1,12 +1,18 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
-from budgetft.knobs import Knobs, Precision, Vision, stock_knobs
+from budgetft.data.bucket import padded_tokens, padding_share
+from budgetft.knobs import Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
-from budgetft.plan import knob_problems
+from budgetft.plan import Padding, knob_problems
 from budgetft.predict.law import SHALLOW
+from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
 """Checkpointed layers are tried in so many steps between none and all."""
+WORTH_OFFLOADING = 0.05
+"""Share of the budget under which the kept inputs of an example's layers are not sent to the host."""
+WORTH_SORTING = 0.01
+"""Share of the computed tokens under which bucketing is not tried."""
 
 
 def base_precision(job: Job) -> Precision:
@@ -29,6 +35,40 @@ def checkpoint_choices(layers: int) -> list[int]:
     return sorted(count for count in steps if count in (0, layers) or 2 <= count <= layers - 2)
 
 
+def batches(job: Job, micro_batch: int, batching: Batching) -> list[tuple[Shape, ...]]:
+    """The sample of ordinary examples in micro-batches."""
+    grad_accum = job.contract.effective_batch // micro_batch
+    return job.typical_micro_batches(
+        Knobs(micro_batch=micro_batch, grad_accum=grad_accum, checkpointed_layers=0, batching=batching)
+    )
+
+
+def better_batching(job: Job, micro_batch: int) -> Batching:
+    """``bucketed`` where it spares at least ``WORTH_SORTING`` of the tokens that are computed, padding included."""
+
+    def tokens(batching: Batching) -> int:
+        return sum(padded_tokens(shapes, job.model.pixel_step) for shapes in batches(job, micro_batch, batching))
+
+    return "bucketed" if tokens("bucketed") <= (1 - WORTH_SORTING) * tokens("padded") else "padded"
+
+
+def padding_of(job: Job, micro_batch: int) -> Padding:
+    """How much of what is computed at ``micro_batch`` is padding, with either batching."""
+    return Padding(
+        padded=padding_share(batches(job, micro_batch, "padded"), job.model.pixel_step),
+        bucketed=padding_share(batches(job, micro_batch, "bucketed"), job.model.pixel_step),
+        examples=len(job.workload.typical),
+    )
+
+
+def offloads(job: Job, checkpointed_layers: int) -> list[Offload]:
+    """Layer inputs go to the host only when all layers are checkpointed and the inputs of one example weigh on the budget."""
+    tokens = job.workload.worst[0].total_tokens(job.model.pixel_step)
+    kept_bytes = job.model.layers * tokens * int(job.model.text["hidden_size"]) * 2
+    heavy = kept_bytes >= WORTH_OFFLOADING * job.budget_bytes
+    return ["none", "activations"] if heavy and checkpointed_layers == job.model.layers else ["none"]
+
+
 def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
 
@@ -40,6 +80,9 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     gpu, contract = job.gpu, job.contract
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     allocators = ("default", "expandable") if job.device == "cuda" else ("default",)
+    precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
+    optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
+    chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
     found = [
         Knobs(
             micro_batch=micro_batch,
@@ -50,12 +93,18 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
             attention=attention,
             lora="stock" if contract.lora_dropout > 0 else "lean",
             pointwise="fused",
-            base_precision=base_precision(job),
+            base_precision=precision,
             allocator=allocator,
+            batching=chosen[micro_batch],
+            optimizer=optimizer,
+            offload=offload,
         )
         for micro_batch in divisors(contract.effective_batch)
         for checkpointed in checkpoint_choices(job.model.layers)
         for allocator in allocators
+        for precision in precisions
+        for optimizer in optimizers
+        for offload in offloads(job, checkpointed)
     ]
     return [knobs for knobs in found if not knob_problems(knobs, contract, gpu)]
 

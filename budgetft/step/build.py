@@ -10,9 +10,11 @@ from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
+from budgetft.step.quantise import quantise_layers
 from budgetft.step.tower import remove_tower, towerless_class, without_blocks
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.float16}
+"""What a base precision computes in."""
 
 
 def build_model(
@@ -34,12 +36,12 @@ def build_model(
 
     torch.manual_seed(contract.seed)
     dtype = DTYPES[base_precision]
-    tower = vision != "cached"
-    base = (
-        _random(model_config(model, layers), dtype, device, tower=tower)
-        if weights is None
-        else _pretrained(weights, dtype, device, tower=tower)
-    )
+    if base_precision == "nf4":
+        base = _before_quantising(model_config(model, layers), dtype, device, weights, tower=vision != "cached")
+    elif weights is None:
+        base = _random(model_config(model, layers), dtype, device, tower=vision != "cached")
+    else:
+        base = _pretrained(weights, dtype, device, tower=vision != "cached")
     base.config.use_cache = False
     base.requires_grad_(False)
     config = LoraConfig(
@@ -54,7 +56,25 @@ def build_model(
         peft_model = get_peft_model(base, config)
     for parameter in trainable(peft_model):
         parameter.data = parameter.data.float()
+    if base_precision == "nf4":
+        quantise_layers(base.model.language_model.layers, device)
+        peft_model.to(device)
+        torch.cuda.empty_cache()  # of the 16-bit weights
     return peft_model.train()
+
+
+def _before_quantising(config: Any, dtype: torch.dtype, device: torch.device, weights: str | None, *, tower: bool) -> Any:
+    """The model in 16 bits: on the host when it is read from files, or when the card cannot hold it."""
+    host = torch.device("cpu")
+    if weights is not None:
+        return _pretrained(weights, dtype, host, tower=tower)
+    try:
+        return _random(copy.deepcopy(config), dtype, device, tower=tower)
+    except torch.OutOfMemoryError:
+        if device.type != "cuda":
+            raise
+    torch.cuda.empty_cache()
+    return _random(config, dtype, host, tower=tower)
 
 
 def target_pattern(contract: Contract) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from budgetft.step.quantise import frozen_weight
+
 
 def make_lean(peft_model: torch.nn.Module) -> None:
     """Replace the forward of every LoRA linear; :func:`make_stock` undoes it. Needs a LoRA dropout of zero."""
@@ -37,10 +39,7 @@ def _lean_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if layer.disable_adapters or layer.merged:
         return type(layer).forward(layer, x, *args, **kwargs)
     (name,) = layer.active_adapters
-    base = layer.base_layer
-    return _LoraLinear.apply(
-        x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    )
+    return _LoraLinear.apply(x, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -48,25 +47,26 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight_OI: torch.Tensor,
-        bias_O: torch.Tensor | None,
+        base: Any,
         a_RI: torch.Tensor,
         b_OR: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
+        weight_OI = frozen_weight(base)
         x = x.to(weight_OI.dtype)
         with torch.autocast(x.device.type, enabled=False):
             x_TI = x.reshape(-1, x.shape[-1])
-            y_TO = linear(x_TI, weight_OI, bias_O)
+            y_TO = linear(x_TI, weight_OI, base.bias)
+            del weight_OI
             low_TR = x_TI @ a_RI.to(x.dtype).t()
             y_TO.addmm_(low_TR, b_OR.to(x.dtype).t(), alpha=scale)
-        ctx.save_for_backward(x, weight_OI, a_RI, b_OR)
-        ctx.scale = scale
+        ctx.save_for_backward(x, a_RI, b_OR)
+        ctx.base, ctx.scale = base, scale
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        x, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        x, a_RI, b_OR = ctx.saved_tensors
         (grad,) = grads
         x_TI = x.reshape(-1, x.shape[-1])
         grad_TO = grad.reshape(-1, grad.shape[-1])
@@ -77,5 +77,5 @@ class _LoraLinear(torch.autograd.Function):
         grad_b_OR = (grad_TO.t() @ low_TR).to(b_OR.dtype) * ctx.scale
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a_half_RI).view(x.shape)
-        return grad_x, None, None, grad_a_RI, grad_b_OR, None
+            grad_x = (grad_TO @ frozen_weight(ctx.base)).addmm_(grad_low_TR, a_half_RI).view(x.shape)
+        return grad_x, None, grad_a_RI, grad_b_OR, None

@@ -20,6 +20,8 @@ from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.loss import chunked_loss, supervised_loss, weighted_full_loss
+from budgetft.step.offload import checkpoint_on_host
+from budgetft.step.optimizer import make_optimizer
 from budgetft.step.tower import CachedTower
 
 
@@ -42,14 +44,8 @@ class Step:
         self.phase: Phase = "load"
         self.on_phase: Callable[[Phase], None] = lambda phase: None
         self.parameters = trainable(peft_model)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=contract.learning_rate,
-            weight_decay=contract.weight_decay,
-            fused=device.type == "cuda",
-            foreach=False if device.type != "cuda" else None,
-        )
-        scaled = knobs.base_precision == "fp16" and device.type == "cuda"
+        self.optimizer = make_optimizer(self.parameters, contract, knobs.optimizer, device)
+        scaled = DTYPES[knobs.base_precision] == torch.float16 and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.configure(knobs)
 
@@ -59,7 +55,7 @@ class Step:
         return self.peft_model.get_base_model()
 
     def configure(self, knobs: Knobs) -> None:
-        """Switch to ``knobs`` without rebuilding the model; neither base precision nor cached vision can be switched."""
+        """Switch to ``knobs`` without rebuilding the model; not base precision, optimizer or cached vision."""
         self.knobs = knobs
         base = self.base
         if (knobs.vision == "cached") != isinstance(base.model.visual, CachedTower):
@@ -88,12 +84,13 @@ class Step:
         if hasattr(base, "_require_grads_hooks"):
             base.disable_input_require_grads()
         recompute = partial(checkpoint, use_reentrant=False)
+        of_layers = checkpoint_on_host if knobs.offload == "activations" else recompute
         stock_tower = knobs.vision == "stock" and knobs.checkpointed_layers > 0
         base._set_gradient_checkpointing(enable=stock_tower, gradient_checkpointing_func=recompute)
         if stock_tower:  # what a Trainer does for a PEFT model; in transformers 5 it hooks the vision tower's input too
             base.enable_input_require_grads()
         for number, layer in enumerate(base.model.language_model.layers):
-            layer._gradient_checkpointing_func = recompute
+            layer._gradient_checkpointing_func = of_layers
             layer.gradient_checkpointing = number < knobs.checkpointed_layers
 
     def _enter(self, phase: Phase) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from budgetft.errors import BudgetftError
+from budgetft.step.optimizer import own_states, set_states, state_shapes
 from budgetft.step.step import Step
 from budgetft.train.folder import write_folder
 from budgetft.train.rng import Rng, restore
@@ -162,9 +163,11 @@ def _names(step: Step) -> list[str]:
 
 
 def _optimizer_tensors(step: Step) -> dict[str, torch.Tensor]:
-    states = step.optimizer.state_dict()["state"]
-    names = _names(step)
-    return {f"{names[index]}/{key}": tensor for index, state in states.items() for key, tensor in state.items()}
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in zip(_names(step), step.parameters, strict=True)
+        for key, tensor in own_states(step.optimizer, parameter).items()
+    }
 
 
 def _load_optimizer(step: Step, tensors: dict[str, torch.Tensor]) -> None:
@@ -173,8 +176,12 @@ def _load_optimizer(step: Step, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(step.peft_model.named_parameters())
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
-        if parameter not in positions or (tensor.dim() and tensor.shape != parameters[parameter].shape):
+        if parameter not in positions or tensor.shape not in state_shapes(parameters[parameter]):
             raise BudgetftError(f"the optimizer's {name!r} {tuple(tensor.shape)} is not of this model")
         states.setdefault(positions[parameter], {})[key] = tensor
+    if step.knobs.optimizer == "adamw8bit":
+        for position, state in states.items():
+            set_states(step.optimizer, step.parameters[position], state)
+        return
     # The groups stay as the contract made them; torch moves each state to where its optimizer wants it.
     step.optimizer.load_state_dict({"state": states, "param_groups": step.optimizer.state_dict()["param_groups"]})

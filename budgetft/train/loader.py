@@ -11,11 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.data.collate import collate, encode
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.step import Step
 from budgetft.train.features import FeaturesOf
 from budgetft.train.job import Job
+from budgetft.train.schedule import step_examples
+from budgetft.workload import Shape
 
 AHEAD = 2
 """Effective batches that are made while one is trained on."""
@@ -44,9 +47,16 @@ def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, fea
     return Micro(ids=batch.ids, inputs=inputs)
 
 
-def split(indices: Sequence[int], micro_batch: int) -> list[tuple[int, ...]]:
-    """``indices`` in micro-batches, in order."""
-    return [tuple(indices[start : start + micro_batch]) for start in range(0, len(indices), micro_batch)]
+def step_micro_batches(number: int, job: Job, shapes: Sequence[Shape]) -> list[tuple[int, ...]]:
+    """The micro-batches, as indices, of step ``number`` (from 1): its examples as the plan batches them.
+
+    They follow from the number and the data's ``shapes`` alone, so that a resumed run makes them again.
+    """
+    plan = job.plan
+    indices = step_examples(number, len(shapes), plan.contract)
+    ceiling = Ceiling.of(plan.workload.heaviest(plan.knobs.micro_batch), job.model.pixel_step)
+    parts = micro_batches([shapes[index] for index in indices], plan.knobs.batching, ceiling, pixel_step=job.model.pixel_step)
+    return [tuple(indices[position] for position in part) for part in parts]
 
 
 def prefetched(

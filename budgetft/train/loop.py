@@ -22,15 +22,16 @@ from budgetft.train.features import FeaturesOf, planned_features
 from budgetft.train.folder import RunFolder, claimed, write_folder
 from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
 from budgetft.train.job import Job, plan_fingerprint, settle
-from budgetft.train.loader import Micro, make_micro, prefetched, split
+from budgetft.train.loader import Micro, make_micro, prefetched, step_micro_batches
 from budgetft.train.log import Log
 from budgetft.train.memory import Device, Memory, open_memory
-from budgetft.train.preflight import fly, heaviest_batches
+from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.record import Record, Summary, summarize
-from budgetft.train.schedule import learning_rate, step_examples
+from budgetft.train.schedule import learning_rate
 from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
 from budgetft.value import read_json
+from budgetft.workload import Shape
 
 
 def run_training(
@@ -173,11 +174,14 @@ class Training:
     """Of the process."""
     saved: int = 0
     """The step of the newest checkpoint."""
+    shapes: list[Shape] = field(default_factory=list)
+    """Of every example, in order."""
 
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
         first = self._restore() if resume else 0
+        self.shapes = checked_shapes(self.job, self.processor)
         self._preflight()
         if not resume:
             write_plan(self.job.plan, self.folder.plan)
@@ -211,8 +215,7 @@ class Training:
 
     def _preflight(self) -> None:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
-        batches = heaviest_batches(self.job, self.processor)
-        micros = [self._make(part) for part in batches]
+        micros = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
         try:
             held = fly(self.step, self.memory, micros, self._micro)
         except torch.OutOfMemoryError as error:
@@ -233,9 +236,7 @@ class Training:
         """Steps ``first`` + 1 to the last. A checkpoint gets the generators' state after the last finished step."""
         job, finished, states = self.job, first, rng.capture()
         numbers = range(first + 1, job.steps + 1)
-        wanted = (
-            split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch) for number in numbers
-        )
+        wanted = (step_micro_batches(number, job, self.shapes) for number in numbers)
         with self.stop, ExitStack() as stack:
             batches = prefetched(wanted, self._make)
             stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]

@@ -4,30 +4,42 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from budgetft.data.bucket import padded_tokens, split
 from budgetft.data.stats import check_lengths, measure_shapes
+from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.job import Job
-from budgetft.train.loader import Micro, split
+from budgetft.train.loader import Micro, step_micro_batches
 from budgetft.train.memory import Held, Memory
 from budgetft.workload import Shape
 
 MICRO_STEPS = 2
 """The second finds the gradients of the first in place."""
+LOOK_AHEAD = 200
+"""Steps whose buckets are looked through for the fullest."""
 
 
-def heaviest_batches(job: Job, processor: object) -> list[tuple[int, ...]]:
-    """Micro-batches, as indices, of the most demanding examples.
+def checked_shapes(job: Job, processor: object) -> list[Shape]:
+    """The shape of every example: reads every text and every image's header.
 
-    Those with the most tokens (then visual ones) make ``MICRO_STEPS`` micro-batches, or as many as a step has. Those
-    with the longest answers make one more: their logits can outweigh everything else. Reads every text and every
-    image's header. Raises one ``UsageError`` for all examples that cannot be encoded, and for those above the
-    contract's length.
+    Raises one ``UsageError`` for all examples that cannot be encoded, and for those above the contract's length.
     """
-    contract, knobs, pixel_step = job.plan.contract, job.plan.knobs, job.model.pixel_step
+    contract, pixel_step = job.plan.contract, job.model.pixel_step
     shapes = measure_shapes(job.examples, processor, job.model, contract)  # pyright: ignore[reportArgumentType]
     if any(shape.total_tokens(pixel_step) > contract.max_length for shape in shapes):
         check_lengths([example.id for example in job.examples], shapes, job.model, contract)
+    return shapes
+
+
+def heaviest_batches(job: Job, shapes: Sequence[Shape]) -> list[tuple[int, ...]]:
+    """Micro-batches, as indices into ``shapes``, of the most demanding examples.
+
+    Those with the most tokens (then visual ones) make ``MICRO_STEPS`` micro-batches, or as many as a step has. Those
+    with the longest answers make one more: their logits can outweigh everything else. So does the fullest bucket of
+    the first ``LOOK_AHEAD`` steps, when there is one of more examples than the planned micro-batch.
+    """
+    knobs, pixel_step = job.plan.knobs, job.model.pixel_step
 
     def longest(shape: Shape) -> tuple[int, int]:
         return shape.total_tokens(pixel_step), shape.visual_tokens(pixel_step)
@@ -35,10 +47,16 @@ def heaviest_batches(job: Job, processor: object) -> list[tuple[int, ...]]:
     def longest_answer(shape: Shape) -> tuple[int, int]:
         return shape.supervised_tokens, shape.total_tokens(pixel_step)
 
+    def tokens(bucket: Sequence[int]) -> int:
+        return padded_tokens([shapes[index] for index in bucket], pixel_step)
+
     wanted = knobs.micro_batch * min(MICRO_STEPS, knobs.grad_accum)
     by_length = split(_largest(shapes, longest, wanted), knobs.micro_batch)
     by_answer = split(_largest(shapes, longest_answer, knobs.micro_batch), knobs.micro_batch)
-    return by_length + [batch for batch in by_answer if sorted(batch) != sorted(by_length[0])]
+    steps = range(1, min(job.steps, LOOK_AHEAD) + 1)
+    crowded = [part for step in steps for part in step_micro_batches(step, job, shapes) if len(part) > knobs.micro_batch]
+    fullest = sorted(crowded, key=tokens, reverse=True)[:1]
+    return by_length + [batch for batch in (*by_answer, *fullest) if sorted(batch) != sorted(by_length[0])]
 
 
 def _largest(shapes: Sequence[Shape], key: Callable[[Shape], tuple[int, int]], wanted: int) -> list[int]:
@@ -58,9 +76,8 @@ def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable
     total = sum(micro.inputs.supervised_tokens for micro in micros)
     try:
         with memory.working():
-            # Adam keeps two numbers a parameter from its first step on.
-            missing = () if step.optimizer.state else step.parameters
-            room = [torch.zeros_like(parameter) for parameter in missing for _ in range(2)]
+            # The optimizer's states are there from its first step on.
+            room = [] if step.optimizer.state else states_like(step.parameters, step.knobs.optimizer)
             for micro in micros:
                 if step.knobs.grad_accum == 1:
                     step.optimizer.zero_grad(set_to_none=True)

@@ -154,7 +154,7 @@ def predict(path: str) -> None:
     for row in read(path):
         setting = Setting.read(row, source=path)
         job = job_of(setting)
-        shapes = job.micro_batch_shapes(setting.knobs, worst=True)
+        shapes = job.worst_micro_batch(setting.knobs)
         trace = trace_step(job.model, job.contract, setting.knobs, shapes, gpu=job.gpu)
         allocator = CachingAllocator(setting.knobs.allocator)
         allocator.run(trace.static_events)

@@ -41,6 +41,16 @@ def test_an_outcome_without_a_stack_is_found_without_one(ledger, make_job, make_
     assert ledger.find(make_job(), outcome.knobs, STACK) is None
 
 
+def test_an_outcome_from_before_a_knob_existed_is_found_at_the_knobs_default(ledger, make_job, make_knobs):
+    ledger.append(make_job(), outcome_of(make_knobs(2)))
+    with sqlite3.connect(ledger.path) as db:
+        for column in ("knobs", "outcome"):
+            db.execute(f"UPDATE outcomes SET {column} = replace({column}, ',\"batching\":\"padded\"', '')")
+        assert "batching" not in db.execute("SELECT knobs FROM outcomes").fetchone()[0]
+    assert ledger.find(make_job(), make_knobs(2), STACK) == outcome_of(make_knobs(2))
+    assert ledger.find(make_job(), make_knobs(2, batching="bucketed"), STACK) is None
+
+
 @pytest.mark.parametrize("status", ["ok", "oom", "over_budget", "nonfinite"])
 def test_a_final_outcome_is_not_paid_for_twice(ledger, make_job, make_knobs, status):
     ledger.append(make_job(), outcome_of(make_knobs(1), status=status))

@@ -12,6 +12,7 @@ from budgetft.measure.child import current_stack
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.units import MIB
+from budgetft.workload import Shape, Workload
 
 STACK = current_stack("cpu")
 
@@ -64,6 +65,21 @@ def test_one_child_serves_settings_until_one_fails_or_a_fresh_one_is_asked_for(m
     assert small.samples_per_second == pytest.approx(4 / small.step_seconds)
     assert len(small.timed_seconds) == 3
     assert all(outcome.wall_seconds > 0 for outcome in (small, large))
+
+
+def test_a_step_of_unlike_examples_is_timed_by_its_micro_batches(make_job, make_knobs, real_child):
+    long, short = (Shape(images=((56, 56),), text_tokens=count, supervised_tokens=8) for count in (1500, 16))
+    job = make_job(workload=Workload(worst=(long,), typical=(long, short, long, short)))
+    with Prober(job, stack=None, command=real_child) as prober:
+        padded, bucketed = (prober.probe(make_knobs(2, batching=name)) for name in ("padded", "bucketed"))
+    assert padded.status == bucketed.status == "ok"
+    assert bucketed.process_peak_bytes == padded.process_peak_bytes
+    for outcome in (padded, bucketed):
+        assert outcome.step_seconds == pytest.approx(2 * outcome.micro_seconds + outcome.optimizer_seconds)
+    assert len(padded.timed_seconds) == 3
+    assert len(bucketed.timed_seconds) == 4, "twice each: the two long ones, and the two short ones"
+    assert 2 * max(bucketed.timed_seconds[2:]) < min(bucketed.timed_seconds[:2])
+    assert bucketed.samples_per_second > padded.samples_per_second
 
 
 def test_other_weights_mean_another_child_and_weights_over_the_budget_end_while_loading(make_job, make_knobs, real_child, pids):

@@ -7,7 +7,7 @@ from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.model import load_model
 from budgetft.predict.fit import fit_law
-from budgetft.predict.law import Law
+from budgetft.predict.law import Law, LawSegment, layout_of
 from budgetft.predict.trace import trace_step
 from budgetft.workload import Shape
 
@@ -62,6 +62,27 @@ def test_cached_vision_saves_the_weights_of_the_tower():
     saved = frozen["weights"] - cached["weights"]
     assert saved == pytest.approx(2 * 668_700_000, rel=0.01)  # parameters of the tower, in fp16
     assert {**cached, "weights": 0} == {**frozen, "weights": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "micro_batch", "checkpointed"),
+    [({"base_precision": "nf4"}, 4, 18), ({"offload": "activations"}, 16, 36), ({"offload": "activations"}, 4, 30)],
+    ids=["nf4", "activations on the host", "activations on the host, some layers plain"],
+)
+def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpointed):
+    model, knobs = load_model("qwen2.5-vl-3b"), OURS.replace(pointwise="fused", **change)
+    law = fit_law(model, CONTRACT, knobs, SHAPE, gpu=GPU, layouts=(layout_of(36, checkpointed),))
+    whole = knobs.replace(micro_batch=micro_batch, grad_accum=2, checkpointed_layers=checkpointed)
+    trace = trace_step(model, CONTRACT, whole, [SHAPE] * micro_batch, gpu=GPU)
+    assert law.peak_bytes(micro_batch, checkpointed, accumulating=True)[0] == pytest.approx(trace.peak_bytes, rel=0.005)
+    work = law.work(micro_batch, checkpointed)
+    assert sum(each.host_bytes for each in work) == pytest.approx(sum(s.host_bytes for s in trace.segments), rel=0.001)
+
+
+def test_a_law_from_before_host_copies_were_counted_has_none():
+    segment = {"phase": "loss", "layer": -1, "freed_of_layer": {}}
+    segment |= {name: {"at_zero": 1.0, "slope": 2.0} for name in ("net", "peak", "flops", "moved", "kernels")}
+    assert LawSegment.read(segment, source="a law").host(8) == 0
 
 
 def test_more_examples_never_cost_less_and_more_checkpointing_never_costs_more(law):

@@ -28,6 +28,11 @@ SETTINGS = {
     "fused and checkpointed": OURS.replace(pointwise="fused"),
     "cached vision": OURS.replace(vision="cached"),
     "cached vision in the stock recipe": STOCK.replace(vision="cached", checkpointed_layers=0),
+    "four-bit base weights": OURS.replace(base_precision="nf4"),
+    "four-bit base weights without checkpointing": OURS.replace(base_precision="nf4", checkpointed_layers=0),
+    "four-bit base weights with peft's LoRA": OURS.replace(base_precision="nf4", lora="stock"),
+    "layer inputs on the host": OURS.replace(offload="activations"),
+    "layer inputs on the host, fused": OURS.replace(offload="activations", pointwise="fused"),
     "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
 }
 
@@ -122,3 +127,35 @@ def test_a_trace_takes_no_memory_to_speak_of():
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert traced.peak_bytes > 4 * 2**30
     assert grown < 2**30
+
+
+def test_layer_inputs_on_the_host_leave_the_card_and_are_fetched_once_in_backward():
+    model = load_model("qwen2.5-vl-3b")
+    shape = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+    knobs = Knobs(micro_batch=4, grad_accum=2, checkpointed_layers=6)
+    kept, sent = (
+        trace_step(model, CONTRACT, knobs.replace(offload=where), [shape] * 4, gpu=load_gpu("v100-16g"), layers=6)
+        for where in ("none", "activations")
+    )
+    input_bytes = 4 * (256 + 258) * 2048 * 2
+    assert kept.peak_bytes - sent.peak_bytes == pytest.approx(5 * input_bytes, rel=0.2)  # one is back when the peak comes
+    assert sum(segment.host_bytes for segment in sent.segments) == 6 * input_bytes
+    assert sum(segment.host_bytes for segment in kept.segments) == 0
+
+
+def test_four_bit_weights_take_nine_sixteenths_of_a_byte_and_their_linears_make_them_anew():
+    model = load_model("qwen2.5-vl-3b")
+    shape = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+    knobs = Knobs(micro_batch=1, grad_accum=2, checkpointed_layers=0)
+    half, four = (
+        trace_step(model, CONTRACT, knobs.replace(base_precision=kind), [shape], gpu=load_gpu("v100-16g"), layers=2)
+        for kind in ("fp16", "nf4")
+    )
+    linears = 2 * (2048 * (2048 + 256 + 256 + 2048) + 3 * 2048 * 11008)
+    spared = half.static_bytes["weights"] - four.static_bytes["weights"]
+    assert spared == pytest.approx(linears * (2 - 1 / 2 - 4 / 64), rel=1e-6)
+    made_anew = sum(s.moved_bytes for s in four.segments) - sum(s.moved_bytes for s in half.segments)
+    inputs_need_no_gradient = 2048 * (2048 + 256 + 256)  # of the first layer: its query, key and value
+    read = 2 * linears - inputs_need_no_gradient  # in forward and in backward
+    assert made_anew == pytest.approx(read * (2 + 1 / 2 + 4 / 64), rel=1e-6)
+    assert four.flops == half.flops

@@ -9,7 +9,8 @@ from budgetft.gpu import gpu_names, load_gpu
 from budgetft.knobs import is_stock
 from budgetft.model import load_model, model_names
 from budgetft.plan import knob_problems
-from budgetft.search.space import checkpoint_choices, divisors, settings, stock_settings
+from budgetft.search.space import checkpoint_choices, divisors, padding_of, settings, stock_settings
+from budgetft.workload import Shape, Workload
 
 CONTRACTS = [
     Contract(),
@@ -40,6 +41,43 @@ def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, 
     assert {knobs.attention for knobs in grid} == {"flash" if modern else "efficient"}
     assert {knobs.base_precision for knobs in [*grid, *stock]} == {"bf16" if modern else "fp16"}
     assert {knobs.allocator for knobs in grid} == {"default", "expandable"}
+
+
+def test_bucketing_is_tried_where_lengths_differ_and_examples_share_a_micro_batch(make_job):
+    lengths = [40 + 37 * (7 * number % 32) for number in range(32)]
+    shapes = tuple(Shape(images=((448, 448),), text_tokens=length, supervised_tokens=20) for length in lengths)
+    worst = tuple(sorted(shapes, key=lambda shape: shape.text_tokens, reverse=True))
+    ragged = make_job(workload=Workload(worst=worst, typical=shapes))
+    assert {knobs.batching for knobs in settings(ragged) if 1 < knobs.micro_batch < 32} == {"bucketed"}
+    assert {knobs.batching for knobs in settings(ragged) if knobs.micro_batch == 1} == {"padded"}
+    assert {knobs.batching for knobs in stock_settings(ragged)} == {"padded"}
+    assert {knobs.batching for knobs in settings(make_job())} == {"padded"}
+    padding = padding_of(ragged, 8)
+    assert 0 < padding.bucketed < padding.padded < 1
+    assert padding_of(make_job(), 8).padded == 0
+
+
+def test_what_rounds_is_tried_only_with_the_contracts_leave(make_job):
+    strict, loose = make_job(), make_job(contract=Contract(allow_nf4=True, allow_adamw8bit=True))
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in settings(strict)} == {("fp16", "adamw")}
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in settings(loose)} == {
+        (precision, optimizer) for precision in ("fp16", "nf4") for optimizer in ("adamw", "adamw8bit")
+    }
+    assert {(knobs.base_precision, knobs.optimizer) for knobs in stock_settings(loose)} == {("fp16", "adamw")}
+    assert strict.fingerprint() == loose.fingerprint(), "an outcome does not depend on the leave"
+    rounding = settings(loose)[-1].replace(base_precision="nf4", optimizer="adamw8bit")
+    problems = " ".join(knob_problems(rounding, strict.contract, strict.gpu))
+    assert "--allow-nf4" in problems
+    assert "--allow-adamw8bit" in problems
+    assert knob_problems(rounding, loose.contract, loose.gpu) == []
+
+
+def test_layer_inputs_go_to_the_host_only_where_they_weigh(make_job):
+    assert {knobs.offload for knobs in settings(make_job())} == {"none"}
+    long = Shape(images=((1288, 728),) * 6, text_tokens=300, supervised_tokens=100)
+    tried = {(knobs.offload, knobs.checkpointed_layers) for knobs in settings(make_job(workload=Workload.uniform(long)))}
+    assert {layers for offload, layers in tried if offload == "activations"} == {36}
+    assert len({layers for offload, layers in tried if offload == "none"}) > 5
 
 
 def test_a_card_without_any_fused_kernel_gets_the_math_kernel(make_job):

@@ -24,6 +24,8 @@ CHANGES = {
     "fused norms and activations": {"pointwise": "fused"},
     "no checkpointing": {"checkpointed_layers": 0},
     "one layer checkpointed": {"checkpointed_layers": 1},
+    "layer inputs on the host": {"offload": "activations"},
+    "one layer's input on the host": {"offload": "activations", "checkpointed_layers": 1, "lora": "lean"},
     "everything ours": {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean", "pointwise": "fused"},
 }
 FP32_NOISE = 1e-6

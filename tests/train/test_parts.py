@@ -10,10 +10,11 @@ import time
 import pytest
 
 from budgetft.contract import Contract
+from budgetft.data.bucket import split
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.folder import claimed, write_folder
 from budgetft.train.guard import FiniteWatch, out_of_memory
-from budgetft.train.loader import prefetched, split
+from budgetft.train.loader import prefetched
 from budgetft.train.log import Log
 from budgetft.train.record import Record
 from budgetft.train.rng import capture, restore, seed_all

@@ -1,0 +1,51 @@
+"""Seconds follow the lengths that the data has; peaks follow the worst of it."""
+
+import pytest
+
+from budgetft.contract import Contract
+from budgetft.gpu import load_gpu
+from budgetft.knobs import Knobs
+from budgetft.measure.job import Job
+from budgetft.model import load_model
+from budgetft.predict.estimator import Estimator
+from budgetft.units import GIB
+from budgetft.workload import Shape, Workload
+
+WORST = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
+KNOBS = Knobs(micro_batch=8, grad_accum=4, checkpointed_layers=36)
+
+
+def estimator(workload: Workload) -> Estimator:
+    return Estimator(
+        Job(
+            gpu=load_gpu("v100-16g"),
+            budget_bytes=14 * GIB,
+            model=load_model("qwen2.5-vl-3b"),
+            contract=Contract(),
+            workload=workload,
+            evidence="predicted",
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def ragged() -> Workload:
+    """From a fifth of the worst length up to it; the worst is the shape of a law that ships."""
+    small = WORST.replace(images=((56, 56),), text_tokens=100, supervised_tokens=20)
+    return Workload(worst=(WORST,), typical=(WORST, *[small] * 7) * 4)
+
+
+def test_bucketing_is_predicted_to_gain_what_it_spares_in_tokens(ragged):
+    made = estimator(ragged)
+    padded, bucketed = made.estimate(KNOBS), made.estimate(KNOBS.replace(batching="bucketed"))
+    assert bucketed.process_peak_bytes == padded.process_peak_bytes
+    # Four of each 32 are long. In order, every micro-batch has one and is padded to it; sorted, one micro-batch has all.
+    assert padded.step_seconds == pytest.approx(estimator(Workload.uniform(WORST)).estimate(KNOBS).step_seconds)
+    assert bucketed.step_seconds < 0.6 * padded.step_seconds
+
+
+def test_short_examples_take_less_time_and_not_less_memory_than_the_worst(ragged):
+    everything_long, some_short = estimator(Workload.uniform(WORST)), estimator(ragged)
+    one = KNOBS.replace(micro_batch=1, grad_accum=32)
+    assert some_short.estimate(one).step_seconds < 0.9 * everything_long.estimate(one).step_seconds
+    assert some_short.estimate(one).process_peak_bytes == everything_long.estimate(one).process_peak_bytes
