@@ -149,7 +149,7 @@ class Running:
             with tempfile.TemporaryDirectory() as folder:
                 row |= self._run(shape, micro_batch, folder)
         except torch.OutOfMemoryError as error:
-            row |= {"status": "oom", "detail": str(error).split(". ")[0]}
+            row |= {"status": "oom", "detail": ". ".join(str(error).split(". ")[:2])}
         except Exception as error:  # whatever a rival raises is its outcome
             row |= {"status": "failed", "detail": first_line(error)}
         for module, forward in forwards.items():  # wrapped anew by each trainer
