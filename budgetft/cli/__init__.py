@@ -45,6 +45,7 @@ def build_app() -> "typer.Typer":
 
     from budgetft import __version__
     from budgetft.cli import (
+        bench,
         data,
         doctor,
         estimate,
@@ -77,6 +78,7 @@ def build_app() -> "typer.Typer":
     app.command("plan")(plan.plan)
     app.command("port")(port.port)
     app.command("train")(train.train)
+    app.command("bench")(bench.bench)
     app.command("report")(report.report)
     app.command("estimate")(estimate.estimate)
     app.command("gpus")(gpus.gpus)

@@ -1,7 +1,7 @@
 """Options that several commands share, and how they become values."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from budgetft.model import Model
 from budgetft.units import format_gib, parse_bytes, parse_size
 from budgetft.workload import Shape
 
+Probe = Literal["auto", "always", "never"]
 Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
 Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
 Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]

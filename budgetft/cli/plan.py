@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from budgetft.model import Model
     from budgetft.workload import Workload
 
-Probe = Literal["auto", "always", "never"]
-
 
 def plan(
     gpu: options.Gpu_,
@@ -37,7 +35,9 @@ def plan(
     ] = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
-    probe: Annotated[Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")] = "auto",
+    probe: Annotated[
+        options.Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")
+    ] = "auto",
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,

@@ -119,7 +119,7 @@ def _speeds(observations: Sequence[Observation], gpu: Gpu) -> tuple[float, float
         ]
         return float(np.mean((np.log(said) - seconds) ** 2))
 
-    grid = product(np.linspace(0.1, 0.9, 33), np.linspace(0.1, 1.0, 19), np.geomspace(2e-6, 4e-5, 25))
+    grid = product(np.linspace(0.1, 0.9, 33), np.linspace(0.1, 1.0, 19), np.geomspace(2e-6, 1e-4, 31))
     matmul, moving, launch = min(grid, key=lambda three: error(*three))
     return round(float(matmul), 3), round(float(moving), 3), round(float(launch), 8)
 

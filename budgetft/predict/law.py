@@ -13,7 +13,7 @@ from budgetft.knobs import Allocator
 from budgetft.value import Value
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 2
+LAW_VERSION = 3
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
 SHALLOW = 6
 """With fewer layers than this, all or none are checkpointed."""

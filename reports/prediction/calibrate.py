@@ -1,4 +1,7 @@
-"""Makes a calibration from ledgers: python reports/prediction/calibrate.py CARD OUT.json LEDGER.sqlite3 [...]"""
+"""Makes a calibration from ledgers: python reports/prediction/calibrate.py CARD OUT.json LEDGER.sqlite3[#JOB] [...]
+
+JOB is the beginning of a job's fingerprint: only its outcomes count.
+"""
 
 import sys
 from pathlib import Path
@@ -17,8 +20,13 @@ def main() -> None:
     estimators: dict[str, Estimator] = {}
     observations, torch, evidence = [], "", "emulated"
     for path in ledgers:
-        for job, outcome in Ledger(Path(path)).rows():
-            if outcome.allocated_peak_bytes is None or outcome.reserved_peak_bytes is None:
+        name, _, wanted = path.partition("#")
+        for job, outcome in Ledger(Path(name)).rows():
+            if (
+                not job.fingerprint().startswith(wanted)
+                or outcome.allocated_peak_bytes is None
+                or outcome.reserved_peak_bytes is None
+            ):
                 continue
             assert outcome.process_peak_bytes is not None
             assert outcome.stack is not None

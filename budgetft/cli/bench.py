@@ -1,0 +1,94 @@
+"""``budgetft bench``: the stock recipe against the plan, on this card, in one run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from budgetft.cli import options
+from budgetft.errors import UsageError
+from budgetft.plan import write_text_atomically
+from budgetft.units import format_gib, parse_size
+
+if TYPE_CHECKING:
+    from budgetft.search.bench import Bench
+
+
+def bench(
+    gpu: options.Gpu_,
+    model: options.Model_ = options.DEFAULT_MODEL,
+    budget: options.Budget = None,
+    image: Annotated[list[str] | None, typer.Option(help="Size of every image, WxH; repeatable.")] = None,
+    images: options.Images = 1,
+    text_tokens: options.TextTokens = 256,
+    supervised_tokens: options.SupervisedTokens = 160,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
+    effective_batch: options.EffectiveBatch = 32,
+    cached: Annotated[bool, typer.Option("--cached", help="Also with vision features computed once.")] = False,
+    rounds: Annotated[int, typer.Option(min=0, help="Further probes of each path, in turn, after planning.")] = 2,
+    max_probes: Annotated[int, typer.Option(min=5, help="Most probes of each plan.")] = 20,
+    probe: Annotated[options.Probe, typer.Option(help="auto: on a CUDA card; always: also on the CPU.")] = "auto",
+    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the JSON and the table.")] = Path("reports/bench"),
+    quiet: options.Quiet = False,
+    json_output: options.Json = False,
+) -> None:
+    """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
+    from budgetft.cli.progress import planning
+    from budgetft.gpu import load_gpu
+    from budgetft.model import load_model
+    from budgetft.predict.store import cache_folder
+    from budgetft.search.bench import Size, run_bench
+    from budgetft.search.run import PlanRequest
+    from budgetft.workload import Workload
+
+    card, architecture = load_gpu(gpu), load_model(model)
+    sizes = []
+    for text in image or ["448x448", "1288x728"]:
+        contract, ranges = options.contract_from(
+            max_pixels=options.pixels_of(text), rank=str(rank), effective_batch=effective_batch
+        )
+        if ranges:
+            raise UsageError("a bench measures one contract: give single values, not LOW..HIGH")
+        shape = options.typed_shape(text, images, text_tokens, supervised_tokens, model=architecture, contract=contract)
+        width, height = parse_size(text)
+        sizes.append(Size(width=width, height=height, contract=contract, workload=Workload.uniform(shape)))
+    with planning(quiet=quiet) as (on_event, _):
+        request = PlanRequest(
+            gpu=card,
+            budget_bytes=options.budget_bytes(budget, card),
+            model=architecture,
+            contract=sizes[0].contract,
+            workload_under=lambda contract: sizes[0].workload,
+            probe=probe,
+            max_probes=max_probes,
+            ledger=ledger or cache_folder() / "ledger.sqlite3",
+            on_event=on_event,
+        )
+        made = run_bench(request, sizes, cached=cached, rounds=rounds, on_rows=lambda so_far: _write(so_far, out))
+    typer.echo(made.model_dump_json(indent=2) if json_output else table(made))
+
+
+def table(bench: "Bench") -> str:
+    """A Markdown table with what it was measured on."""
+    lines = [
+        f"{bench.model}, {bench.gpu}, {format_gib(bench.budget_bytes)}: {bench.statement}.",
+        "",
+        "| image | path | micro-batch | checkpointed | allocator | samples/s | over stock | process peak | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in bench.rows:
+        ratio = "-" if row.ratio_to_stock is None else f"{row.ratio_to_stock:.2f}x"
+        lines.append(
+            f"| {row.width}x{row.height} | {row.path} | {row.knobs.micro_batch} | {row.knobs.checkpointed_layers}"
+            f" | {row.knobs.allocator} | {row.samples_per_second:.2f} | {ratio} | {format_gib(row.process_peak_bytes)}"
+            f" | {row.evidence} |"
+        )
+    return "\n".join(lines)
+
+
+def _write(bench: "Bench", folder: Path) -> None:
+    name = f"{'-'.join(bench.stack.card.split())}-{bench.gpu}".lower().replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / f"{name}.json", bench.model_dump_json(indent=1) + "\n")
+    write_text_atomically(folder / f"{name}.md", table(bench) + "\n")
