@@ -61,4 +61,4 @@ def estimate(
     )
     estimator = Estimator(job)
     best = fastest(estimator, given)
-    print_estimate(best.knobs, best.estimate, job=job, calibration=estimator.calibration, json_output=json_output)
+    print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)

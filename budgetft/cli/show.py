@@ -1,26 +1,31 @@
 """Plans and estimates for people: plain lines, readable in a log file and without colour."""
 
+from typing import TYPE_CHECKING
+
 from budgetft.knobs import Knobs
-from budgetft.measure.job import Job
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
-from budgetft.predict.calibrate import Calibration
 from budgetft.search.features import describe as describe_features
 from budgetft.search.planner import describe
 from budgetft.units import format_gib
 
+if TYPE_CHECKING:
+    from budgetft.predict.estimator import Estimator
 
-def print_estimate(knobs: Knobs, estimate: Estimate, *, job: Job, calibration: Calibration, json_output: bool) -> None:
+
+def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", json_output: bool) -> None:
     """One estimate on stdout."""
+    job = estimator.job
     if json_output:
         print(estimate.model_dump_json(indent=2))
         return
-    share = calibration.uncertainty_share
+    share = estimator.uncertainty_of(knobs)
     print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
     print(f"  knobs         {describe(knobs)}")
     verdict = "fits" if estimate.fits else "does not fit"
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
     print(f"  speed         {rate(estimate)}")
+    print(f"  calibration   {estimator.calibration.name}")
     print_terms(estimate)
 
 

@@ -17,6 +17,9 @@ from budgetft.predict.law import Work
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_json
 
+FOREIGN_STACK_SHARE = 0.01
+"""Of a process peak. Traces on torch 2.14 were that far from probes on 2.11 at the 95th percentile (reports/prediction)."""
+
 
 class Calibration(Value):
     """Residuals between a trace and a process. ``assumed.json`` serves cards that have none of their own."""
@@ -40,6 +43,14 @@ class Calibration(Value):
     host_gb_per_s: float = Field(default=12.0, gt=0)
     """Copies between pinned host memory and the card; the default is what PCIe 3 x16 gives, assumed."""
     source: str
+
+    def on_torch(self, version: str) -> "Calibration":
+        """This calibration for use with another torch than it was made on: the interval is wider, and ``name`` says so."""
+        series, ours = (".".join(text.split(".")[:2]) for text in (version, self.torch or version))
+        if series == ours:
+            return self
+        name = f"{self.name} (made on torch {ours}, used with {series}: {FOREIGN_STACK_SHARE:.0%} wider)"
+        return self.replace(name=name, uncertainty_share=self.uncertainty_share + FOREIGN_STACK_SHARE)
 
     def micro_seconds(self, work: Sequence[Work], gpu: Gpu) -> float | None:
         """Seconds of one micro-batch: each segment takes its kernels' launching, or their running if that is longer.

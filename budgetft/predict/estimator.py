@@ -2,16 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 
 from budgetft.data.bucket import padded_tokens
+from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
 from budgetft.predict.calibrate import Calibration, load_calibration
-from budgetft.predict.law import SHALLOW, Law, Layout
+from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
 from budgetft.predict.store import find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
+
+MATH_SHARE = 0.15
+"""N x N scores leave gaps in the allocator that one replayed micro-batch does not show (reports/prediction)."""
 
 
 class Estimator:
@@ -21,7 +26,7 @@ class Estimator:
         self, job: Job, *, calibration: Calibration | None = None, on_trace: Callable[[str], None] = lambda text: None
     ) -> None:
         self.job = job
-        self.calibration = calibration or load_calibration(_calibrated_name(job))
+        self.calibration = calibration or load_calibration(_calibrated_name(job)).on_torch(version("torch"))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
@@ -61,8 +66,21 @@ class Estimator:
             return ("checkpointed",)
         return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")
 
+    def uncertainty_of(self, knobs: Knobs) -> float:
+        """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
+        share = self.calibration.uncertainty_share
+        return max(share, MATH_SHARE) if knobs.attention == "math" and self.job.device == "cuda" else share
+
     def estimate(self, knobs: Knobs) -> Estimate:
-        """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin."""
+        """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin.
+
+        Raises ``UsageError`` above the largest micro-batch that a law covers.
+        """
+        if knobs.micro_batch > LARGEST_MICRO_BATCH:
+            raise UsageError(
+                f"micro_batch {knobs.micro_batch} is above {LARGEST_MICRO_BATCH}, the largest that is predicted",
+                hint="choose a smaller one, with more accumulation",
+            )
         law = self.law(knobs)
         tensor_peak, parts = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
         known = self.calibration
@@ -85,7 +103,7 @@ class Estimator:
             process_peak_bytes=process,
             step_seconds=seconds,
             samples_per_second=None if seconds is None else self.job.contract.effective_batch / seconds,
-            fits=process * (1 + known.uncertainty_share) <= self.job.budget_bytes,
+            fits=process * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes,
             terms=tuple(Term(name=name, memory_bytes=size) for name, size in parts.items()),
         )
 

@@ -12,7 +12,7 @@ from budgetft.meter.live import granules
 from budgetft.model import Model
 from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.compose import EventTemplate, compose, event_template
-from budgetft.predict.law import KIND, Affine, Law, LawSegment, Layout, Overhead, Template, layout_of
+from budgetft.predict.law import KIND, LARGEST_MICRO_BATCH, Affine, Law, LawSegment, Layout, Overhead, Template, layout_of
 from budgetft.predict.trace import Segment, Trace, trace_step
 from budgetft.step.build import build_model, trainable
 from budgetft.step.loss import CHUNK_TOKENS
@@ -20,7 +20,7 @@ from budgetft.step.optimizer import states_like
 from budgetft.step.vision import PATCHES_PER_GROUP
 from budgetft.workload import Shape
 
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
 THIRDS = 3
 LARGEST_BYTES = 100 * 2**30
 """Settings above this are not replayed: no card that the tool knows has more."""

@@ -15,6 +15,8 @@ from budgetft.value import Value
 Layout = Literal["mixed", "checkpointed", "plain"]
 LAW_VERSION = 3
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
+LARGEST_MICRO_BATCH = 64
+"""The allocator is replayed up to here; a law says nothing of larger ones."""
 SHALLOW = 6
 """With fewer layers than this, all or none are checkpointed."""
 KIND = 5

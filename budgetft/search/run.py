@@ -190,7 +190,7 @@ def _plan(
     request: PlanRequest, job: Job, choice: Choice, place: Place | None, calibration: Calibration, started: float
 ) -> Plan:
     unprobed = (
-        f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.0%}; no card took part"
+        f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
     )
     return Plan(
         gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu),

@@ -4,7 +4,7 @@ from budgetft.data.bucket import padded_tokens, padding_share
 from budgetft.knobs import Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
-from budgetft.predict.law import SHALLOW
+from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW
 from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
@@ -23,8 +23,8 @@ def base_precision(job: Job) -> Precision:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, smallest first."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    """The micro-batches that divide an effective batch and that a law covers, smallest first."""
+    return [candidate for candidate in range(1, min(number, LARGEST_MICRO_BATCH) + 1) if number % candidate == 0]
 
 
 def checkpoint_choices(layers: int) -> list[int]:

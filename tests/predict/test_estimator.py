@@ -3,11 +3,14 @@
 import pytest
 
 from budgetft.contract import Contract
+from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model
+from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
+from budgetft.search.space import settings
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 
@@ -49,3 +52,45 @@ def test_short_examples_take_less_time_and_not_less_memory_than_the_worst(ragged
     one = KNOBS.replace(micro_batch=1, grad_accum=32)
     assert some_short.estimate(one).step_seconds < 0.9 * everything_long.estimate(one).step_seconds
     assert some_short.estimate(one).process_peak_bytes == everything_long.estimate(one).process_peak_bytes
+
+
+def job(device="cuda", card="h100-80g"):
+    model = load_model("tiny-qwen2.5-vl")
+    shape = Shape(images=((56, 56),), text_tokens=40, supervised_tokens=20)
+    return Job(
+        gpu=load_gpu(card),
+        budget_bytes=GIB,
+        model=model,
+        contract=Contract(effective_batch=128),
+        workload=Workload.uniform(shape),
+        device=device,
+        evidence="predicted",
+    )
+
+
+def test_a_calibration_made_on_another_torch_has_a_wider_interval_and_a_name_that_says_so():
+    made = load_calibration("h100-80g")
+    assert made.torch is not None
+    assert made.on_torch(made.torch + "+cu130") == made
+    other = made.on_torch("99.1.0")
+    assert other.uncertainty_share == pytest.approx(made.uncertainty_share + 0.01)
+    assert "99.1" in other.name
+    assert other.context_bytes == made.context_bytes
+
+
+def test_a_calibration_of_no_torch_in_particular_serves_every_torch():
+    assumed = load_calibration("no such card")
+    assert assumed.on_torch("99.1.0") == assumed
+
+
+def test_the_math_kernel_on_a_card_is_less_certain_than_a_fused_one():
+    knobs = Knobs(micro_batch=2, grad_accum=64, checkpointed_layers=0)
+    on_card, on_cpu = Estimator(job()), Estimator(job("cpu"))
+    assert on_card.uncertainty_of(knobs.replace(attention="math")) >= 0.15 > on_card.uncertainty_of(knobs)
+    assert on_cpu.uncertainty_of(knobs.replace(attention="math")) == on_cpu.uncertainty_of(knobs)
+
+
+def test_a_micro_batch_beyond_what_was_replayed_is_refused_and_never_proposed():
+    with pytest.raises(UsageError, match="above 64"):
+        Estimator(job()).estimate(Knobs(micro_batch=128, grad_accum=1, checkpointed_layers=0))
+    assert max(knobs.micro_batch for knobs in settings(job())) == 64
