@@ -13,9 +13,10 @@ import torch
 
 from budgetft.data.processor import load_processor
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.build import build_model
-from budgetft.step.step import Step, Update
+from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
@@ -25,8 +26,10 @@ from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, split
 from budgetft.train.log import Log
 from budgetft.train.memory import Device, Memory, open_memory
+from budgetft.train.neighbours import Neighbours
 from budgetft.train.preflight import fly, heaviest_batches
 from budgetft.train.record import Record, Summary, summarize
+from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate, step_examples
 from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
@@ -46,6 +49,7 @@ def run_training(
     cache: Path | None = None,
     on_progress: Callable[[Record], None] = lambda record: None,
     on_note: Callable[[str], None] = lambda note: None,
+    on_refused: Callable[[Outcome], None] = lambda outcome: None,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -58,8 +62,11 @@ def run_training(
     has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
     objects; TensorBoard's event files are written where it is installed.
 
+    A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
+    ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
+
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
-    ends early: out of memory under the plan's budget, steps that are not finite, or a signal (then its last finished
+    ends early: out of memory with one example at a time, steps that are not finite, or a signal (then its last finished
     step is saved).
     """
     if save_every < 1:
@@ -77,6 +84,7 @@ def run_training(
         features_of = planned_features(job, cache, device=device, on_note=on_note)
         training = _open(job, folder, device, on_note, on_progress, save_every)
         training.features_of = features_of
+        training.on_refused = on_refused
         training.accelerator = _accelerator(training.memory, trackers, out, job)
         try:
             return training.run(resume)
@@ -163,6 +171,7 @@ class Training:
     on_note: Callable[[str], None]
     on_progress: Callable[[Record], None]
     save_every: int
+    on_refused: Callable[[Outcome], None] = lambda outcome: None
     accelerator: Any = None
     features_of: FeaturesOf | None = None
     stop: StopSignal = field(default_factory=StopSignal)
@@ -171,13 +180,21 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0
     """Of the process."""
+    told_refusal: bool = False
     saved: int = 0
     """The step of the newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
+        self.recovery = Recovery(
+            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_note=self.on_note
+        )
 
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
         first = self._restore() if resume else 0
+        self.neighbours.look("before the first step")
         self._preflight()
         if not resume:
             write_plan(self.job.plan, self.folder.plan)
@@ -216,9 +233,10 @@ class Training:
         try:
             held = fly(self.step, self.memory, micros, self._micro)
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(
-                error, "the pre-flight", micros, hint="plan again: budgetft plan --data ... --probe always"
-            ) from error
+            ids = [name for micro in micros for name in micro.ids]
+            hint = "plan again: budgetft plan --data ... --probe always"
+            self._refused(self.step.phase, "in the pre-flight", ids)
+            raise self._out_of_memory(error, self.step.phase, "the pre-flight", ids, hint=hint) from error
         self.preflight_peak_bytes = held.process_peak_bytes
         budget = format_gib(self.job.plan.gpu.budget_bytes)
         self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
@@ -230,8 +248,8 @@ class Training:
         return self.step.micro(inputs, total_supervised=total_supervised)
 
     def _steps(self, first: int, log: Log) -> None:
-        """Steps ``first`` + 1 to the last. A checkpoint gets the generators' state after the last finished step."""
-        job, finished, states = self.job, first, rng.capture()
+        """Steps ``first`` + 1 to the last."""
+        job, finished = self.job, first
         numbers = range(first + 1, job.steps + 1)
         wanted = (
             split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch) for number in numbers
@@ -242,17 +260,17 @@ class Training:
             try:
                 for number in numbers:
                     record = self._one_step(number, partial(next, batches))
-                    finished, states = number, rng.capture()
+                    finished = number
                     log.append(record)
                     self.accelerator.log(_numbers(record), step=number)
                     self.on_progress(record)
                     self.watch.see(step=number, finite=record.finite, scale=record.scale)
                     if number % self.save_every == 0 or number == job.steps:
-                        self._save(finished, states, log)
+                        self._save(finished, log)
                     if self.stop.received is not None and number < job.steps:
                         raise _Stopped
             except _Stopped:
-                self._save(finished, states, log)
+                self._save(finished, log)
                 raise self._interrupted(finished) from None
 
     def _one_step(self, number: int, take_batch: Callable[[], list[Micro]]) -> Record:
@@ -262,35 +280,27 @@ class Training:
         micros = take_batch()
         data_seconds = time.perf_counter() - began
         rate = learning_rate(number, self.job.steps, contract)
-        total = sum(micro.inputs.supervised_tokens for micro in micros)
         try:
-            with self.memory.working():
-                shares = []
-                for micro in micros:
-                    if self.stop.received is not None:
-                        raise _Stopped
-                    shares.append(self._micro(micro, total))
-                update = self.step.update(learning_rate=rate)
-        except torch.OutOfMemoryError as error:
+            done = self.recovery.run(number, micros, begin=self._begin, learning_rate=rate)
+        except StillOutOfMemory as error:
             raise self._out_of_memory(
-                error, f"step {number}", micros, hint=f"plan again with a smaller micro-batch; {self._how_to_resume()}"
-            ) from error
-        finally:
-            self.step.optimizer.zero_grad(set_to_none=True)
-        loss = float(torch.stack(shares).sum())
+                error, error.phase, f"step {number}, one example at a time", error.ids,
+                hint=f"plan again with a larger budget, or a contract with fewer pixels; {self._how_to_resume()}",
+            ) from None  # fmt: skip
+        self.neighbours.look(f"since step {number}")
+        blamed = next((fallback for fallback in done.fallbacks if not fallback.crowded), None)
+        if blamed is not None:
+            self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
-        return self._record(number, loss, update, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids])
+        return self._record(number, done, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids])
 
-    def _record(
-        self,
-        number: int,
-        loss: float,
-        update: Update,
-        rate: float,
-        seconds: float,
-        data_seconds: float,
-        ids: list[str],
-    ) -> Record:
+    def _begin(self) -> None:
+        """Before every micro-batch."""
+        if self.stop.received is not None:
+            raise _Stopped
+
+    def _record(self, number: int, done: Done, rate: float, seconds: float, data_seconds: float, ids: list[str]) -> Record:
+        loss, update = done.loss, done.update
         held = self.memory.read()
         new_peak = held.allocated_peak_bytes > self.peak_bytes
         self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
@@ -314,9 +324,10 @@ class Training:
             process_bytes=held.process_bytes,
             process_peak_bytes=held.process_peak_bytes,
             peak_examples=tuple(ids) if new_peak else None,
+            fallbacks=done.fallbacks,
         )
 
-    def _save(self, finished: int, states: rng.Rng, log: Log) -> None:
+    def _save(self, finished: int, log: Log) -> None:
         if finished <= self.saved:
             return
         log.sync()
@@ -325,7 +336,6 @@ class Training:
             self.step,
             finished_steps=finished,
             plan_fingerprint=plan_fingerprint(self.job.plan),
-            rng=states,
         )
         self.saved = finished
 
@@ -341,6 +351,7 @@ class Training:
             cap_bytes=self.memory.cap_bytes,
             ooms=held.ooms,
             alloc_retries=held.alloc_retries,
+            neighbours=self.neighbours.seen,
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,
@@ -348,12 +359,18 @@ class Training:
         write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 
-    def _out_of_memory(self, error: Exception, where: str, micros: list[Micro], *, hint: str) -> BudgetftError:
+    def _refused(self, phase: Phase, where: str, ids: Sequence[str]) -> None:
+        """Tell once that the planned setting ran out of memory."""
+        if not self.told_refusal:
+            self.told_refusal = True
+            self.on_refused(refusal(self.job.plan, self.memory, phase, f"{where}, examples {', '.join(ids)}"))
+
+    def _out_of_memory(self, error: Exception, phase: Phase, where: str, ids: Sequence[str], *, hint: str) -> BudgetftError:
         return out_of_memory(
             error,
-            phase=self.step.phase,
+            phase=phase,
             where=where,
-            ids=[name for micro in micros for name in micro.ids],
+            ids=ids,
             cap_bytes=self.memory.cap_bytes,
             budget_bytes=self.job.plan.gpu.budget_bytes,
             hint=hint,
@@ -376,5 +393,4 @@ class Training:
 
 def _numbers(record: Record) -> dict[str, float]:
     """What a tracker can draw."""
-    values = record.model_dump(exclude={"step", "steps", "peak_examples"})
-    return {name: float(value) for name, value in values.items() if value is not None}
+    return {name: float(value) for name, value in record if isinstance(value, int | float) and name not in ("step", "steps")}

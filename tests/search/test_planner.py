@@ -287,6 +287,18 @@ def test_what_the_ledger_knows_is_not_probed_again(make_planner, tmp_path):
     assert [event.from_ledger for event in found] == [True] * (len(prober.asked) - 1) + [False]
 
 
+def test_a_winner_that_ran_out_of_memory_in_a_run_is_not_planned_again(make_planner, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'studies.sqlite3'}"
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    planner, _, truth = make_planner(ledger=ledger, storage=storage)
+    first = planner.plan().winner.knobs
+    refused = truth.outcome(first).replace(status="oom", samples_per_second=None, stack=STACK)
+    ledger.append(planner.job, refused)
+    second = make_planner(ledger=ledger, storage=storage)[0].plan().winner
+    assert second.knobs != first
+    assert second.estimate.fits
+
+
 def test_another_stack_or_budget_is_probed_anew(make_planner, tmp_path):
     ledger, storage = Ledger(tmp_path / "ledger.sqlite3"), f"sqlite:///{tmp_path / 'studies.sqlite3'}"
     first, prober, _ = make_planner(ledger=ledger, storage=storage)
