@@ -40,6 +40,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    eval_data: Annotated[Path | None, typer.Option(help="A held-out dataset whose loss is computed while training.")] = None,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations; the last step has one too.")] = 50,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
     cache: Annotated[
         Path | None, typer.Option(help="The features of a plan with cached vision; the plan's folder when left out.")
@@ -72,6 +74,8 @@ def train(
             on_progress=on_progress,
             on_note=on_note,
             on_refused=lambda outcome: _remember(planned, outcome, ledger, on_note),
+            heldout=eval_data,
+            heldout_every=eval_every,
             trackers=tracker or (),
         )
     if json_output:
@@ -165,6 +169,9 @@ def _print_summary(summary: "Summary", out: Path) -> None:
         "evidence": f"{summary.evidence}: {summary.note}",
         "adapter": str(out / "adapter"),
     }
+    if summary.heldout_peak_bytes is not None:
+        peak = format_gib(summary.heldout_peak_bytes)
+        rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak} (train {format_gib(summary.preflight_peak_bytes)})"
     if summary.neighbours:
         rows["neighbours"] = ", ".join(
             f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.neighbours

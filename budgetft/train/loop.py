@@ -11,27 +11,27 @@ from typing import Any
 
 import torch
 
-from budgetft.data.processor import load_processor
+from budgetft.data.examples import read_dataset
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
-from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
 from budgetft.train.folder import RunFolder, claimed, write_folder
 from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
+from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, split
 from budgetft.train.log import Log
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
+from budgetft.train.opening import load_step, open_accelerator
 from budgetft.train.preflight import fly, heaviest_batches
 from budgetft.train.record import Record, Summary, summarize
 from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate, step_examples
-from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
 from budgetft.value import read_json
 
@@ -50,6 +50,8 @@ def run_training(
     on_progress: Callable[[Record], None] = lambda record: None,
     on_note: Callable[[str], None] = lambda note: None,
     on_refused: Callable[[Outcome], None] = lambda outcome: None,
+    heldout: Path | None = None,
+    heldout_every: int = 50,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -61,6 +63,8 @@ def run_training(
     checkpoint, with the same weights and steps when they are left out. ``cache`` is the folder of the features when the plan
     has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
     objects; TensorBoard's event files are written where it is installed.
+
+    ``heldout`` is a dataset whose loss is computed every ``heldout_every`` steps and after the last.
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
     ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
@@ -81,78 +85,26 @@ def run_training(
             if folder.summary.is_file():
                 on_note(f"the run in {out} is finished; nothing to do")
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
-        features_of = planned_features(job, cache, device=device, on_note=on_note)
-        training = _open(job, folder, device, on_note, on_progress, save_every)
-        training.features_of = features_of
-        training.on_refused = on_refused
-        training.accelerator = _accelerator(training.memory, trackers, out, job)
+        held_out = None if heldout is None else held_out_job(read_dataset(heldout), job, on_note)
+        features_of, heldout_features = (
+            None if one is None else planned_features(one, cache, device=device, on_note=on_note) for one in (job, held_out)
+        )
+        memory = open_memory(plan.gpu, device, plan.knobs.allocator)  # first: it must see the card before this process does
+        processor, step = load_step(job, memory, on_note)
+        training = Training(
+            job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every,
+            on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
+            accelerator=open_accelerator(memory, trackers, out, job),
+        )  # fmt: skip
+        if held_out is not None:
+            training.heldout = HeldOut(
+                job=held_out, processor=processor, step=step, memory=memory, every=heldout_every, on_note=on_note,
+                features_of=heldout_features,
+            )  # fmt: skip
         try:
             return training.run(resume)
         finally:
             training.accelerator.end_training()
-
-
-def _open(
-    job: Job,
-    folder: RunFolder,
-    device: Device,
-    on_note: Callable[[str], None],
-    on_progress: Callable[[Record], None],
-    save_every: int,
-) -> "Training":
-    """Device, processor and model. The meter comes first: it must see the card before this process holds any of it."""
-    plan = job.plan
-    memory = open_memory(plan.gpu, device, plan.knobs.allocator)
-    on_note(f"loading {job.model.name} ({job.weights or 'random weights'}) on {memory.stack.card}")
-    processor = load_processor(job.model)
-    try:
-        peft_model = build_model(
-            job.model,
-            plan.contract,
-            base_precision=plan.knobs.base_precision,
-            device=memory.device,
-            weights=job.weights,
-            vision=plan.knobs.vision,
-        )
-        memory.count(peft_model.parameters())
-        memory.count(peft_model.buffers())
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(
-            error,
-            phase="load",
-            where="building the model",
-            ids=(),
-            cap_bytes=memory.cap_bytes,
-            budget_bytes=plan.gpu.budget_bytes,
-            hint="plan again with a larger budget or a smaller model",
-        ) from error
-    step = Step(peft_model, plan.contract, plan.knobs, device=memory.device)
-    return Training(
-        job=job, folder=folder, memory=memory, processor=processor, step=step,
-        on_note=on_note, on_progress=on_progress, save_every=save_every,
-    )  # fmt: skip
-
-
-def _accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -> Any:
-    """accelerate's view of the process. Raises ``UsageError`` when it was launched as one of several."""
-    from accelerate import Accelerator
-
-    trackers = chosen_trackers(trackers)
-    accelerator = Accelerator(
-        cpu=memory.device.type == "cpu",
-        mixed_precision="no",  # the step does its own autocast and scaling, the same in a probe and here
-        log_with=trackers or None,
-        project_dir=str(out),
-    )
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            f"launched as {accelerator.num_processes} processes; a plan is for one card and one process",
-            hint="start it with budgetft train, without a launcher",
-        )
-    if trackers:
-        facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
-        accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})
-    return accelerator
 
 
 class _Stopped(Exception):
@@ -172,6 +124,9 @@ class Training:
     on_progress: Callable[[Record], None]
     save_every: int
     on_refused: Callable[[Outcome], None] = lambda outcome: None
+    heldout: HeldOut | None = None
+    heldout_peak_bytes: int | None = None
+    """Of the process, in the heaviest held-out batch."""
     accelerator: Any = None
     features_of: FeaturesOf | None = None
     stop: StopSignal = field(default_factory=StopSignal)
@@ -196,6 +151,7 @@ class Training:
         first = self._restore() if resume else 0
         self.neighbours.look("before the first step")
         self._preflight()
+        self._preflight_heldout()
         if not resume:
             write_plan(self.job.plan, self.folder.plan)
             write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
@@ -240,6 +196,16 @@ class Training:
         self.preflight_peak_bytes = held.process_peak_bytes
         budget = format_gib(self.job.plan.gpu.budget_bytes)
         self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
+
+    def _preflight_heldout(self) -> None:
+        if self.heldout is None:
+            return
+        try:
+            self.heldout_peak_bytes = self.heldout.fly().process_peak_bytes
+        except torch.OutOfMemoryError as error:
+            hint = "evaluate other data, or none"
+            raise self._out_of_memory(error, self.step.phase, "the pre-flight of the held-out data", (), hint=hint) from error
+        self.on_note(f"pre-flight: evaluation peaks at {format_gib(self.heldout_peak_bytes)}")
 
     def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
         """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
@@ -292,7 +258,23 @@ class Training:
         if blamed is not None:
             self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
-        return self._record(number, done, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids])
+        heldout_loss = self._heldout_loss(number)
+        ids = [name for micro in micros for name in micro.ids]
+        return self._record(number, done, rate, seconds, data_seconds, ids).replace(heldout_loss=heldout_loss)
+
+    def _heldout_loss(self, number: int) -> float | None:
+        """After step ``number``, where it is due; None when it is not finite."""
+        if self.heldout is None or not self.heldout.due(number):
+            return None
+        try:
+            loss = self.heldout.loss()
+        except StillOutOfMemory as error:
+            hint = f"evaluate other data or none; {self._how_to_resume()}"
+            raise self._out_of_memory(
+                error, error.phase, f"evaluation after step {number}, one example at a time", error.ids, hint=hint
+            ) from None
+        self.on_note(f"held-out loss after step {number}: {loss:.4f}")
+        return loss if math.isfinite(loss) else None
 
     def _begin(self) -> None:
         """Before every micro-batch."""
@@ -351,6 +333,7 @@ class Training:
             cap_bytes=self.memory.cap_bytes,
             ooms=held.ooms,
             alloc_retries=held.alloc_retries,
+            heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
             evidence=self.memory.evidence,
             note=self.memory.note,

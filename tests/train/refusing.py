@@ -45,7 +45,7 @@ class Refusals:
 @contextmanager
 def refusing(*wanted: tuple[int, str, int]) -> Iterator[Refusals]:
     """Runs on the CPU inside this block have ``wanted`` allocations refused."""
-    from budgetft.train import loop, memory, rng
+    from budgetft.train import memory, opening, rng
 
     state = Refusals(wanted=list(wanted))
     seed_step = rng.seed_step
@@ -56,7 +56,7 @@ def refusing(*wanted: tuple[int, str, int]) -> Iterator[Refusals]:
                 state.see()
             super()._add(tensor)
 
-    class Told(loop.Step):
+    class Told(opening.Step):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.on_phase = state.enter
@@ -67,6 +67,6 @@ def refusing(*wanted: tuple[int, str, int]) -> Iterator[Refusals]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "LiveBytes", Meter)
-        patch.setattr(loop, "Step", Told)
+        patch.setattr(opening, "Step", Told)
         patch.setattr(rng, "seed_step", begin)
         yield state
