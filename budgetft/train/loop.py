@@ -20,13 +20,14 @@ from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
 from budgetft.train.folder import RunFolder, claimed, write_folder
-from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
+from budgetft.train.guard import Interrupted, StopSignal, out_of_memory
 from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, split
 from budgetft.train.log import Log
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
+from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
 from budgetft.train.opening import load_step, open_accelerator
 from budgetft.train.preflight import fly, heaviest_batches
 from budgetft.train.record import Record, Summary, summarize
@@ -135,6 +136,8 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0
     """Of the process."""
+    islands: tuple[str, ...] = ()
+    """Blocks that run in fp32."""
     told_refusal: bool = False
     saved: int = 0
     """The step of the newest checkpoint."""
@@ -148,9 +151,12 @@ class Training:
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
+        heaviest = [self._make(part) for part in heaviest_batches(self.job, self.processor)]
+        self._probe_precision(heaviest)  # on the base as it came, so that a resumed run finds the same
         first = self._restore() if resume else 0
         self.neighbours.look("before the first step")
-        self._preflight()
+        self._preflight(heaviest)
+        del heaviest
         self._preflight_heldout()
         if not resume:
             write_plan(self.job.plan, self.folder.plan)
@@ -182,10 +188,16 @@ class Training:
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
-    def _preflight(self) -> None:
+    def _probe_precision(self, heaviest: list[Micro]) -> None:
+        try:
+            self.islands = probe_precision(self.step, self.memory, heaviest, self.on_note)
+        except torch.OutOfMemoryError as error:
+            ids = [name for micro in heaviest for name in micro.ids]
+            hint = "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32"
+            raise self._out_of_memory(error, self.step.phase, "the precision probe", ids, hint=hint) from error
+
+    def _preflight(self, micros: list[Micro]) -> None:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
-        batches = heaviest_batches(self.job, self.processor)
-        micros = [self._make(part) for part in batches]
         try:
             held = fly(self.step, self.memory, micros, self._micro)
         except torch.OutOfMemoryError as error:
@@ -230,7 +242,7 @@ class Training:
                     log.append(record)
                     self.accelerator.log(_numbers(record), step=number)
                     self.on_progress(record)
-                    self.watch.see(step=number, finite=record.finite, scale=record.scale)
+                    self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
                     if number % self.save_every == 0 or number == job.steps:
                         self._save(finished, log)
                     if self.stop.received is not None and number < job.steps:
@@ -260,7 +272,14 @@ class Training:
         seconds = time.perf_counter() - began
         heldout_loss = self._heldout_loss(number)
         ids = [name for micro in micros for name in micro.ids]
-        return self._record(number, done, rate, seconds, data_seconds, ids).replace(heldout_loss=heldout_loss)
+        record = self._record(number, done, rate, seconds, data_seconds, ids)
+        return record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
+
+    def _first_nonfinite(self, record: Record, done: Done, micros: list[Micro]) -> str | None:
+        """Where a step that was not finite first was so."""
+        if record.loss is None:
+            return culprit(self.step, self.memory, micros)
+        return None if record.finite else f"the gradient of {done.update.culprit}"
 
     def _heldout_loss(self, number: int) -> float | None:
         """After step ``number``, where it is due; None when it is not finite."""
@@ -335,6 +354,7 @@ class Training:
             alloc_retries=held.alloc_retries,
             heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
+            islands=self.islands,
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,

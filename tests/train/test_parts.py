@@ -12,9 +12,10 @@ import pytest
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.folder import claimed, write_folder
-from budgetft.train.guard import FiniteWatch, out_of_memory
+from budgetft.train.guard import out_of_memory
 from budgetft.train.loader import prefetched, split
 from budgetft.train.log import Log
+from budgetft.train.numerics import WINDOW, FiniteWatch
 from budgetft.train.record import Record
 from budgetft.train.rng import seed_step
 from budgetft.train.schedule import learning_rate, step_examples, total_steps
@@ -172,6 +173,26 @@ def test_steps_that_are_not_finite_end_the_run_only_in_a_row():
         watch.see(step=step, finite=finite, scale=1.0)
     with pytest.raises(BudgetftError, match="3 steps in a row were not finite, up to step 6"):
         watch.see(step=6, finite=False, scale=1.0)
+
+
+def feed(watch, *rows):
+    """Steps as (finite, scale), counted from 1."""
+    for step, (finite, scale) in enumerate(rows, start=1):
+        watch.see(step=step, finite=finite, scale=scale, where=None if finite else "the gradient of layers.3")
+
+
+def test_a_scale_that_keeps_falling_ends_the_run_and_names_the_place():
+    falling = [(finite, 2.0**power) for power in range(8, -5, -1) for finite in (False, True)]  # never many in a row
+    with pytest.raises(BudgetftError, match=r"scale fell to 0\.5 at step 19; first in the gradient of layers\.3"):
+        feed(FiniteWatch(), *falling)
+    with pytest.raises(BudgetftError, match=rf"67 of the last {WINDOW} steps were not finite"):
+        feed(FiniteWatch(), *((step % 3 > 0, 4.0) for step in range(1000)))
+
+
+def test_a_scaler_that_tries_a_higher_scale_now_and_then_is_left_alone():
+    watch = FiniteWatch()
+    for step in range(1, 5000):
+        watch.see(step=step, finite=step > 10 and step % 20 > 0, scale=1024.0)
 
 
 def test_running_out_of_memory_names_phase_place_examples_and_cap():

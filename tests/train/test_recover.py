@@ -83,7 +83,7 @@ def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_pla
     peaks = [json.loads((tmp_path / name / "summary.json").read_text())["process_peak_bytes"] for name in ("small", "large")]
     budget = (2 * peaks[0] + peaks[1]) // 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_preflight", lambda self: None)
+        patch.setattr(Training, "_preflight", lambda self, micros: None)
         summary = train(make_plan(micro_batch=4, learning_rate=1e-4, budget_bytes=budget), steps=3)
     assert {fallback.step for fallback in summary.fallbacks} == {1, 2, 3}
     assert losses() == pytest.approx(losses("small"), rel=1e-6)
