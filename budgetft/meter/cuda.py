@@ -43,8 +43,8 @@ class CudaMeter:
         self._used_before: int | None = None
         self._pids_before: set[int] | None = None
         if not torch.cuda.is_initialized():
-            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._first_visible()).used)
-            self._pids_before = {process.pid for process in _processes(self._first_visible())}
+            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._visible(device_index)).used)
+            self._pids_before = {process.pid for process in _processes(self._visible(device_index))}
         self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
         self.handle = self._handle_of(self.uuid)
         self.total_bytes = torch.cuda.get_device_properties(self.device).total_memory
@@ -53,11 +53,12 @@ class CudaMeter:
         self._retries_before = 0
         self._own_pids = self._find_own_pids()
 
-    def _first_visible(self) -> object:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    def _visible(self, index: int) -> object:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = names[index].strip() if index < len(names) else ""
         if visible.startswith("GPU-"):
             return pynvml.nvmlDeviceGetHandleByUUID(visible)
-        return pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
+        return pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else index)
 
     @staticmethod
     def _handle_of(uuid: str) -> object:

@@ -42,6 +42,20 @@ class Log:
             self._file.close()
 
 
+class Unwritten:
+    """The log of a process that writes none."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _kept(path: Path, finished_steps: int) -> list[Record]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     records = []

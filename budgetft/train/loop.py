@@ -19,17 +19,18 @@ from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
-from budgetft.train.folder import RunFolder, claimed, write_folder
+from budgetft.train.folder import RunFolder, write_folder
 from budgetft.train.guard import Interrupted, StopSignal, out_of_memory
 from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, split
-from budgetft.train.log import Log
+from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
 from budgetft.train.opening import load_step, open_accelerator
 from budgetft.train.preflight import fly, heaviest_batches
+from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, summarize
 from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate, step_examples
@@ -76,7 +77,10 @@ def run_training(
     """
     if save_every < 1:
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
-    with claimed(out, resume=resume) as folder:
+    ranks = launched_ranks(plan.knobs.grad_accum)
+    if not ranks.first:
+        on_progress, on_note, heldout, on_refused = _nothing, _nothing, None, _nothing
+    with claimed_by_first(out, ranks, resume=resume) as folder:
         if resume:
             known = folder.read_identity()
             weights, steps = weights or known.weights, steps or known.steps
@@ -93,7 +97,7 @@ def run_training(
         memory = open_memory(plan.gpu, device, plan.knobs.allocator)  # first: it must see the card before this process does
         processor, step = load_step(job, memory, on_note)
         training = Training(
-            job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every,
+            job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
             on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
             accelerator=open_accelerator(memory, trackers, out, job),
         )  # fmt: skip
@@ -106,6 +110,10 @@ def run_training(
             return training.run(resume)
         finally:
             training.accelerator.end_training()
+
+
+def _nothing(told: object) -> None:
+    pass
 
 
 class _Stopped(Exception):
@@ -139,13 +147,14 @@ class Training:
     islands: tuple[str, ...] = ()
     """Blocks that run in fp32."""
     told_refusal: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
     saved: int = 0
     """The step of the newest checkpoint."""
 
     def __post_init__(self) -> None:
         self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
         self.recovery = Recovery(
-            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_note=self.on_note
+            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_note=self.on_note, ranks=self.ranks
         )
 
     def run(self, resume: bool) -> Summary:
@@ -158,10 +167,10 @@ class Training:
         self._preflight(heaviest)
         del heaviest
         self._preflight_heldout()
-        if not resume:
+        if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
             write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
-        log = Log(self.folder.log, finished_steps=first)
+        log = Log(self.folder.log, finished_steps=first) if self.ranks.first else Unwritten()
         try:
             self._steps(first, log)
         finally:
@@ -225,12 +234,13 @@ class Training:
         self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))
         return self.step.micro(inputs, total_supervised=total_supervised)
 
-    def _steps(self, first: int, log: Log) -> None:
+    def _steps(self, first: int, log: Log | Unwritten) -> None:
         """Steps ``first`` + 1 to the last."""
         job, finished = self.job, first
         numbers = range(first + 1, job.steps + 1)
         wanted = (
-            split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch) for number in numbers
+            self.ranks.share(split(step_examples(number, len(job.examples), job.plan.contract), job.plan.knobs.micro_batch))
+            for number in numbers
         )
         with self.stop, ExitStack() as stack:
             batches = prefetched(wanted, self._make)
@@ -245,7 +255,8 @@ class Training:
                     self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
                     if number % self.save_every == 0 or number == job.steps:
                         self._save(finished, log)
-                    if self.stop.received is not None and number < job.steps:
+                    stopped = self.ranks.highest(self.stop.received or 0, self.step.device)
+                    if stopped and number < job.steps:
                         raise _Stopped
             except _Stopped:
                 self._save(finished, log)
@@ -296,8 +307,8 @@ class Training:
         return loss if math.isfinite(loss) else None
 
     def _begin(self) -> None:
-        """Before every micro-batch."""
-        if self.stop.received is not None:
+        """Before every micro-batch. One of several processes may not leave the others waiting for its gradients."""
+        if self.ranks.alone and self.stop.received is not None:
             raise _Stopped
 
     def _record(self, number: int, done: Done, rate: float, seconds: float, data_seconds: float, ids: list[str]) -> Record:
@@ -323,13 +334,13 @@ class Training:
             reserved_bytes=held.reserved_bytes,
             reserved_peak_bytes=held.reserved_peak_bytes,
             process_bytes=held.process_bytes,
-            process_peak_bytes=held.process_peak_bytes,
+            process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
             fallbacks=done.fallbacks,
         )
 
-    def _save(self, finished: int, log: Log) -> None:
-        if finished <= self.saved:
+    def _save(self, finished: int, log: Log | Unwritten) -> None:
+        if finished <= self.saved or not self.ranks.first:
             return
         log.sync()
         write_checkpoint(
@@ -340,9 +351,10 @@ class Training:
         )
         self.saved = finished
 
-    def _finish(self, log: Log) -> Summary:
+    def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
-        write_folder(self.folder.adapter, partial(write_adapter, self.step))
+        if self.ranks.first:
+            write_folder(self.folder.adapter, partial(write_adapter, self.step))
         held = self.memory.read()
         summary = summarize(
             log.records,
@@ -359,7 +371,8 @@ class Training:
             note=self.memory.note,
             stack=self.memory.stack,
         )
-        write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
+        if self.ranks.first:
+            write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 
     def _refused(self, phase: Phase, where: str, ids: Sequence[str]) -> None:

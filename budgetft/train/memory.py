@@ -125,7 +125,7 @@ class CudaMemory:
         from budgetft.meter.cuda import CudaMeter, restrict_to
 
         self._budget_bytes = target.budget_bytes
-        self._meter = CudaMeter()
+        self._meter = CudaMeter(int(os.environ.get("LOCAL_RANK", 0)))
         self.device = self._meter.device
         card = torch.cuda.get_device_name(self.device)
         planned = target.profile.is_card(card, self._meter.total_bytes)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from budgetft.data.processor import load_processor
-from budgetft.errors import UsageError
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.train.guard import out_of_memory
@@ -46,7 +45,7 @@ def load_step(job: Job, memory: Memory, on_note: Callable[[str], None]) -> tuple
 
 
 def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -> Any:
-    """accelerate's view of the process. Raises ``UsageError`` when it was launched as one of several."""
+    """accelerate's view of the process, and the connection to the others where it is one of several."""
     from accelerate import Accelerator
 
     trackers = chosen_trackers(trackers)
@@ -56,11 +55,6 @@ def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Jo
         log_with=trackers or None,
         project_dir=str(out),
     )
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            f"launched as {accelerator.num_processes} processes; a plan is for one card and one process",
-            hint="start it with budgetft train, without a launcher",
-        )
     if trackers:
         facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
         accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})

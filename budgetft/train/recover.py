@@ -16,6 +16,7 @@ from budgetft.step.step import Step, Update
 from budgetft.train import rng
 from budgetft.train.loader import Micro, split
 from budgetft.train.memory import Memory
+from budgetft.train.ranks import Ranks
 from budgetft.train.record import Fallback
 
 
@@ -55,19 +56,21 @@ class Recovery:
     run_micro: Callable[[Micro, float], torch.Tensor]
     make: Callable[[Sequence[int]], Micro]
     on_note: Callable[[str], None]
+    ranks: Ranks
 
     def run(self, number: int, micros: list[Micro], *, begin: Callable[[], None], learning_rate: float) -> Done:
         """Step ``number`` over ``micros``; ``begin`` is called before every micro-batch and may raise.
 
         Raises ``StillOutOfMemory`` when there is nothing left to halve.
         """
-        total = sum(micro.inputs.supervised_tokens for micro in micros)
+        total = int(self.ranks.sum(sum(micro.inputs.supervised_tokens for micro in micros), self.step.device))
         fallbacks: list[Fallback] = []
         while True:
-            rng.seed_step(self.step.contract.seed, number)
+            rng.seed_step(self.step.contract.seed, number, self.ranks.rank)
             tried = self._try(micros, total, begin, learning_rate)
             if not isinstance(tried, Refused):
                 loss, update = tried
+                loss = self.ranks.sum(loss, self.step.device)
                 return Done(loss=loss, update=update, fallbacks=tuple(fallbacks))
             fallbacks.append(self._fall_back(number, tried, micros))
             # Made again from the data: halves of tensors would keep the padding of the whole.
@@ -83,6 +86,7 @@ class Recovery:
                     begin()
                     shares.append(self.run_micro(micro, total))
                 loss = torch.stack(shares).sum()  # before the update: after it nothing may fail any more
+                self.ranks.sum_gradients(self.step.parameters)
                 update = self.step.update(learning_rate=rate)
                 return float(loss), update
         except torch.OutOfMemoryError as error:
@@ -94,7 +98,7 @@ class Recovery:
     def _fall_back(self, number: int, refused: Refused, micros: Sequence[Micro]) -> Fallback:
         crowded, neighbours = self.memory.crowded(), self.memory.neighbours()
         largest = max(len(micro.indices) for micro in micros)
-        if largest == 1:
+        if largest == 1 or (refused.phase == "optimizer" and not self.ranks.alone):  # the others have updated already
             raise StillOutOfMemory(refused.detail, phase=refused.phase, ids=refused.micro.ids)
         gc.collect()
         self.memory.release()

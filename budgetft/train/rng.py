@@ -16,6 +16,6 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, number: int) -> None:
-    """Seed every generator for step ``number`` (from 1) of a run with ``seed``."""
-    seed_all(seed * 1_000_003 + number)
+def seed_step(seed: int, number: int, rank: int = 0) -> None:
+    """Seed every generator for step ``number`` (from 1) of a run with ``seed``, in process ``rank`` of it."""
+    seed_all((seed * 1_000_003 + number) * 1009 + rank)

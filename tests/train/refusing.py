@@ -61,9 +61,9 @@ def refusing(*wanted: tuple[int, str, int]) -> Iterator[Refusals]:
             super().__init__(*args, **kwargs)
             self.on_phase = state.enter
 
-    def begin(seed: int, number: int) -> None:
+    def begin(seed: int, number: int, rank: int) -> None:
         state.begin(number)
-        seed_step(seed, number)
+        seed_step(seed, number, rank)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "LiveBytes", Meter)
