@@ -51,6 +51,7 @@ def build_app() -> "typer.Typer":
         evaluate,
         export,
         gpus,
+        launch,
         merge,
         models,
         plan,
@@ -78,6 +79,7 @@ def build_app() -> "typer.Typer":
     app.command("port")(port.port)
     app.command("train")(train.train)
     app.command("report")(report.report)
+    app.command("launch")(launch.launch)
     app.command("estimate")(estimate.estimate)
     app.command("gpus")(gpus.gpus)
     app.command("models")(models.models)
