@@ -36,6 +36,12 @@ class Interrupted(BudgetftError):
         self.exit_code = 128 + signum
 
 
+def interrupted(finished: int, steps: int, signum: int, *, hint: str) -> Interrupted:
+    """The end of a run by a signal, after ``finished`` of its steps."""
+    where = f"after step {finished} of {steps}; that step is saved" if finished else "before the end of step 1"
+    return Interrupted(f"interrupted {where}", signum=signum, hint=hint)
+
+
 class StopSignal:
     """Ctrl-C or SIGTERM as a request, seen between micro-batches; a second one ends the process as it always does.
 

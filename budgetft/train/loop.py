@@ -20,7 +20,7 @@ from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
 from budgetft.train.folder import RunFolder, write_folder
-from budgetft.train.guard import Interrupted, StopSignal, out_of_memory
+from budgetft.train.guard import StopSignal, interrupted, out_of_memory
 from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, split
@@ -79,7 +79,8 @@ def run_training(
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
     ranks = launched_ranks(plan.knobs.grad_accum)
     if not ranks.first:
-        on_progress, on_note, heldout, on_refused = _nothing, _nothing, None, _nothing
+        heldout, silent = None, lambda told: None
+        on_progress, on_note, on_refused = silent, silent, silent
     with claimed_by_first(out, ranks, resume=resume) as folder:
         if resume:
             known = folder.read_identity()
@@ -110,10 +111,6 @@ def run_training(
             return training.run(resume)
         finally:
             training.accelerator.end_training()
-
-
-def _nothing(told: object) -> None:
-    pass
 
 
 class _Stopped(Exception):
@@ -250,7 +247,7 @@ class Training:
                     record = self._one_step(number, partial(next, batches))
                     finished = number
                     log.append(record)
-                    self.accelerator.log(_numbers(record), step=number)
+                    self.accelerator.log(record.numbers(), step=number)
                     self.on_progress(record)
                     self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
                     if number % self.save_every == 0 or number == job.steps:
@@ -260,7 +257,7 @@ class Training:
                         raise _Stopped
             except _Stopped:
                 self._save(finished, log)
-                raise self._interrupted(finished) from None
+                raise interrupted(finished, job.steps, self.stop.received or 0, hint=self._how_to_resume()) from None
 
     def _one_step(self, number: int, take_batch: Callable[[], list[Micro]]) -> Record:
         """One optimizer step; on ``_Stopped`` and on any error the adapter is that of the step before."""
@@ -396,17 +393,3 @@ class Training:
         data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
         after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
         return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
-
-    def _interrupted(self, finished: int) -> Interrupted:
-        signum = self.stop.received or 0
-        where = f"after step {finished} of {self.job.steps}; that step is saved" if finished else "before the end of step 1"
-        return Interrupted(
-            f"interrupted {where}",
-            signum=signum,
-            hint=self._how_to_resume(),
-        )
-
-
-def _numbers(record: Record) -> dict[str, float]:
-    """What a tracker can draw."""
-    return {name: float(value) for name, value in record if isinstance(value, int | float) and name not in ("step", "steps")}

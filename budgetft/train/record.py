@@ -78,6 +78,11 @@ class Record(Value):
     heldout_loss: float | None = None
     """Mean over the supervised tokens of the held-out examples after this step, where it was due."""
 
+    def numbers(self) -> dict[str, float]:
+        """What a tracker can draw."""
+        steps = ("step", "steps")
+        return {name: float(value) for name, value in self if isinstance(value, int | float) and name not in steps}
+
 
 class Summary(Value):
     """A finished run. Seconds and rates are of all its steps, those before a resume included."""
