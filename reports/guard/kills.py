@@ -23,6 +23,7 @@ from drawn import draw_examples
 from budgetft.measure.ledger import Ledger
 from budgetft.plan import read_plan
 
+COMMANDS = ("plan", "train", "predict")
 MODEL = "tiny-qwen2.5-vl"
 
 
@@ -146,22 +147,26 @@ def kill_predictions(folder: Path, run: Path, data: Path, kills: int, draw: rand
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=54, help="a third of them in each command")
+    parser.add_argument("--kills", type=int, default=54, help="in equal parts")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="the others are run undisturbed")
     parser.add_argument("--steps", type=int, default=40, help="of a training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    each, draw = -(-chosen.kills // 3), random.Random(chosen.seed)
+    each = -(-chosen.kills // len(chosen.commands))
+    kills = {name: each if name in chosen.commands else 0 for name in COMMANDS}
+    draw = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in ("plans", "trainings", "predictions"):
             (folder / name).mkdir()
         data = draw_examples(folder / "data", 24).folder
-        rows = [kill_plans(folder / "plans", data, each, draw)]
+        whole_plan, whole_run = folder / "plans" / "whole.json", folder / "trainings" / "whole"
+        rows = [kill_plans(folder / "plans", data, kills["plan"], draw)]
         print(rows[-1], flush=True)
-        rows.append(kill_trainings(folder / "trainings", folder / "plans" / "whole.json", each, draw, chosen.steps))
+        rows.append(kill_trainings(folder / "trainings", whole_plan, kills["train"], draw, chosen.steps))
         print(rows[-1], flush=True)
-        rows.append(kill_predictions(folder / "predictions", folder / "trainings" / "whole", data, each, draw))
+        rows.append(kill_predictions(folder / "predictions", whole_run, data, kills["predict"], draw))
     print(f"{'command':<8}  {'kills':>5}  {'ends':>4}  {'lost or differing':>17}  compared")
     for row in rows:
         print(f"{row['command']:<8}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
