@@ -63,7 +63,7 @@ class Recovery:
 
         Raises ``StillOutOfMemory`` when there is nothing left to halve.
         """
-        total = int(self.ranks.sum(sum(micro.inputs.supervised_tokens for micro in micros), self.step.device))
+        total = self.ranks.sum(sum(micro.inputs.supervised_tokens for micro in micros), self.step.device)
         fallbacks: list[Fallback] = []
         while True:
             rng.seed_step(self.step.contract.seed, number, self.ranks.rank)
