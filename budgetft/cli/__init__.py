@@ -52,6 +52,7 @@ def build_app() -> "typer.Typer":
         evaluate,
         export,
         gpus,
+        launch,
         merge,
         models,
         plan,
@@ -80,6 +81,7 @@ def build_app() -> "typer.Typer":
     app.command("train")(train.train)
     app.command("bench")(bench.bench)
     app.command("report")(report.report)
+    app.command("launch")(launch.launch)
     app.command("estimate")(estimate.estimate)
     app.command("gpus")(gpus.gpus)
     app.command("models")(models.models)

@@ -15,6 +15,8 @@ from budgetft.plan import read_plan
 from budgetft.units import format_gib, format_seconds
 
 if TYPE_CHECKING:
+    from budgetft.outcome import Outcome
+    from budgetft.plan import Plan
     from budgetft.train.record import Record, Summary
 
 LINES = 50
@@ -38,6 +40,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+    eval_data: Annotated[Path | None, typer.Option(help="A held-out dataset whose loss is computed while training.")] = None,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations; the last step has one too.")] = 50,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
     cache: Annotated[
         Path | None, typer.Option(help="The features of a plan with cached vision; the plan's folder when left out.")
@@ -45,6 +49,9 @@ def train(
     tracker: Annotated[
         list[str] | None,
         typer.Option("--tracker", "--track", help="Report to wandb, mlflow or another of accelerate's besides TensorBoard."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger that learns of a setting that ran out of memory; in the cache when left out.")
     ] = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,
@@ -66,12 +73,30 @@ def train(
             cache=cache,
             on_progress=on_progress,
             on_note=on_note,
+            on_refused=lambda outcome: _remember(planned, outcome, ledger, on_note),
+            heldout=eval_data,
+            heldout_every=eval_every,
             trackers=tracker or (),
         )
     if json_output:
         print(summary.model_dump_json(indent=2))
     else:
         _print_summary(summary, out)
+
+
+def _remember(plan: "Plan", outcome: "Outcome", ledger: Path | None, on_note: Note) -> None:
+    """The next plan of this job must know; that it cannot be told is no reason to end a run."""
+    from budgetft.errors import BudgetftError
+    from budgetft.measure.job import planned_job
+    from budgetft.measure.ledger import Ledger
+    from budgetft.predict.store import cache_folder
+
+    path = ledger or cache_folder() / "ledger.sqlite3"
+    device = "cpu" if outcome.evidence == "predicted" else "cuda"
+    try:
+        Ledger(path).append(planned_job(plan, device=device, evidence=outcome.evidence), outcome)
+    except BudgetftError as error:
+        on_note(f"warning: the ledger was not told of it: {error.message}")
 
 
 @contextmanager
@@ -140,10 +165,30 @@ def _print_summary(summary: "Summary", out: Path) -> None:
         "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
         "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"
         f" (allocated {format_gib(summary.allocated_peak_bytes)}, reserved {format_gib(summary.reserved_peak_bytes)})",
-        "out of memory": f"{summary.ooms} times, {summary.alloc_retries} allocator retries",
+        "out of memory": _fallbacks(summary),
         "evidence": f"{summary.evidence}: {summary.note}",
         "adapter": str(out / "adapter"),
     }
+    if summary.heldout_peak_bytes is not None:
+        peak = format_gib(summary.heldout_peak_bytes)
+        rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak} (train {format_gib(summary.preflight_peak_bytes)})"
+    if summary.neighbours:
+        rows["neighbours"] = ", ".join(
+            f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.neighbours
+        )
     width = max(len(name) for name in rows)
     for name, text in rows.items():
         print(f"{name:<{width}}  {text}")
+
+
+def _fallbacks(summary: "Summary") -> str:
+    if not summary.fallbacks:
+        return f"{summary.ooms} times, {summary.alloc_retries} allocator retries"
+    steps = sorted({fallback.step for fallback in summary.fallbacks})
+    shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
+    least = min(fallback.reduced_to for fallback in summary.fallbacks)
+    first = summary.fallbacks[0]
+    return (
+        f"{len(summary.fallbacks)} times, in steps {shown}: done again with as few as {least} at a time, nothing learned was"
+        f" changed; first in phase {first.phase!r} with examples {', '.join(first.examples[:4])}. The ledger knows: plan again"
+    )

@@ -17,7 +17,6 @@ from budgetft.data.examples import Example
 from budgetft.knobs import Attention
 from budgetft.model import Model
 from budgetft.step.attention import implementation
-from budgetft.step.build import DTYPES
 from budgetft.step.step import Step
 from budgetft.step.vision import group_images
 from budgetft.value import Value
@@ -109,8 +108,7 @@ def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: lis
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, use_cache=True, **sampled
     )
-    dtype = DTYPES[step.knobs.base_precision]
-    with torch.no_grad(), torch.autocast(step.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.no_grad(), step.autocast():
         tokens_BS = step.base.generate(
             input_ids=prompts.input_ids_BS,
             attention_mask=prompts.attention_mask_BS,

@@ -4,12 +4,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from budgetft.data.examples import Example, problem_report
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.value import Value
 
 _COPIED = ("scenario", "phase", "actor", "view", "frame_rank", "source_id")
@@ -75,11 +75,27 @@ class PredictionFile:
         self._file = file
 
     def append(self, rows: Sequence[Prediction]) -> None:
-        """Write ``rows`` in one go and force them to the disk."""
+        """Write ``rows`` in one go and force them to the disk. Raises ``BudgetftError`` when it refuses."""
         lines = (row.model_dump_json(exclude_none=True) + "\n" for row in rows)
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BudgetftError(
+                f"cannot write {self._file.name}: {error.strerror}",
+                hint="the rows before are kept: free some disk and give the same command again",
+            ) from None
+
+
+@contextmanager
+def closing_quietly(file: Any) -> Iterator[None]:
+    """Close ``file`` at the end; what its buffer could not write was told before."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 @contextmanager
@@ -93,7 +109,7 @@ def appending(path: Path) -> Iterator[PredictionFile]:
         file = path.open("a+b")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with file:
+    with closing_quietly(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,7 +1,7 @@
 """What generates: base weights with or without an adapter, under which budget, contract and knobs."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from budgetft.step.step import Step
 from budgetft.train.folder import RunFolder
 from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
+from budgetft.train.numerics import restore_islands
+from budgetft.value import read_json
 
 _ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -34,6 +36,8 @@ class Source:
     target: Target
     contract: Contract
     knobs: Knobs
+    islands: tuple[str, ...] = ()
+    """Blocks that the run computed in fp32."""
 
 
 def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = True) -> Source:
@@ -50,9 +54,11 @@ def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = 
             hint=f"finish it: budgetft train --plan {folder.plan} --out {run} --resume; or add --no-adapter",
         )
     plan = read_plan(folder.plan)
-    return source_of_plan(
+    source = source_of_plan(
         plan, weights=weights or folder.read_identity().weights, adapter=folder.adapter if use_adapter else None
     )
+    islands = read_json(folder.summary).get("islands", ()) if folder.summary.is_file() else ()
+    return replace(source, islands=tuple(islands))
 
 
 def source_of_plan(plan: Plan, *, weights: str | None = None, adapter: Path | None = None) -> Source:
@@ -123,6 +129,8 @@ def build_step(source: Source, memory: Memory) -> Step:
     if knobs.vision == "cached":  # features are of the training images
         knobs = knobs.replace(vision="frozen")
     step = Step(peft_model, source.contract, knobs, device=memory.device)
+    with memory.working():
+        restore_islands(step, source.islands)
     if source.adapter is None:
         peft_model.disable_adapter_layers()  # after the step, which wants something to train
     return step

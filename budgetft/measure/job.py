@@ -11,6 +11,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.outcome import Evidence
+from budgetft.plan import Plan, load_planned_model
 from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
@@ -70,3 +71,16 @@ class Job(Value):
         }
         text = self.model_dump_json(exclude=aside)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def planned_job(plan: Plan, *, device: Device, evidence: Evidence) -> Job:
+    """The job that ``plan`` came from, probed on ``device``: what a run of it finds belongs to that job."""
+    return Job(
+        gpu=plan.gpu.profile,
+        budget_bytes=plan.gpu.budget_bytes,
+        model=load_planned_model(plan),
+        contract=plan.contract,
+        workload=plan.workload,
+        device=device,
+        evidence=evidence,
+    )

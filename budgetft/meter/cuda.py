@@ -1,6 +1,7 @@
 """What a process holds on a CUDA card: torch's allocator, and everything else by NVML."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pynvml
@@ -24,6 +25,15 @@ class Reading:
     ooms: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process on the card; ``memory_bytes`` is None when the driver does not say."""
+
+    pid: int
+    name: str
+    memory_bytes: int | None
+
+
 class CudaMeter:
     """Create before the first CUDA call of the process: what others hold on the card is read then."""
 
@@ -31,20 +41,24 @@ class CudaMeter:
         pynvml.nvmlInit()
         self.device = torch.device("cuda", device_index)
         self._used_before: int | None = None
+        self._pids_before: set[int] | None = None
         if not torch.cuda.is_initialized():
-            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._first_visible()).used)
+            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._visible(device_index)).used)
+            self._pids_before = {process.pid for process in _processes(self._visible(device_index))}
         self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
         self.handle = self._handle_of(self.uuid)
         self.total_bytes = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
         self._retries_before = 0
+        self._own_pids = self._find_own_pids()
 
-    def _first_visible(self) -> object:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    def _visible(self, index: int) -> object:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = names[index].strip() if index < len(names) else ""
         if visible.startswith("GPU-"):
             return pynvml.nvmlDeviceGetHandleByUUID(visible)
-        return pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
+        return pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else index)
 
     @staticmethod
     def _handle_of(uuid: str) -> object:
@@ -52,6 +66,21 @@ class CudaMeter:
             return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
         except pynvml.NVMLError:
             return pynvml.nvmlDeviceGetHandleByIndex(0)
+
+    def _find_own_pids(self) -> set[int]:
+        """This process as NVML numbers it: inside a container that can be another number than its own."""
+        pids = {process.pid for process in _processes(self.handle)}
+        if os.getpid() in pids or self._pids_before is None:
+            return {os.getpid()}
+        return pids - self._pids_before
+
+    def other_processes(self) -> list[Process]:
+        """Everyone else on the card, by NVML's process lists."""
+        return [process for process in _processes(self.handle) if process.pid not in self._own_pids]
+
+    def free_bytes(self) -> int:
+        """What nobody holds on the card."""
+        return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).free)
 
     @property
     def driver(self) -> str:
@@ -98,6 +127,24 @@ class CudaMeter:
             alloc_retries=stats.get("num_alloc_retries", 0) - self._retries_before,
             ooms=stats.get("num_ooms", 0),
         )
+
+
+def _processes(handle: object) -> list[Process]:
+    found: dict[int, Process] = {}
+    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with suppress(pynvml.NVMLError):
+            for one in ask(handle):
+                held = None if one.usedGpuMemory is None else int(one.usedGpuMemory)
+                found[one.pid] = Process(pid=int(one.pid), name=_name(int(one.pid)), memory_bytes=held)
+    return list(found.values())
+
+
+def _name(pid: int) -> str:
+    try:
+        name = pynvml.nvmlSystemGetProcessName(pid)
+    except pynvml.NVMLError:
+        return "name unknown"
+    return os.path.basename((name.decode(errors="replace") if isinstance(name, bytes) else str(name)).split(" ")[0])
 
 
 def restrict_to(gpu: Gpu) -> None:

@@ -25,8 +25,9 @@ def granules(size: int) -> int:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations create, until they are freed.
 
-    ``cap_bytes``: going above raises ``torch.OutOfMemoryError``, as a card would. ``on_change`` is called with (storage key,
-    bytes), bytes negative for a free. ``on_operation`` is called with (operation, arguments, result).
+    ``cap_bytes``: what would go above it is refused with ``torch.OutOfMemoryError`` and not counted, as on a card.
+    ``on_change`` is called with (storage key, bytes), bytes negative for a free. ``on_operation`` is called with (operation,
+    arguments, result).
     """
 
     def __init__(
@@ -61,6 +62,12 @@ class LiveBytes(TorchDispatchMode):
             return
         size = granules(storage.nbytes())
 
+        if self.cap_bytes is not None and self.live_bytes + size > self.cap_bytes:
+            self.ooms += 1
+            raise torch.OutOfMemoryError(
+                f"tried to hold {self.live_bytes + size} bytes of tensors; the cap is {self.cap_bytes} bytes"
+            )
+
         def gone(_: Any, key: int = key, size: int = size) -> None:
             self._refs.pop(key, None)
             self.live_bytes -= size
@@ -72,9 +79,6 @@ class LiveBytes(TorchDispatchMode):
         if self._on_change is not None:
             self._on_change(key, size)
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        if self.cap_bytes is not None and self.live_bytes > self.cap_bytes:
-            self.ooms += 1
-            raise torch.OutOfMemoryError(f"tried to hold {self.live_bytes} bytes of tensors; the cap is {self.cap_bytes} bytes")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

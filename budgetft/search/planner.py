@@ -18,7 +18,18 @@ from budgetft.plan import Candidate
 from budgetft.predict.estimator import STATIC_TERMS, Estimator
 from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import SamplerName, enqueue, held, knobs_of, make_sampler, open_study, tell, tell_refused, told
+from budgetft.search.study import (
+    SamplerName,
+    enqueue,
+    held,
+    held_study,
+    knobs_of,
+    make_sampler,
+    open_study,
+    tell,
+    tell_refused,
+    told,
+)
 from budgetft.search.transfer import Transferred
 from budgetft.units import format_gib
 
@@ -84,14 +95,15 @@ class Planner:
         if self.prober is None:
             return self._predicted(grid, stock, estimates)
         self._refuse_hopeless(estimates)
-        study = self._study([*grid, *stock], estimates)
-        self._recall(study, estimates)
-        if self.probe_baseline:
-            self._probe_baseline(study, stock, estimates)
-        self._search(study, grid, estimates)
-        if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(study, estimates):
+        with held_study(self._study_name(), self.storage):
+            study = self._study([*grid, *stock], estimates)
+            self._recall(study, estimates)
+            if self.probe_baseline:
+                self._probe_baseline(study, stock, estimates)
             self._search(study, grid, estimates)
-        return self._confirmed(estimates)
+            if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(study, estimates):
+                self._search(study, grid, estimates)
+            return self._confirmed(estimates)
 
     def _wanted(self, grid: list[Knobs]) -> list[Knobs]:
         if self.base_precision is None:
@@ -165,13 +177,16 @@ class Planner:
             seed=self.job.contract.seed,
             uncertainty_share=max(0.005, self.estimator.calibration.uncertainty_share),
         )
+        return open_study(self._study_name(), self.storage, sampler)
+
+    def _study_name(self) -> str:
         stack = self.prober.stack if self.prober is not None else None
         on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]
         name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{on}-{self.sampler}"
         if self.vision != "frozen":  # another study: its categories are others
             name += f"-{self.vision}"
         name += f"-{self.base_precision}" if self.base_precision else ""
-        return open_study(name, self.storage, sampler)
+        return name
 
     def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
         """What an earlier run of this study found: the sampler will not ask for it again."""

@@ -1,16 +1,20 @@
 """The Optuna study of one job: where outcomes become trials."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Literal
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
+from budgetft.lock import exclusive
 from budgetft.outcome import Estimate, Outcome
 from budgetft.search.sampler import PEAK_PRIOR, SEARCHED, ResidualSampler, parameters, peak_prior
 
@@ -37,6 +41,37 @@ def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
 def _unusable(storage: str, error: Exception) -> UsageError:
     """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
     return UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def held_study(name: str, storage: str) -> Iterator[None]:
+    """Keep other processes from planning in the study ``name`` during the block: they would close each other's trials.
+
+    Only a SQLite file is held; processes that share a server must see to it themselves. Raises ``UsageError`` when the
+    study is held, and ``BudgetftError`` when its storage fails (full disk, locked).
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    path = storage.removeprefix("sqlite:///")
+    with ExitStack() as stack:
+        if path != storage and not path.startswith(":"):
+            lock = Path(path).with_name(f".{Path(path).name}.{name}.lock")
+            stack.enter_context(exclusive(lock, taken=lambda holder: _in_use(name, holder)))
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise BudgetftError(
+                f"the study's storage {storage} failed: {reason}",
+                hint="finished probes are in the ledger: free some disk or end who holds it, and plan again",
+            ) from None
+
+
+def _in_use(name: str, holder: str) -> UsageError:
+    return UsageError(
+        f"another process ({holder}) is planning this very job (study {name})",
+        hint="wait for it: planning again then takes its probes over; or give another --storage",
+    )
 
 
 def make_sampler(

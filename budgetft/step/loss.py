@@ -52,6 +52,18 @@ def _summed(logits_NV: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: 
     return (cross_entropy(logits_NV, targets_N, reduction="none") * sample_weights_N).sum()
 
 
+def summed_loss(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same sum without gradients, a chunk of logits at a time: for evaluation."""
+    total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
+        chunk = slice(start, start + CHUNK_TOKENS)
+        weights_C = None if sample_weights_N is None else sample_weights_N[chunk]
+        total += supervised_loss(hidden_ND[chunk], weight_VD, targets_N[chunk], weights_C)
+    return total
+
+
 def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
     """In fp32. CUDA reads fp16 directly; the CPU first makes an fp32 copy, which a trace for a card must not."""
     if logits_CV.dtype == torch.float16 and (logits_CV.is_cuda or FUSED_KERNEL.get() is not None):

@@ -16,16 +16,14 @@ SHARED = {"qmap1": "dynamic", "qmap2": "udynamic"}
 """States that all parameters of an 8-bit optimizer share: tables of 256 fp32 values, by their name in bitsandbytes."""
 
 
-def make_optimizer(
-    parameters: Sequence[torch.nn.Parameter], contract: Contract, kind: Optimizer, device: torch.device
-) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Sequence[torch.nn.Parameter], contract: Contract, kind: Optimizer) -> torch.optim.Optimizer:
     """AdamW over ``parameters``. Raises ``UsageError`` when the 8-bit one is asked for and bitsandbytes is absent."""
     rates: dict[str, Any] = {"lr": contract.learning_rate, "weight_decay": contract.weight_decay}
     if kind == "adamw8bit":
         package = load_bitsandbytes("optimizer 'adamw8bit'")
         return package.optim.AdamW8bit(parameters, min_8bit_size=MIN_8BIT_SIZE, **rates)
-    cuda = device.type == "cuda"
-    return torch.optim.AdamW(parameters, fused=cuda, foreach=None if cuda else False, **rates)
+    # Fused: one kernel that allocates nothing, so that an update happens whole or not at all.
+    return torch.optim.AdamW(parameters, fused=True, **rates)
 
 
 def states_like(parameters: Sequence[torch.Tensor], kind: Optimizer) -> list[torch.Tensor]:

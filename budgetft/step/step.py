@@ -4,6 +4,7 @@ Shapes: B examples, S tokens, N supervised tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from budgetft.step import lora, pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
-from budgetft.step.loss import chunked_loss, supervised_loss, weighted_full_loss
+from budgetft.step.loss import chunked_loss, summed_loss, supervised_loss, weighted_full_loss
 from budgetft.step.offload import checkpoint_on_host
 from budgetft.step.optimizer import make_optimizer
 from budgetft.step.tower import CachedTower
@@ -32,6 +33,8 @@ class Update:
     grad_norm: float
     finite: bool
     scale: float
+    culprit: str | None = None
+    """The parameter nearest to the loss whose gradient is not finite."""
 
 
 class Step:
@@ -44,7 +47,7 @@ class Step:
         self.phase: Phase = "load"
         self.on_phase: Callable[[Phase], None] = lambda phase: None
         self.parameters = trainable(peft_model)
-        self.optimizer = make_optimizer(self.parameters, contract, knobs.optimizer, device)
+        self.optimizer = make_optimizer(self.parameters, contract, knobs.optimizer)
         scaled = DTYPES[knobs.base_precision] == torch.float16 and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.configure(knobs)
@@ -101,6 +104,11 @@ class Step:
         """``batch`` with the host's part done, on the step's device."""
         return prepare(batch, self.base, vision=self.knobs.vision).to(self.device)
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of every forward of this step, training or not."""
+        dtype = DTYPES[self.knobs.base_precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
     def micro(self, inputs: Inputs, *, total_supervised: float) -> torch.Tensor:
         """Forward and backward of one micro-batch.
 
@@ -109,8 +117,7 @@ class Step:
         not depend on how it was split. Returns this share of the loss (fp32, detached, on the device).
         """
         self._enter("forward")
-        dtype = DTYPES[self.knobs.base_precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with self.autocast():
             if self.knobs.loss == "full":
                 loss = self._stock_loss(inputs, total_supervised)
             else:
@@ -123,6 +130,22 @@ class Step:
         self._enter("backward")
         self.scaler.scale(loss).backward()
         return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Inputs) -> torch.Tensor:
+        """Cross-entropy summed over the supervised tokens of ``inputs``, weighted as in training (fp32), in evaluation mode.
+
+        No graph, and never more than a chunk of logits, whatever the knobs say of the training loss.
+        """
+        self._enter("forward")
+        self.peft_model.eval()
+        try:
+            with self.autocast():
+                hidden_ND = self._hidden(inputs)
+                self._enter("loss")
+                return summed_loss(hidden_ND, self.base.lm_head.weight, inputs.targets_N, inputs.sample_weights_N)
+        finally:
+            self.peft_model.train()
 
     def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:
         on_host = self.knobs.vision != "stock" or inputs.vision
@@ -156,16 +179,37 @@ class Step:
         return hidden_BSD.flatten(0, 1).index_select(0, inputs.target_index_N)
 
     def update(self, *, learning_rate: float | None = None) -> Update:
-        """Clip, step the optimizer and clear the gradients; a non-finite step is skipped and said."""
+        """Clip, step the optimizer and clear the gradients; a non-finite step is skipped and said.
+
+        When memory runs out, adapter, optimizer and scaler are as before.
+        """
         self._enter("optimizer")
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
+        fresh = not self.optimizer.state
+        try:
+            return self._update()
+        except torch.OutOfMemoryError:
+            if fresh:
+                self.optimizer.state.clear()
+            if self.scaler.is_enabled():
+                self.scaler.update(new_scale=self.scaler.get_scale())  # it forgets that it has unscaled
+            raise
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self) -> Update:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.contract.max_grad_norm)
         finite = bool(torch.isfinite(norm))
+        culprit = None if finite else self._first_nonfinite_gradient()
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return Update(grad_norm=float(norm), finite=finite, scale=self.scaler.get_scale())
+        return Update(grad_norm=float(norm), finite=finite, scale=self.scaler.get_scale(), culprit=culprit)
+
+    def _first_nonfinite_gradient(self) -> str | None:
+        """Backward goes from the last parameter to the first."""
+        named = [(name, p.grad) for name, p in self.peft_model.named_parameters() if p.grad is not None]
+        return next((name for name, grad in reversed(named) if not torch.isfinite(grad).all()), None)

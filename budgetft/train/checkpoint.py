@@ -12,7 +12,6 @@ from budgetft.errors import BudgetftError
 from budgetft.step.optimizer import own_states, set_states, state_shapes
 from budgetft.step.step import Step
 from budgetft.train.folder import write_folder
-from budgetft.train.rng import Rng, restore
 from budgetft.value import Value, read_json
 
 KEPT = 2
@@ -29,7 +28,8 @@ class State(Value):
     plan_fingerprint: str
     scaler: dict[str, int | float]
     """The gradient scaler's scale, growth tracker and constants; empty without a scaler."""
-    rng: Rng
+    rng: dict[str, Any] | None = None
+    """Of older versions; what a step draws follows from its number now."""
     sha256: dict[str, str]
 
 
@@ -38,7 +38,7 @@ def write_adapter(step: Step, folder: Path) -> None:
     step.peft_model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 
-def write_checkpoint(checkpoints: Path, step: Step, *, finished_steps: int, plan_fingerprint: str, rng: Rng) -> Path:
+def write_checkpoint(checkpoints: Path, step: Step, *, finished_steps: int, plan_fingerprint: str) -> Path:
     """Write ``step-N`` whole or not at all, then drop all but the newest two.
 
     Raises ``BudgetftError`` when the disk refuses.
@@ -55,7 +55,6 @@ def write_checkpoint(checkpoints: Path, step: Step, *, finished_steps: int, plan
             examples_seen=finished_steps * step.contract.effective_batch,
             plan_fingerprint=plan_fingerprint,
             scaler=step.scaler.state_dict(),
-            rng=rng,
             sha256={name: _sha256(folder / name) for name in _data_files(folder)},
         )
         (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -94,7 +93,7 @@ def newest_checkpoint(checkpoints: Path, on_note: Callable[[str], None]) -> tupl
 
 
 def restore_checkpoint(folder: Path, state: State, step: Step) -> None:
-    """Load adapter, optimizer, scaler and random number generators into ``step`` and the process.
+    """Load adapter, optimizer and scaler into ``step``.
 
     Raises ``BudgetftError`` when they are not of this step.
     """
@@ -102,7 +101,7 @@ def restore_checkpoint(folder: Path, state: State, step: Step) -> None:
         _restore(folder, state, step)
     except BudgetftError:
         raise
-    except Exception as error:  # safetensors, torch and the generators have their own kinds
+    except Exception as error:  # safetensors and torch have their own kinds
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise BudgetftError(
@@ -125,7 +124,6 @@ def _restore(folder: Path, state: State, step: Step) -> None:
     _load_optimizer(step, load_file(folder / OPTIMIZER))
     if state.scaler:
         step.scaler.load_state_dict(state.scaler)
-    restore(state.rng)
 
 
 def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:

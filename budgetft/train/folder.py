@@ -1,6 +1,5 @@
 """The run folder: claimed by one process at a time, and everything in it written whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.lock import exclusive
 from budgetft.value import Value, read_json
 
 LOCK = ".lock"
@@ -74,15 +74,17 @@ def claimed(path: Path, *, resume: bool) -> Iterator[RunFolder]:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the run folder {path}: {error.strerror}") from None
-    lock = _lock(path / LOCK)
     try:
-        _check_content(folder, resume)
-        yield folder
+        with exclusive(path / LOCK, taken=lambda holder: _in_use(path, holder)):
+            _check_content(folder, resume)
+            yield folder
     finally:
-        (path / LOCK).unlink(missing_ok=True)
-        os.close(lock)
-        if not existed and not any(path.iterdir()):
+        if not existed and path.is_dir() and not any(path.iterdir()):
             path.rmdir()
+
+
+def _in_use(path: Path, holder: str) -> UsageError:
+    return UsageError(f"{path} is in use by another run (process {holder})", hint="wait for it, or choose another --out")
 
 
 def _check_content(folder: RunFolder, resume: bool) -> None:
@@ -94,32 +96,13 @@ def _check_content(folder: RunFolder, resume: bool) -> None:
         raise UsageError(f"{folder.path} is not empty and holds no run", hint="choose another --out")
 
 
-def _lock(path: Path) -> int:
-    """An exclusive lock on ``path``; the kernel drops it with the process, so a dead one's file does no harm."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise UsageError(
-                f"{path.parent} is in use by another run (process {holder})",
-                hint="wait for it, or choose another --out",
-            ) from None
-        # The holder before us may have removed the name between our open and our lock.
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode())
-            return handle
-        os.close(handle)
-
-
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder ``target`` with what ``fill`` puts into it: beside it, forced to the disk, then renamed.
 
     Replaces an older ``target``. Raises ``BudgetftError`` when the disk refuses (full, read-only).
     """
+    from safetensors import SafetensorError  # it wraps what the disk said
+
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -132,8 +115,10 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(target)
         part.rename(target)
         _sync(target.parent)
-    except OSError as error:
-        raise BudgetftError(f"cannot write {target}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        hint = "what was there before is kept; free some disk, and go on (training: with --resume)"
+        raise BudgetftError(f"cannot write {target}: {reason}", hint=hint) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What ends a run early, told so that the user can act: out of memory, steps that are not finite, a signal."""
+"""What ends a run early, told so that the user can act: out of memory, a signal."""
 
 import signal
 import threading
@@ -10,8 +10,6 @@ from budgetft.errors import BudgetftError
 from budgetft.outcome import Phase
 from budgetft.units import format_gib
 
-NONFINITE_LIMIT = 20
-"""In a row. A gradient scaler that starts too high finds its place within this many."""
 _MAX_IDS = 8
 
 
@@ -30,30 +28,18 @@ def out_of_memory(
     )
 
 
-class FiniteWatch:
-    """Counts steps that are not finite, and ends a run in which nothing is learned any more."""
-
-    def __init__(self, limit: int = NONFINITE_LIMIT) -> None:
-        self._limit = limit
-        self._in_a_row = 0
-
-    def see(self, *, step: int, finite: bool, scale: float) -> None:
-        """Raise ``BudgetftError`` at the limit."""
-        self._in_a_row = 0 if finite else self._in_a_row + 1
-        if self._in_a_row >= self._limit:
-            raise BudgetftError(
-                f"{self._in_a_row} steps in a row were not finite, up to step {step} (gradient scale {scale:g};"
-                f" the limit is {self._limit}); their updates were skipped",
-                hint="lower the learning rate, or plan for a card that runs bf16 natively",
-            )
-
-
 class Interrupted(BudgetftError):
     """A signal ended the run; the exit code is the shell's own for it."""
 
     def __init__(self, message: str, *, signum: int, hint: str) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = 128 + signum
+
+
+def interrupted(finished: int, steps: int, signum: int, *, hint: str) -> Interrupted:
+    """The end of a run by a signal, after ``finished`` of its steps."""
+    where = f"after step {finished} of {steps}; that step is saved" if finished else "before the end of step 1"
+    return Interrupted(f"interrupted {where}", signum=signum, hint=hint)
 
 
 class StopSignal:

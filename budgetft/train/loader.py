@@ -31,6 +31,7 @@ R = TypeVar("R")
 class Micro:
     """One micro-batch on the host, and which examples it holds."""
 
+    indices: tuple[int, ...]
     ids: tuple[str, ...]
     inputs: Inputs
 
@@ -44,7 +45,7 @@ def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, fea
     inputs = prepare(batch, step.base, vision=step.knobs.vision)
     if step.device.type == "cuda":
         inputs = inputs.map(lambda tensor: tensor.pin_memory())
-    return Micro(ids=batch.ids, inputs=inputs)
+    return Micro(indices=tuple(indices), ids=batch.ids, inputs=inputs)
 
 
 def step_micro_batches(number: int, job: Job, shapes: Sequence[Shape]) -> list[tuple[int, ...]]:

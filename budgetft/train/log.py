@@ -1,6 +1,7 @@
 """``log.jsonl`` of a run: one record a line, appended after every step."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from budgetft.errors import BudgetftError, UsageError
@@ -16,14 +17,20 @@ class Log:
 
         Raises ``BudgetftError`` when one of those is missing or damaged.
         """
+        self.path = path
         self.records = _kept(path, finished_steps)
         write_text_atomically(path, "".join(record.model_dump_json() + "\n" for record in self.records))
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: Record) -> None:
-        """Write the record as a whole line that another process can read at once."""
-        self._file.write(record.model_dump_json() + "\n")
-        self._file.flush()
+        """Write the record as a whole line that another process can read at once. Raises ``BudgetftError``."""
+        try:
+            self._file.write(record.model_dump_json() + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise BudgetftError(
+                f"cannot write {self.path}: {error.strerror}", hint="free some disk and go on with --resume"
+            ) from None
         self.records.append(record)
 
     def sync(self) -> None:
@@ -31,7 +38,22 @@ class Log:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told already
+            self._file.close()
+
+
+class Unwritten:
+    """The log of a process that writes none."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _kept(path: Path, finished_steps: int) -> list[Record]:

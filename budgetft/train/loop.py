@@ -11,24 +11,29 @@ from typing import Any
 
 import torch
 
-from budgetft.data.processor import load_processor
+from budgetft.data.examples import read_dataset
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
-from budgetft.step.build import build_model
-from budgetft.step.step import Step, Update
+from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
 from budgetft.train.features import FeaturesOf, planned_features
-from budgetft.train.folder import RunFolder, claimed, write_folder
-from budgetft.train.guard import FiniteWatch, Interrupted, StopSignal, out_of_memory
+from budgetft.train.folder import RunFolder, write_folder
+from budgetft.train.guard import StopSignal, interrupted, out_of_memory
+from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
 from budgetft.train.loader import Micro, make_micro, prefetched, step_micro_batches
-from budgetft.train.log import Log
+from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
+from budgetft.train.neighbours import Neighbours
+from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
+from budgetft.train.opening import load_step, open_accelerator
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
+from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, summarize
+from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate
-from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
 from budgetft.value import read_json
 from budgetft.workload import Shape
@@ -47,6 +52,9 @@ def run_training(
     cache: Path | None = None,
     on_progress: Callable[[Record], None] = lambda record: None,
     on_note: Callable[[str], None] = lambda note: None,
+    on_refused: Callable[[Outcome], None] = lambda outcome: None,
+    heldout: Path | None = None,
+    heldout_every: int = 50,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -59,13 +67,22 @@ def run_training(
     has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
     objects; TensorBoard's event files are written where it is installed.
 
+    ``heldout`` is a dataset whose loss is computed every ``heldout_every`` steps and after the last.
+
+    A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
+    ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
+
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
-    ends early: out of memory under the plan's budget, steps that are not finite, or a signal (then its last finished
+    ends early: out of memory with one example at a time, steps that are not finite, or a signal (then its last finished
     step is saved).
     """
     if save_every < 1:
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
-    with claimed(out, resume=resume) as folder:
+    ranks = launched_ranks(plan.knobs.grad_accum)
+    if not ranks.first:
+        heldout, silent = None, lambda told: None
+        on_progress, on_note, on_refused = silent, silent, silent
+    with claimed_by_first(out, ranks, resume=resume) as folder:
         if resume:
             known = folder.read_identity()
             weights, steps = weights or known.weights, steps or known.steps
@@ -75,77 +92,26 @@ def run_training(
             if folder.summary.is_file():
                 on_note(f"the run in {out} is finished; nothing to do")
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
-        features_of = planned_features(job, cache, device=device, on_note=on_note)
-        training = _open(job, folder, device, on_note, on_progress, save_every)
-        training.features_of = features_of
-        training.accelerator = _accelerator(training.memory, trackers, out, job)
+        held_out = None if heldout is None else held_out_job(read_dataset(heldout), job, on_note)
+        features_of, heldout_features = (
+            None if one is None else planned_features(one, cache, device=device, on_note=on_note) for one in (job, held_out)
+        )
+        memory = open_memory(plan.gpu, device, plan.knobs.allocator)  # first: it must see the card before this process does
+        processor, step = load_step(job, memory, on_note)
+        training = Training(
+            job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
+            on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
+            accelerator=open_accelerator(memory, trackers, out, job),
+        )  # fmt: skip
+        if held_out is not None:
+            training.heldout = HeldOut(
+                job=held_out, processor=processor, step=step, memory=memory, every=heldout_every, on_note=on_note,
+                features_of=heldout_features,
+            )  # fmt: skip
         try:
             return training.run(resume)
         finally:
             training.accelerator.end_training()
-
-
-def _open(
-    job: Job,
-    folder: RunFolder,
-    device: Device,
-    on_note: Callable[[str], None],
-    on_progress: Callable[[Record], None],
-    save_every: int,
-) -> "Training":
-    """Device, processor and model. The meter comes first: it must see the card before this process holds any of it."""
-    plan = job.plan
-    memory = open_memory(plan.gpu, device, plan.knobs.allocator)
-    on_note(f"loading {job.model.name} ({job.weights or 'random weights'}) on {memory.stack.card}")
-    processor = load_processor(job.model)
-    try:
-        peft_model = build_model(
-            job.model,
-            plan.contract,
-            base_precision=plan.knobs.base_precision,
-            device=memory.device,
-            weights=job.weights,
-            vision=plan.knobs.vision,
-        )
-        memory.count(peft_model.parameters())
-        memory.count(peft_model.buffers())
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(
-            error,
-            phase="load",
-            where="building the model",
-            ids=(),
-            cap_bytes=memory.cap_bytes,
-            budget_bytes=plan.gpu.budget_bytes,
-            hint="plan again with a larger budget or a smaller model",
-        ) from error
-    step = Step(peft_model, plan.contract, plan.knobs, device=memory.device)
-    return Training(
-        job=job, folder=folder, memory=memory, processor=processor, step=step,
-        on_note=on_note, on_progress=on_progress, save_every=save_every,
-    )  # fmt: skip
-
-
-def _accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -> Any:
-    """accelerate's view of the process. Raises ``UsageError`` when it was launched as one of several."""
-    from accelerate import Accelerator
-
-    trackers = chosen_trackers(trackers)
-    accelerator = Accelerator(
-        cpu=memory.device.type == "cpu",
-        mixed_precision="no",  # the step does its own autocast and scaling, the same in a probe and here
-        log_with=trackers or None,
-        project_dir=str(out),
-    )
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            f"launched as {accelerator.num_processes} processes; a plan is for one card and one process",
-            hint="start it with budgetft train, without a launcher",
-        )
-    if trackers:
-        facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
-        accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})
-    return accelerator
 
 
 class _Stopped(Exception):
@@ -164,6 +130,10 @@ class Training:
     on_note: Callable[[str], None]
     on_progress: Callable[[Record], None]
     save_every: int
+    on_refused: Callable[[Outcome], None] = lambda outcome: None
+    heldout: HeldOut | None = None
+    heldout_peak_bytes: int | None = None
+    """Of the process, in the heaviest held-out batch."""
     accelerator: Any = None
     features_of: FeaturesOf | None = None
     stop: StopSignal = field(default_factory=StopSignal)
@@ -172,21 +142,36 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0
     """Of the process."""
+    islands: tuple[str, ...] = ()
+    """Blocks that run in fp32."""
+    told_refusal: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
     saved: int = 0
     """The step of the newest checkpoint."""
     shapes: list[Shape] = field(default_factory=list)
     """Of every example, in order."""
 
+    def __post_init__(self) -> None:
+        self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
+        self.recovery = Recovery(
+            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_note=self.on_note, ranks=self.ranks
+        )
+
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
-        first = self._restore() if resume else 0
         self.shapes = checked_shapes(self.job, self.processor)
-        self._preflight()
-        if not resume:
+        heaviest = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
+        self._probe_precision(heaviest)  # on the base as it came, so that a resumed run finds the same
+        first = self._restore() if resume else 0
+        self.neighbours.look("before the first step")
+        self._preflight(heaviest)
+        del heaviest
+        self._preflight_heldout()
+        if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
             write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
-        log = Log(self.folder.log, finished_steps=first)
+        log = Log(self.folder.log, finished_steps=first) if self.ranks.first else Unwritten()
         try:
             self._steps(first, log)
         finally:
@@ -213,18 +198,36 @@ class Training:
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
-    def _preflight(self) -> None:
+    def _probe_precision(self, heaviest: list[Micro]) -> None:
+        try:
+            self.islands = probe_precision(self.step, self.memory, heaviest, self.on_note)
+        except torch.OutOfMemoryError as error:
+            ids = [name for micro in heaviest for name in micro.ids]
+            hint = "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32"
+            raise self._out_of_memory(error, self.step.phase, "the precision probe", ids, hint=hint) from error
+
+    def _preflight(self, micros: list[Micro]) -> None:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
-        micros = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
         try:
             held = fly(self.step, self.memory, micros, self._micro)
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(
-                error, "the pre-flight", micros, hint="plan again: budgetft plan --data ... --probe always"
-            ) from error
+            ids = [name for micro in micros for name in micro.ids]
+            hint = "plan again: budgetft plan --data ... --probe always"
+            self._refused(self.step.phase, "in the pre-flight", ids)
+            raise self._out_of_memory(error, self.step.phase, "the pre-flight", ids, hint=hint) from error
         self.preflight_peak_bytes = held.process_peak_bytes
         budget = format_gib(self.job.plan.gpu.budget_bytes)
         self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
+
+    def _preflight_heldout(self) -> None:
+        if self.heldout is None:
+            return
+        try:
+            self.heldout_peak_bytes = self.heldout.fly().process_peak_bytes
+        except torch.OutOfMemoryError as error:
+            hint = "evaluate other data, or none"
+            raise self._out_of_memory(error, self.step.phase, "the pre-flight of the held-out data", (), hint=hint) from error
+        self.on_note(f"pre-flight: evaluation peaks at {format_gib(self.heldout_peak_bytes)}")
 
     def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
         """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
@@ -232,29 +235,30 @@ class Training:
         self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))
         return self.step.micro(inputs, total_supervised=total_supervised)
 
-    def _steps(self, first: int, log: Log) -> None:
-        """Steps ``first`` + 1 to the last. A checkpoint gets the generators' state after the last finished step."""
-        job, finished, states = self.job, first, rng.capture()
+    def _steps(self, first: int, log: Log | Unwritten) -> None:
+        """Steps ``first`` + 1 to the last."""
+        job, finished = self.job, first
         numbers = range(first + 1, job.steps + 1)
-        wanted = (step_micro_batches(number, job, self.shapes) for number in numbers)
+        wanted = (self.ranks.share(step_micro_batches(number, job, self.shapes)) for number in numbers)
         with self.stop, ExitStack() as stack:
             batches = prefetched(wanted, self._make)
             stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]
             try:
                 for number in numbers:
                     record = self._one_step(number, partial(next, batches))
-                    finished, states = number, rng.capture()
+                    finished = number
                     log.append(record)
-                    self.accelerator.log(_numbers(record), step=number)
+                    self.accelerator.log(record.numbers(), step=number)
                     self.on_progress(record)
-                    self.watch.see(step=number, finite=record.finite, scale=record.scale)
+                    self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
                     if number % self.save_every == 0 or number == job.steps:
-                        self._save(finished, states, log)
-                    if self.stop.received is not None and number < job.steps:
+                        self._save(finished, log)
+                    stopped = self.ranks.highest(self.stop.received or 0, self.step.device)
+                    if stopped and number < job.steps:
                         raise _Stopped
             except _Stopped:
-                self._save(finished, states, log)
-                raise self._interrupted(finished) from None
+                self._save(finished, log)
+                raise interrupted(finished, job.steps, self.stop.received or 0, hint=self._how_to_resume()) from None
 
     def _one_step(self, number: int, take_batch: Callable[[], list[Micro]]) -> Record:
         """One optimizer step; on ``_Stopped`` and on any error the adapter is that of the step before."""
@@ -263,35 +267,50 @@ class Training:
         micros = take_batch()
         data_seconds = time.perf_counter() - began
         rate = learning_rate(number, self.job.steps, contract)
-        total = sum(micro.inputs.supervised_tokens for micro in micros)
         try:
-            with self.memory.working():
-                shares = []
-                for micro in micros:
-                    if self.stop.received is not None:
-                        raise _Stopped
-                    shares.append(self._micro(micro, total))
-                update = self.step.update(learning_rate=rate)
-        except torch.OutOfMemoryError as error:
+            done = self.recovery.run(number, micros, begin=self._begin, learning_rate=rate)
+        except StillOutOfMemory as error:
             raise self._out_of_memory(
-                error, f"step {number}", micros, hint=f"plan again with a smaller micro-batch; {self._how_to_resume()}"
-            ) from error
-        finally:
-            self.step.optimizer.zero_grad(set_to_none=True)
-        loss = float(torch.stack(shares).sum())
+                error, error.phase, f"step {number}, one example at a time", error.ids,
+                hint=f"plan again with a larger budget, or a contract with fewer pixels; {self._how_to_resume()}",
+            ) from None  # fmt: skip
+        self.neighbours.look(f"since step {number}")
+        blamed = next((fallback for fallback in done.fallbacks if not fallback.crowded), None)
+        if blamed is not None:
+            self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
-        return self._record(number, loss, update, rate, seconds, data_seconds, [i for micro in micros for i in micro.ids])
+        heldout_loss = self._heldout_loss(number)
+        ids = [name for micro in micros for name in micro.ids]
+        record = self._record(number, done, rate, seconds, data_seconds, ids)
+        return record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
 
-    def _record(
-        self,
-        number: int,
-        loss: float,
-        update: Update,
-        rate: float,
-        seconds: float,
-        data_seconds: float,
-        ids: list[str],
-    ) -> Record:
+    def _first_nonfinite(self, record: Record, done: Done, micros: list[Micro]) -> str | None:
+        """Where a step that was not finite first was so."""
+        if record.loss is None:
+            return culprit(self.step, self.memory, micros)
+        return None if record.finite else f"the gradient of {done.update.culprit}"
+
+    def _heldout_loss(self, number: int) -> float | None:
+        """After step ``number``, where it is due; None when it is not finite."""
+        if self.heldout is None or not self.heldout.due(number):
+            return None
+        try:
+            loss = self.heldout.loss()
+        except StillOutOfMemory as error:
+            hint = f"evaluate other data or none; {self._how_to_resume()}"
+            raise self._out_of_memory(
+                error, error.phase, f"evaluation after step {number}, one example at a time", error.ids, hint=hint
+            ) from None
+        self.on_note(f"held-out loss after step {number}: {loss:.4f}")
+        return loss if math.isfinite(loss) else None
+
+    def _begin(self) -> None:
+        """Before every micro-batch. One of several processes may not leave the others waiting for its gradients."""
+        if self.ranks.alone and self.stop.received is not None:
+            raise _Stopped
+
+    def _record(self, number: int, done: Done, rate: float, seconds: float, data_seconds: float, ids: list[str]) -> Record:
+        loss, update = done.loss, done.update
         held = self.memory.read()
         new_peak = held.allocated_peak_bytes > self.peak_bytes
         self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
@@ -313,12 +332,13 @@ class Training:
             reserved_bytes=held.reserved_bytes,
             reserved_peak_bytes=held.reserved_peak_bytes,
             process_bytes=held.process_bytes,
-            process_peak_bytes=held.process_peak_bytes,
+            process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
+            fallbacks=done.fallbacks,
         )
 
-    def _save(self, finished: int, states: rng.Rng, log: Log) -> None:
-        if finished <= self.saved:
+    def _save(self, finished: int, log: Log | Unwritten) -> None:
+        if finished <= self.saved or not self.ranks.first:
             return
         log.sync()
         write_checkpoint(
@@ -326,13 +346,13 @@ class Training:
             self.step,
             finished_steps=finished,
             plan_fingerprint=plan_fingerprint(self.job.plan),
-            rng=states,
         )
         self.saved = finished
 
-    def _finish(self, log: Log) -> Summary:
+    def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
-        write_folder(self.folder.adapter, partial(write_adapter, self.step))
+        if self.ranks.first:
+            write_folder(self.folder.adapter, partial(write_adapter, self.step))
         held = self.memory.read()
         summary = summarize(
             log.records,
@@ -342,19 +362,29 @@ class Training:
             cap_bytes=self.memory.cap_bytes,
             ooms=held.ooms,
             alloc_retries=held.alloc_retries,
+            heldout_peak_bytes=self.heldout_peak_bytes,
+            neighbours=self.neighbours.seen,
+            islands=self.islands,
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,
         )
-        write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
+        if self.ranks.first:
+            write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 
-    def _out_of_memory(self, error: Exception, where: str, micros: list[Micro], *, hint: str) -> BudgetftError:
+    def _refused(self, phase: Phase, where: str, ids: Sequence[str]) -> None:
+        """Tell once that the planned setting ran out of memory."""
+        if not self.told_refusal:
+            self.told_refusal = True
+            self.on_refused(refusal(self.job.plan, self.memory, phase, f"{where}, examples {', '.join(ids)}"))
+
+    def _out_of_memory(self, error: Exception, phase: Phase, where: str, ids: Sequence[str], *, hint: str) -> BudgetftError:
         return out_of_memory(
             error,
-            phase=self.step.phase,
+            phase=phase,
             where=where,
-            ids=[name for micro in micros for name in micro.ids],
+            ids=ids,
             cap_bytes=self.memory.cap_bytes,
             budget_bytes=self.job.plan.gpu.budget_bytes,
             hint=hint,
@@ -364,18 +394,3 @@ class Training:
         data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
         after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
         return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
-
-    def _interrupted(self, finished: int) -> Interrupted:
-        signum = self.stop.received or 0
-        where = f"after step {finished} of {self.job.steps}; that step is saved" if finished else "before the end of step 1"
-        return Interrupted(
-            f"interrupted {where}",
-            signum=signum,
-            hint=self._how_to_resume(),
-        )
-
-
-def _numbers(record: Record) -> dict[str, float]:
-    """What a tracker can draw."""
-    values = record.model_dump(exclude={"step", "steps", "peak_examples"})
-    return {name: float(value) for name, value in values.items() if value is not None}

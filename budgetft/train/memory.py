@@ -15,6 +15,7 @@ from budgetft.knobs import Allocator
 from budgetft.meter.live import LiveBytes
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import Target
+from budgetft.train.record import Neighbour
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -56,6 +57,18 @@ class Memory(Protocol):
 
     def forget_peaks(self) -> None: ...
 
+    def release(self) -> None:
+        """Give back what the allocator caches, so that blocks of other sizes can be had; peaks stay."""
+        ...
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """Other processes on the device now."""
+        ...
+
+    def crowded(self) -> bool:
+        """Whether the device has less left than the cap still allows: others hold it."""
+        ...
+
     def read(self) -> Held: ...
 
 
@@ -82,6 +95,15 @@ class CpuMemory:
     def forget_peaks(self) -> None:
         self._live.reset_peak()
 
+    def release(self) -> None:
+        pass  # nothing is cached
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        return ()
+
+    def crowded(self) -> bool:
+        return False
+
     def read(self) -> Held:
         live, peak = self._live.live_bytes, self._live.peak_bytes
         return Held(
@@ -103,7 +125,7 @@ class CudaMemory:
         from budgetft.meter.cuda import CudaMeter, restrict_to
 
         self._budget_bytes = target.budget_bytes
-        self._meter = CudaMeter()
+        self._meter = CudaMeter(int(os.environ.get("LOCAL_RANK", 0)))
         self.device = self._meter.device
         card = torch.cuda.get_device_name(self.device)
         planned = target.profile.is_card(card, self._meter.total_bytes)
@@ -126,6 +148,15 @@ class CudaMemory:
 
     def forget_peaks(self) -> None:
         self._meter.reset()
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        return tuple(Neighbour(**vars(process)) for process in self._meter.other_processes())
+
+    def crowded(self) -> bool:
+        return self._meter.free_bytes() < self.cap_bytes - torch.cuda.memory_reserved(self.device)
 
     def read(self) -> Held:
         reading = self._meter.read()

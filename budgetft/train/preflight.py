@@ -8,7 +8,6 @@ from budgetft.data.bucket import padded_tokens, split
 from budgetft.data.stats import check_lengths, measure_shapes
 from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
-from budgetft.train import rng
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, step_micro_batches
 from budgetft.train.memory import Held, Memory
@@ -68,11 +67,10 @@ def _largest(shapes: Sequence[Shape], key: Callable[[Shape], tuple[int, int]], w
 def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable[[Micro, float], torch.Tensor]) -> Held:
     """Run ``micros`` forward and backward, with room taken for the optimizer's states; returns what was held.
 
-    Leaves no trace: parameters, optimizer, scaler and random number generators are as before. The cap is set again
+    Leaves no trace: parameters, optimizer and scaler are as before, and steps seed the generators. The cap is set again
     afterwards, because by then the kernels and workspaces that lie outside torch's allocator are loaded. Raises
     ``torch.OutOfMemoryError``.
     """
-    states = rng.capture()
     total = sum(micro.inputs.supervised_tokens for micro in micros)
     try:
         with memory.working():
@@ -85,7 +83,6 @@ def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable
             del room
     finally:
         step.optimizer.zero_grad(set_to_none=True)
-        rng.restore(states)
     held = memory.read()
     memory.set_cap()
     memory.forget_peaks()

@@ -2,10 +2,40 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-from budgetft.outcome import Evidence, Stack
+from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
 from budgetft.value import Value
+
+
+class Neighbour(Value):
+    """Another process on the card."""
+
+    pid: int
+    name: str
+    memory_bytes: int | None
+    """None when the driver does not say."""
+
+
+class Fallback(Value):
+    """Memory ran out in a step, and the whole step was done again with smaller micro-batches."""
+
+    step: int
+    phase: Phase
+    micro_batch: int
+    """Examples in the micro-batch that failed."""
+    reduced_to: int
+    """Most examples in a micro-batch of the next try."""
+    examples: tuple[str, ...]
+    """The ids of the micro-batch that failed."""
+    detail: str
+    """What torch said."""
+    cap_bytes: int
+    crowded: bool
+    """The card could not have given what the cap allowed: others hold its memory, so the setting is not to blame."""
+    neighbours: tuple[Neighbour, ...] = ()
+    """Other processes on the card at that time."""
 
 
 class Record(Value):
@@ -41,6 +71,17 @@ class Record(Value):
     process_peak_bytes: int
     peak_examples: tuple[str, ...] | None = None
     """The ids of the step's examples, when it reached a new peak of allocated bytes."""
+    fallbacks: tuple[Fallback, ...] = ()
+    """The failed tries of this step."""
+    nonfinite: str | None = None
+    """Where the step first was not finite: a module in forward, or a parameter's gradient."""
+    heldout_loss: float | None = None
+    """Mean over the supervised tokens of the held-out examples after this step, where it was due."""
+
+    def numbers(self) -> dict[str, float]:
+        """What a tracker can draw."""
+        steps = ("step", "steps")
+        return {name: float(value) for name, value in self if isinstance(value, int | float) and name not in steps}
 
 
 class Summary(Value):
@@ -71,35 +112,34 @@ class Summary(Value):
     cap_bytes: int
     """What the allocator was allowed at the end."""
     over_budget: bool
+    heldout_peak_bytes: int | None = None
+    """Of the process, in the heaviest held-out batch, which came before the first step too; None without such data."""
+    heldout_loss: float | None = None
+    """The last one."""
     ooms: int
     alloc_retries: int
+    fallbacks: tuple[Fallback, ...] = ()
+    """Every time memory ran out; each was made good."""
+    neighbours: tuple[Neighbour, ...] = ()
+    """Every other process that was seen on the card."""
+    islands: tuple[str, ...] = ()
+    """Modules that ran in fp32, because they would overflow fp16."""
     evidence: Evidence
     note: str
     """In words: what the bytes were measured on."""
     stack: Stack
 
 
-def summarize(
-    records: Sequence[Record],
-    plan: Plan,
-    *,
-    examples: int,
-    preflight_peak_bytes: int,
-    cap_bytes: int,
-    ooms: int,
-    alloc_retries: int,
-    evidence: Evidence,
-    note: str,
-    stack: Stack,
-) -> Summary:
-    """The summary of a run from all its ``records`` (at least one)."""
+def summarize(records: Sequence[Record], plan: Plan, *, preflight_peak_bytes: int, **facts: Any) -> Summary:
+    """The summary of a run from all its ``records`` (at least one); ``facts`` are fields that no record holds."""
     batch = plan.contract.effective_batch
     seconds = [record.seconds for record in records]
     reserved = [record.reserved_peak_bytes for record in records if record.reserved_peak_bytes is not None]
     process_peak = max(record.process_peak_bytes for record in records)
+    heldout = [record.heldout_loss for record in records if record.heldout_loss is not None]
+    highest = max(process_peak, preflight_peak_bytes, facts.get("heldout_peak_bytes") or 0)
     return Summary(
         steps=len(records),
-        examples=examples,
         effective_batch=batch,
         samples_per_second=batch / statistics.median(seconds),
         samples_per_second_overall=batch * len(records) / sum(seconds),
@@ -107,17 +147,14 @@ def summarize(
         train_seconds=sum(seconds),
         first_loss=records[0].loss,
         last_loss=records[-1].loss,
+        heldout_loss=heldout[-1] if heldout else None,
         skipped_steps=sum(not record.finite for record in records),
         allocated_peak_bytes=max(record.allocated_peak_bytes for record in records),
         reserved_peak_bytes=max(reserved) if reserved else None,
         process_peak_bytes=process_peak,
         preflight_peak_bytes=preflight_peak_bytes,
         budget_bytes=plan.gpu.budget_bytes,
-        cap_bytes=cap_bytes,
-        over_budget=max(process_peak, preflight_peak_bytes) > plan.gpu.budget_bytes,
-        ooms=ooms,
-        alloc_retries=alloc_retries,
-        evidence=evidence,
-        note=note,
-        stack=stack,
+        over_budget=highest > plan.gpu.budget_bytes,
+        fallbacks=tuple(fallback for record in records for fallback in record.fallbacks),
+        **facts,
     )

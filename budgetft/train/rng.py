@@ -1,50 +1,12 @@
-"""The process's random number generators as a value: a resumed run draws what an uninterrupted one draws."""
+"""The process's random number generators: what a step draws follows from the run's seed and the step's number alone.
 
-import base64
+So a resumed run, and one that had to do a step again, draw what an undisturbed one draws.
+"""
+
 import random
 
 import numpy as np
 import torch
-
-from budgetft.value import Value
-
-
-class Rng(Value):
-    """States; bytes are base64."""
-
-    torch_cpu: str
-    torch_cuda: str | None
-    """Of the current device; None when CUDA is not in use."""
-    python: tuple[int, tuple[int, ...], float | None]
-    numpy_keys: str
-    numpy_position: int
-    numpy_has_gauss: int
-    numpy_cached_gaussian: float
-
-
-def capture() -> Rng:
-    """The states now."""
-    version, numbers, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return Rng(
-        torch_cpu=_encoded(torch.get_rng_state().numpy()),
-        torch_cuda=_encoded(torch.cuda.get_rng_state().numpy()) if torch.cuda.is_initialized() else None,
-        python=(version, tuple(numbers), gauss),
-        numpy_keys=_encoded(np.asarray(keys, dtype=np.uint32)),
-        numpy_position=int(position),
-        numpy_has_gauss=int(has_gauss),
-        numpy_cached_gaussian=float(cached),
-    )
-
-
-def restore(rng: Rng) -> None:
-    """Set the states; that of CUDA only where CUDA is in use and was then."""
-    random.setstate(rng.python)
-    keys = np.frombuffer(base64.b64decode(rng.numpy_keys), dtype=np.uint32)
-    np.random.set_state(("MT19937", keys, rng.numpy_position, rng.numpy_has_gauss, rng.numpy_cached_gaussian))
-    torch.set_rng_state(_state(rng.torch_cpu))
-    if rng.torch_cuda is not None and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(_state(rng.torch_cuda))
 
 
 def seed_all(seed: int) -> None:
@@ -54,9 +16,6 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _encoded(array: np.ndarray) -> str:
-    return base64.b64encode(array.tobytes()).decode()
-
-
-def _state(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+def seed_step(seed: int, number: int, rank: int = 0) -> None:
+    """Seed every generator for step ``number`` (from 1) of a run with ``seed``, in process ``rank`` of it."""
+    seed_all((seed * 1_000_003 + number) * 1009 + rank)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
 from budgetft.workload import Shape, Workload
@@ -173,3 +173,15 @@ def test_two_processes_that_create_and_write_a_ledger_at_once_lose_nothing(make_
     for who in ("left", "right"):
         mine = [detail for detail in details if detail.startswith(who)]
         assert mine == [f"{who} {number}" for number in range(100)], "each writer's rows stay in order"
+
+
+def test_what_sqlite_refuses_is_said_in_our_words_with_the_file(ledger, make_job, make_knobs):
+    """Another process holds the file; a full disk and a read-only one come the same way."""
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    holder = sqlite3.connect(ledger.path)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(BudgetftError, match=r"ledger\.sqlite3 could not be written: database is locked"):
+        ledger.append(make_job(), outcome_of(make_knobs(1)))
+    holder.rollback()
+    ledger.append(make_job(), outcome_of(make_knobs(1)))
+    assert len(ledger) == 1

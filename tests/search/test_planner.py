@@ -1,8 +1,10 @@
 """Planning with a prober that looks its answers up: what is probed, in which order, and what comes out."""
 
+import os
+
 import pytest
 
-from budgetft.errors import BudgetftError, NothingFits
+from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.knobs import is_stock
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
@@ -287,6 +289,18 @@ def test_what_the_ledger_knows_is_not_probed_again(make_planner, tmp_path):
     assert [event.from_ledger for event in found] == [True] * (len(prober.asked) - 1) + [False]
 
 
+def test_a_winner_that_ran_out_of_memory_in_a_run_is_not_planned_again(make_planner, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'studies.sqlite3'}"
+    ledger = Ledger(tmp_path / "ledger.sqlite3")
+    planner, _, truth = make_planner(ledger=ledger, storage=storage)
+    first = planner.plan().winner.knobs
+    refused = truth.outcome(first).replace(status="oom", samples_per_second=None, stack=STACK)
+    ledger.append(planner.job, refused)
+    second = make_planner(ledger=ledger, storage=storage)[0].plan().winner
+    assert second.knobs != first
+    assert second.estimate.fits
+
+
 def test_another_stack_or_budget_is_probed_anew(make_planner, tmp_path):
     ledger, storage = Ledger(tmp_path / "ledger.sqlite3"), f"sqlite:///{tmp_path / 'studies.sqlite3'}"
     first, prober, _ = make_planner(ledger=ledger, storage=storage)
@@ -383,3 +397,40 @@ def test_an_outcome_without_bytes_leaves_the_predicted_ones(make_truth):
     assert settled.process_peak_bytes == estimate.process_peak_bytes
     assert sum(term.memory_bytes for term in settled.terms) == estimate.process_peak_bytes
     assert settled.samples_per_second == outcome.samples_per_second
+
+
+def test_two_plans_of_one_job_at_a_time_are_refused_and_the_first_goes_on_untouched(make_planner, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'studies.sqlite3'}"
+    refused = []
+
+    def while_planning(truth):
+        def answer(knobs, fresh):
+            if not refused:
+                with pytest.raises(UsageError, match=rf"another process \({os.getpid()}\) is planning this very job") as caught:
+                    make_planner(storage=storage)[0].plan()
+                refused.append(caught.value.hint)
+            return truth.outcome(knobs)
+
+        return answer
+
+    choice = make_planner(answer=while_planning, storage=storage)[0].plan()
+    assert choice.winner.estimate.fits
+    assert "wait for it" in refused[0]
+    assert make_planner(storage=storage)[0].plan().winner.estimate.fits  # and afterwards it is free
+
+
+def test_a_storage_that_fails_in_the_middle_is_told_and_the_ledger_keeps_what_was_found(make_planner, tmp_path):
+    path, ledger = tmp_path / "studies.sqlite3", Ledger(tmp_path / "ledger.sqlite3")
+
+    def damage(truth):
+        def answer(knobs, fresh):
+            path.write_bytes(b"not a database" * 1000)
+            return truth.outcome(knobs)
+
+        return answer
+
+    planner, prober, _ = make_planner(answer=damage, storage=f"sqlite:///{path}", ledger=ledger)
+    with pytest.raises(BudgetftError, match=r"the study's storage .* failed") as caught:
+        planner.plan()
+    assert "plan again" in (caught.value.hint or "")
+    assert len(ledger) == len(prober.asked) >= 1

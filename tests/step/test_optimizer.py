@@ -22,7 +22,7 @@ def parameters() -> list[torch.nn.Parameter]:
 
 def updated(kind: str) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
     made = parameters()
-    optimizer = make_optimizer(made, Contract(), kind, CPU)
+    optimizer = make_optimizer(made, Contract(), kind)
     for parameter in made:
         parameter.grad = parameter.detach() * 0.1
     optimizer.step()
@@ -47,7 +47,7 @@ def test_eight_bit_moments_take_a_quarter_and_a_little():
 def test_states_put_into_a_new_optimizer_lead_to_the_same_next_update():
     optimizer, made = updated("adamw8bit")
     again = parameters()
-    other = make_optimizer(again, Contract(), "adamw8bit", CPU)
+    other = make_optimizer(again, Contract(), "adamw8bit")
     for old, new in zip(made, again, strict=True):
         new.data.copy_(old.data)
         set_states(other, new, own_states(optimizer, old))
@@ -61,4 +61,4 @@ def test_states_put_into_a_new_optimizer_lead_to_the_same_next_update():
 @pytest.mark.skipif(HAS_BITSANDBYTES, reason="bitsandbytes is installed")
 def test_the_eight_bit_optimizer_is_refused_without_its_package():
     with pytest.raises(UsageError, match="needs bitsandbytes"):
-        make_optimizer(parameters(), Contract(), "adamw8bit", CPU)
+        make_optimizer(parameters(), Contract(), "adamw8bit")

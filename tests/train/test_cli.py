@@ -81,3 +81,19 @@ def test_a_log_file_gets_plain_lines_with_the_time_left(capsys):
     assert lines[2].endswith("3 min left")
     assert lines[3].startswith("step 100/100"), "step 3 is not due"
     assert "left" not in lines[3]
+
+
+def test_the_ledger_learns_of_a_setting_that_ran_out_of_memory(run, tmp_path, make_plan):
+    from refusing import refusing
+
+    from budgetft.measure.job import planned_job
+    from budgetft.measure.ledger import Ledger
+
+    with refusing((1, "backward", 3)):
+        done = run("--ledger", str(tmp_path / "ledger.sqlite3"))
+    assert done.exit_code == 0, done.output
+    assert "1 times, in steps 1: done again with as few as 1 at a time" in done.stdout
+    plan, ledger = make_plan(), Ledger(tmp_path / "ledger.sqlite3")
+    ((_, outcome),) = ledger.rows()
+    assert ledger.find(planned_job(plan, device="cpu", evidence="predicted"), plan.knobs, outcome.stack) == outcome
+    assert outcome.status == "oom"

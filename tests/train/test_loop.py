@@ -128,7 +128,7 @@ def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_pat
 
     plan = make_plan(lora_dropout=0.2, knobs={"lora": "stock"})  # dropout draws random numbers
     train(plan, out=tmp_path / "with", steps=2)
-    monkeypatch.setattr(Training, "_preflight", lambda self: None)
+    monkeypatch.setattr(Training, "_preflight", lambda self, micros: None)
     train(plan, out=tmp_path / "without", steps=2)
     assert [line["loss"] for line in read_log(tmp_path / "with")] == [line["loss"] for line in read_log(tmp_path / "without")]
     assert (tmp_path / "with" / ADAPTER).read_bytes() == (tmp_path / "without" / ADAPTER).read_bytes()

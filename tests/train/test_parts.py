@@ -13,11 +13,12 @@ from budgetft.contract import Contract
 from budgetft.data.bucket import split
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.folder import claimed, write_folder
-from budgetft.train.guard import FiniteWatch, out_of_memory
+from budgetft.train.guard import out_of_memory
 from budgetft.train.loader import prefetched
 from budgetft.train.log import Log
+from budgetft.train.numerics import WINDOW, FiniteWatch
 from budgetft.train.record import Record
-from budgetft.train.rng import capture, restore, seed_all
+from budgetft.train.rng import seed_step
 from budgetft.train.schedule import learning_rate, step_examples, total_steps
 
 
@@ -111,22 +112,20 @@ def test_the_log_keeps_what_the_checkpoint_has_seen_and_drops_the_rest(tmp_path)
         Log(path, finished_steps=5)
 
 
-def test_random_states_go_through_json_and_back():
+def test_what_a_step_draws_follows_from_seed_and_number_alone():
     import random
 
     import numpy as np
     import torch
 
-    def draw():
+    def draw(seed, number):
+        seed_step(seed, number)
         return random.random(), random.gauss(0, 1), np.random.rand(), torch.rand(3).tolist()
 
-    seed_all(1)
+    first = draw(1, 7)
     random.gauss(0, 1)  # leaves a second number waiting
-    state = type(capture()).model_validate_json(capture().model_dump_json())
-    first = draw()
-    draw()
-    restore(state)
-    assert draw() == first
+    assert draw(1, 7) == first
+    assert first not in (draw(1, 8), draw(2, 7))
 
 
 def test_two_processes_cannot_hold_one_folder(tmp_path):
@@ -175,6 +174,26 @@ def test_steps_that_are_not_finite_end_the_run_only_in_a_row():
         watch.see(step=step, finite=finite, scale=1.0)
     with pytest.raises(BudgetftError, match="3 steps in a row were not finite, up to step 6"):
         watch.see(step=6, finite=False, scale=1.0)
+
+
+def feed(watch, *rows):
+    """Steps as (finite, scale), counted from 1."""
+    for step, (finite, scale) in enumerate(rows, start=1):
+        watch.see(step=step, finite=finite, scale=scale, where=None if finite else "the gradient of layers.3")
+
+
+def test_a_scale_that_keeps_falling_ends_the_run_and_names_the_place():
+    falling = [(finite, 2.0**power) for power in range(8, -5, -1) for finite in (False, True)]  # never many in a row
+    with pytest.raises(BudgetftError, match=r"scale fell to 0\.5 at step 19; first in the gradient of layers\.3"):
+        feed(FiniteWatch(), *falling)
+    with pytest.raises(BudgetftError, match=rf"67 of the last {WINDOW} steps were not finite"):
+        feed(FiniteWatch(), *((step % 3 > 0, 4.0) for step in range(1000)))
+
+
+def test_a_scaler_that_tries_a_higher_scale_now_and_then_is_left_alone():
+    watch = FiniteWatch()
+    for step in range(1, 5000):
+        watch.see(step=step, finite=step > 10 and step % 20 > 0, scale=1024.0)
 
 
 def test_running_out_of_memory_names_phase_place_examples_and_cap():

@@ -1,0 +1,157 @@
+"""Which parts of a model overflow fp16, and those parts in fp32.
+
+fp16 ends at 65,504. Published overflows of these models sit inside MLPs and attention (the product before ``down_proj``,
+the vision MLP) while the residual stream stays in range: so such a block computes in fp32 and hands fp16 on.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+LIMIT = 30_000.0
+"""Of magnitudes inside a block: less than half of what fp16 holds, because training moves them and other examples differ."""
+BLOCKS = ("mlp", "self_attn", "attn", "merger", "deepstack_merger_list")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The largest magnitude that a block's linears read or wrote, and how many of their numbers were not finite."""
+
+    block: str
+    largest: float
+    nonfinite: int
+
+    @property
+    def overflows(self) -> bool:
+        return self.nonfinite > 0 or self.largest > LIMIT
+
+
+def blocks_of(base: nn.Module) -> dict[str, nn.Module]:
+    """The MLPs, attentions and mergers of both towers, by name, in the order of the modules; none inside another."""
+    found: dict[str, nn.Module] = {}
+    for name, module in base.named_modules():
+        parts = [part for part in name.split(".") if not part.isdigit()]
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if parts[-1:] and parts[-1] in BLOCKS and not isinstance(module, nn.ModuleList) and not inside:
+            found[name] = module
+    return found
+
+
+def is_island(module: nn.Module) -> bool:
+    return "budgetft_island" in module.__dict__
+
+
+def make_island(module: nn.Module) -> None:
+    """Let ``module`` compute in fp32: its frozen weights are kept in fp32, its inputs and outputs converted."""
+    if is_island(module):
+        return
+    module.float()
+    module.__dict__["budgetft_island"] = True
+    module.forward = partial(_island_forward, module)
+
+
+def _floating(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _island_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    entered = next(value for value in (*args, *kwargs.values()) if _floating(value))
+
+    def convert(dtype: torch.dtype) -> Callable[[Any], Any]:
+        return lambda value: value.to(dtype) if _floating(value) else value
+
+    with torch.autocast(entered.device.type, enabled=False):
+        to_full = convert(torch.float32)
+        found = type(module).forward(module, *map(to_full, args), **{name: to_full(v) for name, v in kwargs.items()})
+    return tree_map(convert(entered.dtype), found)
+
+
+@contextmanager
+def watching(base: nn.Module, *, repair: bool) -> Iterator[list[Finding]]:
+    """Forwards inside the block are looked at; the list has a finding per block afterwards.
+
+    ``repair``: a block that overflows becomes an island at once and is computed again, so that one forward finds them all.
+    """
+    findings: dict[str, Finding] = {}
+    handles = []
+    for name, block in blocks_of(base).items():
+        seen = _Seen()
+        # A LoRA linear may compute without calling the linear inside it.
+        linears = (one for one in block.modules() if isinstance(one, nn.Linear) or hasattr(one, "base_layer"))
+        handles += [linear.register_forward_hook(seen.see) for linear in linears]
+        handles.append(block.register_forward_hook(partial(_settle, name, seen, findings, repair), with_kwargs=True))
+    listed: list[Finding] = []
+    try:
+        yield listed
+    finally:
+        for handle in handles:
+            handle.remove()
+        listed += findings.values()
+
+
+class _Seen:
+    """Magnitudes since the last :meth:`take`, kept on the device until then."""
+
+    def __init__(self) -> None:
+        self._largest: list[torch.Tensor] = []
+        self._nonfinite: list[torch.Tensor] = []
+
+    def see(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        for tensor in (args[0], output):
+            finite = torch.isfinite(tensor)
+            self._nonfinite.append((~finite).sum())
+            self._largest.append(torch.where(finite, tensor, 0).abs().max().float())
+
+    def take(self) -> tuple[float, int]:
+        largest = max((float(one) for one in self._largest), default=0.0)
+        nonfinite = sum(int(one) for one in self._nonfinite)
+        self._largest, self._nonfinite = [], []
+        return largest, nonfinite
+
+
+def _settle(
+    name: str,
+    seen: _Seen,
+    findings: dict[str, Finding],
+    repair: bool,
+    block: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    largest, nonfinite = seen.take()
+    before = findings.get(name)
+    if before is not None:
+        largest, nonfinite = max(largest, before.largest), nonfinite + before.nonfinite
+    findings[name] = Finding(block=name, largest=largest, nonfinite=nonfinite)
+    if not repair or is_island(block) or not findings[name].overflows:
+        return None
+    make_island(block)
+    output = block.forward(*args, **kwargs)
+    seen.take()
+    return output
+
+
+def first_nonfinite(base: nn.Module, forward: Callable[[], object]) -> str | None:
+    """The first module whose output is not finite in ``forward``; None when all are."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not found and isinstance(first, torch.Tensor) and first.is_floating_point() and not torch.isfinite(first).all():
+            found.append(name)
+
+    leaves = ((name, module) for name, module in base.named_modules() if not any(module.children()) or ".lora_" not in name)
+    handles = [module.register_forward_hook(partial(look, name)) for name, module in leaves if name]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

@@ -1,0 +1,103 @@
+"""fp16 before and during a run: what overflows computes in fp32, and what becomes not finite is named."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from budgetft.errors import BudgetftError
+from budgetft.step.islands import LIMIT, Finding, first_nonfinite, is_island, make_island, watching
+from budgetft.step.step import Step
+from budgetft.train.loader import Micro
+from budgetft.train.memory import Memory
+
+FP16_MAX = 65_504
+NONFINITE_LIMIT = 20
+"""In a row. A gradient scaler that starts too high finds its place within this many."""
+WINDOW = 200
+"""Steps whose share of skipped ones is watched."""
+SKIPPED_SHARE = 0.25
+"""Above it the scale falls more often than a healthy scaler tries a higher one, which is once in 2,000 steps."""
+
+
+def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note: Callable[[str], None]) -> tuple[str, ...]:
+    """Evaluate ``micros`` once in fp16 and turn the blocks that overflow into fp32 islands; returns their names.
+
+    Other precisions hold what fp32 holds, and are left alone. Raises ``BudgetftError`` when the loss is not finite all
+    the same, with the first module at fault, and ``torch.OutOfMemoryError``.
+    """
+    if step.knobs.base_precision != "fp16":
+        return ()
+    findings: dict[str, Finding] = {}
+    for micro in micros:
+        with memory.working(), watching(step.base, repair=True) as found:
+            loss = step.evaluate(micro.inputs.to(step.device))
+        for one in found:
+            before = findings.get(one.block)
+            findings[one.block] = one if before is None or one.largest > before.largest else before
+        if not torch.isfinite(loss):
+            raise BudgetftError(
+                f"the loss is not finite in fp16 even with {len(_islands(step))} blocks in fp32: first in"
+                f" {culprit(step, memory, [micro])} with examples {', '.join(micro.ids[:8])}",
+                hint="plan for a card that runs bf16 natively",
+            )
+    islands = _islands(step)
+    top = max(findings.values(), key=lambda one: one.largest)
+    on_note(f"precision: the largest magnitude is {top.largest:.3g} of fp16's {FP16_MAX}, in {top.block}")
+    if islands:
+        on_note(
+            f"precision: {len(islands)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32: {', '.join(islands)}"
+        )
+    return islands
+
+
+def restore_islands(step: Step, names: Sequence[str]) -> None:
+    """Make the blocks called ``names`` islands again, as in the run that found them."""
+    for name in names:
+        make_island(step.base.get_submodule(name))
+
+
+def _islands(step: Step) -> tuple[str, ...]:
+    return tuple(name for name, module in step.base.named_modules() if is_island(module))
+
+
+def culprit(step: Step, memory: Memory, micros: Sequence[Micro]) -> str | None:
+    """The first module whose output is not finite on ``micros``; None when a repeated forward is finite."""
+    with memory.working():
+        for micro in micros:
+            inputs = micro.inputs.to(step.device)
+            found = first_nonfinite(step.base, lambda inputs=inputs: step.evaluate(inputs))
+            if found is not None:
+                return found
+    return None
+
+
+class FiniteWatch:
+    """Counts steps that are not finite, and ends a run in which nothing is learned any more."""
+
+    def __init__(self, limit: int = NONFINITE_LIMIT) -> None:
+        self._limit = limit
+        self._in_a_row = 0
+        self._recent: deque[bool] = deque(maxlen=WINDOW)
+
+    def see(self, *, step: int, finite: bool, scale: float, where: str | None = None) -> None:
+        """Raise ``BudgetftError`` when too many were skipped in a row or of late, or the scale fell below 1."""
+        self._in_a_row = 0 if finite else self._in_a_row + 1
+        self._recent.append(finite)
+        skipped = self._recent.count(False)
+        first = f"; first in {where}" if where else ""
+        if self._in_a_row >= self._limit:
+            problem = f"{self._in_a_row} steps in a row were not finite, up to step {step}{first} (gradient scale {scale:g};"
+            problem += f" the limit is {self._limit})"
+        elif scale < 1:
+            problem = f"the gradient scale fell to {scale:g} at step {step}{first}: gradients overflow although they are not"
+            problem += " scaled up at all"
+        elif len(self._recent) == WINDOW and skipped > SKIPPED_SHARE * WINDOW:
+            problem = f"{skipped} of the last {WINDOW} steps were not finite, up to step {step}{first}: the gradient scale"
+            problem += f" ({scale:g}) falls as fast as it grows"
+        else:
+            return
+        raise BudgetftError(
+            f"{problem}; their updates were skipped",
+            hint="lower the learning rate, or plan for a card that runs bf16 natively",
+        )

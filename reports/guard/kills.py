@@ -1,0 +1,181 @@
+"""kill -9 at random moments of plan, train and predict: nothing is lost but the work in flight.
+
+    PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 54] [--out reports/guard/kills.json]
+
+Each command is started, killed after a random time, and started again until it ends by itself; then what it left is held
+against that of an undisturbed process. Evidence: predicted (the CPU and its byte meter; no card took part).
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from drawn import draw_examples
+
+from budgetft.measure.ledger import Ledger
+from budgetft.plan import read_plan
+
+COMMANDS = ("plan", "train", "predict")
+MODEL = "tiny-qwen2.5-vl"
+
+
+class Command:
+    """A budgetft command that is killed now and then."""
+
+    def __init__(self, arguments: Callable[[], list[str]], cache: Path) -> None:
+        self.arguments = arguments
+        self.environment = {**os.environ, "BUDGETFT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(self, kill_after: float | None = None) -> tuple[bool, float]:
+        """Whether the process ended by itself, and its seconds; an end with an error stops the script."""
+        began = time.monotonic()
+        with tempfile.TemporaryFile() as told:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "budgetft", *self.arguments()], env=self.environment, stdout=told, stderr=told
+            )
+            try:
+                code = process.wait(kill_after)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            if code not in (0, -signal.SIGKILL):
+                told.seek(0)
+                raise SystemExit(f"exit code {code}: {told.read().decode()[-3000:]}")
+        return code == 0, time.monotonic() - began
+
+
+def disturbed(command: Command, seconds: float, kills: int, draw: random.Random, check: Callable[[], None]) -> int:
+    """Kill ``command`` up to ``kills`` times, then let it end; ``check`` is called after each kill. Returns the kills."""
+    done = 0
+    while done < kills:
+        ended, _ = command.run(draw.uniform(0.35, 0.95) * seconds)
+        if ended:
+            return done
+        done += 1
+        check()
+    command.run()
+    return done
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in map(json.loads, (run / "log.jsonl").read_text().splitlines())]
+
+
+def texts(path: Path) -> list[tuple[str, str]]:
+    return [(row["id"], row["text"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+def plan_arguments(data: Path, out: Path) -> list[str]:
+    fixed = ["--gpu", "v100-16g", "--model", MODEL, "--rank", "4", "--effective-batch", "4", "--budget", "700MiB"]
+    return ["plan", *fixed, "--data", str(data), "--probe", "always", "--max-probes", "6", "--quiet", "--out", str(out)]
+
+
+def kill_plans(folder: Path, data: Path, kills: int, draw: random.Random) -> dict:
+    whole = folder / "whole.json"
+    _, seconds = Command(lambda: plan_arguments(data, whole), folder / "whole-cache").run()
+    done, lost, probes = 0, 0, []
+    for number in range(1000):
+        if done >= kills:
+            break
+        cache, out = folder / f"cache-{number}", folder / f"plan-{number}.json"
+        seen: list[str] = []
+
+        def check(cache: Path = cache, out: Path = out, seen: list[str] = seen) -> None:
+            nonlocal lost
+            rows = []
+            if (cache / "ledger.sqlite3").is_file():
+                rows = [outcome.model_dump_json() for _, outcome in Ledger(cache / "ledger.sqlite3").rows()]
+            lost += rows[: len(seen)] != seen
+            seen[:] = rows
+            lost += out.exists()  # a plan is there whole or not at all, and this one was not finished
+
+        command = Command(lambda out=out: plan_arguments(data, out), cache)
+        done += disturbed(command, seconds, min(6, kills - done), draw, check)
+        probes.append(len(Ledger(cache / "ledger.sqlite3")))
+        read_plan(out)
+    undisturbed = len(Ledger(folder / "whole-cache" / "ledger.sqlite3"))
+    return {"command": "plan", "kills": done, "ends": len(probes), "lost": lost,
+            "compared": f"ledger rows never lost; {probes} probes paid where {undisturbed} are undisturbed"}  # fmt: skip
+
+
+def kill_trainings(folder: Path, plan: Path, kills: int, draw: random.Random, steps: int) -> dict:
+    def arguments(run: Path) -> list[str]:
+        fixed = ["train", "--plan", str(plan), "--out", str(run), "--steps", str(steps), "--save-every", "4", "--device", "cpu"]
+        return [*fixed, "--weights", "random", "--quiet", *(["--resume"] if (run / "run.json").is_file() else [])]
+
+    whole = folder / "whole"
+    _, seconds = Command(lambda: arguments(whole), folder / "cache").run()
+    done, ends, differing = 0, 0, 0
+    while done < kills:
+        run = folder / f"run-{ends}"
+        command = Command(lambda run=run: arguments(run), folder / "cache")
+        done += disturbed(command, seconds, min(9, kills - done), draw, lambda: None)
+        ends += 1
+        same = (run / "adapter" / "adapter_model.safetensors").read_bytes() == (
+            whole / "adapter" / "adapter_model.safetensors"
+        ).read_bytes()
+        differing += not (same and losses(run) == losses(whole))
+    return {"command": "train", "kills": done, "ends": ends, "lost": differing,
+            "compared": f"adapter bytes and the losses of {steps} steps"}  # fmt: skip
+
+
+def kill_predictions(folder: Path, run: Path, data: Path, kills: int, draw: random.Random) -> dict:
+    def arguments(out: Path) -> list[str]:
+        fixed = ["predict", "--run", str(run), "--data", str(data), "--out", str(out), "--device", "cpu", "--quiet"]
+        return [*fixed, "--weights", "random", "--max-new-tokens", "16", "--batch", "2"]
+
+    whole = folder / "whole.jsonl"
+    _, seconds = Command(lambda: arguments(whole), folder / "cache").run()
+    done, ends, differing = 0, 0, 0
+    while done < kills:
+        out = folder / f"predictions-{ends}.jsonl"
+        command = Command(lambda out=out: arguments(out), folder / "cache")
+        done += disturbed(command, seconds, min(9, kills - done), draw, lambda: None)
+        ends += 1
+        differing += texts(out) != texts(whole)
+    return {"command": "predict", "kills": done, "ends": ends, "lost": differing,
+            "compared": f"ids and texts of {len(texts(whole))} predictions"}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=54, help="in equal parts")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="the others are run undisturbed")
+    parser.add_argument("--steps", type=int, default=40, help="of a training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    each = -(-chosen.kills // len(chosen.commands))
+    kills = {name: each if name in chosen.commands else 0 for name in COMMANDS}
+    draw = random.Random(chosen.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in ("plans", "trainings", "predictions"):
+            (folder / name).mkdir()
+        data = draw_examples(folder / "data", 24).folder
+        whole_plan, whole_run = folder / "plans" / "whole.json", folder / "trainings" / "whole"
+        rows = [kill_plans(folder / "plans", data, kills["plan"], draw)]
+        print(rows[-1], flush=True)
+        rows.append(kill_trainings(folder / "trainings", whole_plan, kills["train"], draw, chosen.steps))
+        print(rows[-1], flush=True)
+        rows.append(kill_predictions(folder / "predictions", whole_run, data, kills["predict"], draw))
+    print(f"{'command':<8}  {'kills':>5}  {'ends':>4}  {'lost or differing':>17}  compared")
+    for row in rows:
+        print(f"{row['command']:<8}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
+    total = sum(row["kills"] for row in rows)
+    print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no card took part)")
+    if chosen.out:
+        chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
+    raise SystemExit(any(row["lost"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

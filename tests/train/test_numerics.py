@@ -1,0 +1,64 @@
+"""fp16 in a run: blocks that overflow run in fp32 from the first step on, and what cannot be saved is named."""
+
+import json
+
+import pytest
+
+from budgetft.errors import BudgetftError
+from budgetft.train import opening
+
+TEXT, VISION = "model.language_model.layers.1.mlp", "model.visual.blocks.2.mlp"
+
+
+@pytest.fixture
+def half(make_plan):
+    return make_plan(knobs={"base_precision": "fp16"}, learning_rate=1e-4)
+
+
+def scaled(names, factors):
+    """``build_model`` whose blocks ``names`` have their linears multiplied."""
+    build = opening.build_model
+
+    def built(*args, **kwargs):
+        peft_model = build(*args, **kwargs)
+        for name in names:
+            block = peft_model.get_base_model().get_submodule(name)
+            for linear, by in factors.items():
+                one = getattr(block, linear)
+                getattr(one, "base_layer", one).weight.data.mul_(by)
+        return peft_model
+
+    return built
+
+
+INNER = {"gate_proj": 1e3, "up_proj": 1e3, "down_proj": 1e-6}
+OUTER = {"gate_proj": 1e3, "up_proj": 1e3, "down_proj": 1e3}
+
+
+def test_blocks_that_overflow_run_in_fp32_and_the_run_is_finite_also_after_a_resume(half, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "build_model", scaled([VISION, TEXT], INNER))
+    notes = []
+    summary = train(half, steps=3, on_note=notes.append)
+    assert summary.islands == (VISION, TEXT) or summary.islands == (TEXT, VISION)
+    assert summary.skipped_steps == 0
+    assert any("2 blocks exceed 30000" in note and TEXT in note for note in notes)
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(half, resume=True).islands == summary.islands
+
+
+def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], OUTER))
+    with pytest.raises(BudgetftError, match=rf"not finite in fp16 even with 1 blocks in fp32: first in {TEXT} .*example-"):
+        train(half, steps=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_becomes_not_finite_names_the_module_in_the_log(half, train, tmp_path, monkeypatch):
+    from budgetft.train.loop import Training
+
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], INNER))
+    monkeypatch.setattr(Training, "_probe_precision", lambda self, heaviest: None)
+    summary = train(half, steps=2)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert summary.skipped_steps == 2
+    assert all(line["nonfinite"].startswith(TEXT) for line in log)

@@ -1,0 +1,69 @@
+"""Several processes share a run: the loss curve and the adapter of one process, whatever their number."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import budgetft
+from budgetft.errors import UsageError
+from budgetft.plan import write_plan
+from budgetft.train.ranks import Ranks
+
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Two processes by ``accelerate launch`` on the CPU, into ``tmp_path/run``."""
+
+    def start(plan, *options):
+        write_plan(plan, tmp_path / "plan.json")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "budgetft", "train"]
+        command += ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--weights", "random"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(budgetft.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, "--device", "cpu", "--quiet", *options], env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return start
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_have_the_loss_curve_of_one_also_after_a_resume(make_plan, train, launch, tmp_path):
+    plan = make_plan(micro_batch=1, learning_rate=1e-4)
+    alone = train(plan, steps=5, out=tmp_path / "alone")
+    done = launch(plan, "--steps", "5", "--save-every", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    assert json.loads((run / "summary.json").read_text())["examples"] == alone.examples
+    # As if it had been killed after step 4.
+    adapter = (run / ADAPTER).read_bytes()
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "step-5").rename(tmp_path / "removed")
+    done = launch(plan, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / ADAPTER).read_bytes() == adapter
+
+
+def test_processes_share_the_micro_batches_of_a_step_without_leaving_one_out():
+    parts = [(0, 1), (2, 3), (4, 5)]
+    shared = [Ranks(rank=rank, world=2).share(parts) for rank in (0, 1)]
+    assert shared == [[(0, 1), (4, 5)], [(2, 3)]]
+
+
+def test_more_processes_than_micro_batches_are_refused(make_plan, train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="launched as 3 processes; a step of this plan has 2 micro-batches"):
+        train(make_plan(micro_batch=2))

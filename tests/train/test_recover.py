@@ -1,0 +1,158 @@
+"""Running out of memory in a run: the step is done again in smaller pieces, and what is learned stays the same."""
+
+import json
+import random
+
+import pytest
+from drawn import draw_examples
+from refusing import refusing
+from safetensors.torch import load_file
+
+from budgetft.errors import BudgetftError
+from budgetft.train.neighbours import Neighbours
+from budgetft.train.record import Neighbour
+
+STEPS = 4
+PHASES = ("vision", "forward", "loss", "backward", "optimizer")
+
+
+@pytest.fixture
+def plan(make_plan):
+    # Not Adam's first steps at full speed: it divides noise by noise where a gradient is all but zero.
+    return make_plan(micro_batch=4, learning_rate=1e-4)
+
+
+@pytest.fixture
+def losses(tmp_path):
+    return lambda name="run": [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def reference(plan, train, tmp_path, losses):
+    """Losses of an undisturbed run, and how many allocations each phase of its last step made."""
+    with refusing() as state:
+        train(plan, out=tmp_path / "undisturbed", steps=STEPS)
+    return losses("undisturbed"), state.counts
+
+
+def test_a_refused_allocation_anywhere_in_a_step_changes_no_loss(plan, train, tmp_path, losses, reference):
+    expected, counts = reference
+    draw = random.Random(0)
+    for number, phase in enumerate(PHASES):
+        step = draw.randint(1, STEPS - 1)
+        place = (step, phase, draw.randint(1, counts[step, phase]))
+        with refusing(place) as state:
+            summary = train(plan, out=tmp_path / f"run-{number}", steps=STEPS)
+        assert state.refused == [place]
+        assert losses(f"run-{number}") == pytest.approx(expected, rel=1e-6), place
+        (fallback,) = summary.fallbacks
+        assert (fallback.step, fallback.phase, fallback.micro_batch, fallback.reduced_to) == (step, phase, 4, 2)
+
+
+def test_every_allocation_of_the_first_update_may_be_refused(plan, train, tmp_path, reference):
+    """The first one makes Adam's states: a half-made set must not survive."""
+    expected = load_file(tmp_path / "undisturbed" / "adapter" / "adapter_model.safetensors")
+    count = reference[1][1, "optimizer"]
+    for number, depth in enumerate({1, count // 2, count - 1, count}):
+        with refusing((1, "optimizer", depth)) as state:
+            train(plan, out=tmp_path / f"run-{number}", steps=STEPS)
+        assert len(state.refused) == 1
+        found = load_file(tmp_path / f"run-{number}" / "adapter" / "adapter_model.safetensors")
+        assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+
+
+def test_a_fallback_is_told_logged_with_its_examples_and_ends_with_the_step(plan, train, tmp_path, reference):
+    notes = []
+    with refusing((2, "backward", 5), (2, "forward", 3)):
+        summary = train(plan, steps=STEPS, on_note=notes.append)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [len(line["fallbacks"]) for line in log] == [0, 2, 0, 0]
+    first, second = summary.fallbacks
+    assert {first.reduced_to, second.reduced_to} == {2, 1}
+    assert len(first.examples) == 4
+    assert set(second.examples) < set(first.examples)
+    assert any(note.startswith("warning: out of memory in phase") and first.examples[0] in note for note in notes)
+
+
+def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_plan, train, tmp_path, losses):
+    """The cap itself refuses, in every step: the data is heavier than the budget allows at this micro-batch."""
+    from budgetft.train.loop import Training
+
+    train(make_plan(micro_batch=1, learning_rate=1e-4), out=tmp_path / "small", steps=3)
+    train(make_plan(micro_batch=4, learning_rate=1e-4), out=tmp_path / "large", steps=3)
+    peaks = [json.loads((tmp_path / name / "summary.json").read_text())["process_peak_bytes"] for name in ("small", "large")]
+    budget = (2 * peaks[0] + peaks[1]) // 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_preflight", lambda self, micros: None)
+        summary = train(make_plan(micro_batch=4, learning_rate=1e-4, budget_bytes=budget), steps=3)
+    assert {fallback.step for fallback in summary.fallbacks} == {1, 2, 3}
+    assert losses() == pytest.approx(losses("small"), rel=1e-6)
+    assert summary.process_peak_bytes <= budget
+    assert not summary.over_budget
+
+
+def test_one_example_that_does_not_fit_ends_the_run_by_name_and_keeps_the_checkpoint(plan, train, tmp_path):
+    tries = [(3, "backward", 5)] * 3  # 4, 2 and 1 at a time
+    with (
+        refusing(*tries),
+        pytest.raises(BudgetftError, match=r"step 3, one example at a time \(examples example-\d\)") as caught,
+    ):
+        train(plan, steps=STEPS, save_every=1)
+    assert "--resume goes on after step 2" in (caught.value.hint or "")
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+def test_a_neighbour_is_told_once_and_kept_with_its_largest_bytes():
+    a, b = Neighbour(pid=1, name="python", memory_bytes=2**30), Neighbour(pid=2, name="jupyter", memory_bytes=None)
+    here, notes = [[a], [a, b], [a.replace(memory_bytes=2**31)], []], []
+    looks = iter(here)
+    neighbours = Neighbours(lambda: next(looks), notes.append)
+    for number in range(4):
+        neighbours.look(f"since step {number}")
+    assert [note.split(";")[0] for note in notes] == [
+        "warning: process 1 (python, 1.00 GiB) is on the card since step 0",
+        "warning: process 2 (jupyter, an unknown number of bytes) is on the card since step 1",
+    ]
+    assert neighbours.seen == (a.replace(memory_bytes=2**31), b)
+
+
+def test_data_of_equal_ids_is_made_again_from_the_same_examples(make_plan, train, tmp_path, losses):
+    """More steps than data: the same example can be in a step twice, and is in its second try too."""
+    data = draw_examples(tmp_path / "two", 2)
+    plan = make_plan(micro_batch=4, data=data.folder, learning_rate=1e-4)
+    train(plan, out=tmp_path / "undisturbed", steps=2)
+    with refusing((2, "forward", 9)):
+        train(plan, steps=2)
+    assert losses() == pytest.approx(losses("undisturbed"), rel=1e-6)
+
+
+def test_a_fallback_is_handed_on_as_an_outcome_of_the_planned_setting_once(plan, train):
+    outcomes = []
+    with refusing((1, "loss", 1), (3, "backward", 7)):
+        train(plan, steps=STEPS, on_refused=outcomes.append)
+    (outcome,) = outcomes
+    assert (outcome.status, outcome.phase, outcome.knobs) == ("oom", "loss", plan.knobs)
+    assert (outcome.budget_bytes, outcome.evidence) == (plan.gpu.budget_bytes, "predicted")
+    assert "in step 1 of a run" in outcome.detail
+    assert "example-" in outcome.detail
+
+
+def test_a_preflight_that_does_not_fit_is_handed_on_too(make_plan, train):
+    outcomes = []
+    with pytest.raises(BudgetftError, match="of the pre-flight"):
+        train(make_plan(budget_bytes=50 * 2**20), on_refused=outcomes.append)
+    assert [outcome.status for outcome in outcomes] == ["oom"]
+    assert "in the pre-flight" in outcomes[0].detail
+
+
+def test_memory_that_others_hold_is_not_blamed_on_the_setting(plan, train):
+    from budgetft.train.memory import CpuMemory
+
+    outcomes = []
+    with pytest.MonkeyPatch.context() as patch, refusing((1, "loss", 1)):
+        patch.setattr(CpuMemory, "crowded", lambda self: True)
+        patch.setattr(CpuMemory, "neighbours", lambda self: (Neighbour(pid=7, name="python", memory_bytes=5 * 2**30),))
+        summary = train(plan, steps=1, on_refused=outcomes.append)
+    assert outcomes == []
+    assert summary.fallbacks[0].crowded
+    assert summary.fallbacks[0].neighbours == summary.neighbours == (Neighbour(pid=7, name="python", memory_bytes=5 * 2**30),)
