@@ -15,7 +15,7 @@ from budgetft.train.features import FeaturesOf
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, make_micro, prefetched
 from budgetft.train.memory import Held, Memory
-from budgetft.train.preflight import heaviest_batches
+from budgetft.train.preflight import checked_shapes, heaviest_batches
 from budgetft.train.recover import StillOutOfMemory
 
 
@@ -38,7 +38,7 @@ class HeldOut:
 
     def fly(self) -> Held:
         """Evaluate the heaviest batches before the first step; raises ``torch.OutOfMemoryError``."""
-        for part in heaviest_batches(self.job, self.processor):
+        for part in heaviest_batches(self.job, checked_shapes(self.job, self.processor)):
             self._sum(self._make(part))
         held = self.memory.read()
         self.memory.forget_peaks()

@@ -9,7 +9,6 @@ from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.step.optimizer import make_optimizer, own_states, set_states, states_like
 
-CPU = torch.device("cpu")
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 KINDS = ["adamw", pytest.param("adamw8bit", marks=pytest.mark.skipif(not HAS_BITSANDBYTES, reason="no bitsandbytes"))]
 
