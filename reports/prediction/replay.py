@@ -19,7 +19,7 @@ from typing import Any
 from ground_truth import BUDGET_BYTES, Setting, job_of, read
 
 from budgetft.gpu import load_gpu
-from budgetft.knobs import Knobs, is_stock
+from budgetft.knobs import Knobs, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
@@ -33,9 +33,9 @@ from budgetft.search.study import SamplerName, make_sampler, open_study, told
 MAX_PROBES = 14
 
 
-def default_settings(job: Job) -> list[Knobs]:
+def default_settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
     """The half of the planner's grid that was measured: torch's default allocator."""
-    return [knobs for knobs in settings(job) if knobs.allocator == "default"]
+    return [knobs for knobs in settings(job, vision) if knobs.allocator == "default"]
 
 
 class Replay:
