@@ -1,6 +1,5 @@
 """From a job to a plan: predict, probe what is worth probing, confirm the winner in a fresh process."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,6 +25,7 @@ from budgetft.search.study import (
     knobs_of,
     make_sampler,
     open_study,
+    study_name,
     tell,
     tell_refused,
     told,
@@ -180,13 +180,8 @@ class Planner:
         return open_study(self._study_name(), self.storage, sampler)
 
     def _study_name(self) -> str:
-        stack = self.prober.stack if self.prober is not None else None
-        on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]
-        name = f"{self.job.model.name}-{self.job.gpu.name}-{self.job.fingerprint()[:12]}-{on}-{self.sampler}"
-        if self.vision != "frozen":  # another study: its categories are others
-            name += f"-{self.vision}"
-        name += f"-{self.base_precision}" if self.base_precision else ""
-        return name
+        stack = None if self.prober is None else self.prober.stack
+        return study_name(self.job, stack, self.sampler, vision=self.vision, base_precision=self.base_precision)
 
     def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
         """What an earlier run of this study found: the sampler will not ask for it again."""

@@ -1,5 +1,6 @@
 """The Optuna study of one job: where outcomes become trials."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,8 @@ from optuna.trial import Trial, TrialState
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.lock import exclusive
-from budgetft.outcome import Estimate, Outcome
+from budgetft.measure.job import Job
+from budgetft.outcome import Estimate, Outcome, Stack
 from budgetft.search.sampler import PEAK_PRIOR, SEARCHED, ResidualSampler, parameters, peak_prior
 
 SamplerName = Literal["residual", "tpe", "gp"]
@@ -41,6 +43,15 @@ def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
 def _unusable(storage: str, error: Exception) -> UsageError:
     """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
     return UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}")
+
+
+def study_name(job: Job, stack: Stack | None, sampler: SamplerName, *, vision: str, base_precision: str | None) -> str:
+    """One name for all plans of ``job`` on ``stack`` that share a grid."""
+    on = "" if stack is None else hashlib.sha256(stack.model_dump_json().encode()).hexdigest()[:6]
+    name = f"{job.model.name}-{job.gpu.name}-{job.fingerprint()[:12]}-{on}-{sampler}"
+    if vision != "frozen":  # another study: its categories are others
+        name += f"-{vision}"
+    return name + (f"-{base_precision}" if base_precision else "")
 
 
 @contextmanager

@@ -188,9 +188,14 @@ class Step:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
         fresh = not self.optimizer.state
+        # The 8-bit optimizer makes its states parameter by parameter, between their updates.
+        torn = fresh and self.knobs.optimizer == "adamw8bit"
+        before = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters] if torn else []
         try:
             return self._update()
         except torch.OutOfMemoryError:
+            for parameter, value in zip(self.parameters, before, strict=False):
+                parameter.data.copy_(value)
             if fresh:
                 self.optimizer.state.clear()
             if self.scaler.is_enabled():

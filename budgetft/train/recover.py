@@ -80,7 +80,8 @@ class Recovery:
     def _try(
         self, micros: Sequence[Micro], total: float, begin: Callable[[], None], rate: float
     ) -> tuple[float, Update] | Refused:
-        shares, micro = [], micros[0]
+        shares = [torch.zeros((), device=self.step.device)]  # one of several processes may have nothing in a short step
+        micro = micros[0] if micros else None
         try:
             with self.memory.working():
                 for micro in micros:
@@ -92,6 +93,8 @@ class Recovery:
                 return float(loss), update
         except torch.OutOfMemoryError as error:
             detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            if micro is None:
+                raise
             return Refused(micro=micro, phase=self.step.phase, detail=detail)
         finally:
             self.step.optimizer.zero_grad(set_to_none=True)

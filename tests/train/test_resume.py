@@ -77,14 +77,14 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(plan, reference, tra
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_last_finished_step_and_says_how_to_go_on(plan, reference, train, tmp_path, signum):
-    run = tmp_path / "run"
+    run, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=f"after step 5 of {STEPS}; that step is saved") as caught:
         train(plan, steps=STEPS, on_progress=interrupt_after(5, signum))
     assert caught.value.exit_code == 128 + signum
     assert f"--out {run} --resume" in (caught.value.hint or "")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-5"]
     assert not (run / "adapter").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
     train(plan, resume=True)
     assert losses(run) == losses(reference)
