@@ -67,11 +67,13 @@ def _option(param: Any, context: Any) -> "Option":
 
     usage_error: Any = typer.BadParameter.__base__
 
+    several = bool(getattr(param, "multiple", False)) or param.nargs == -1
+
     def problem(text: str) -> str | None:
         try:
-            param.type.convert(text, param, context)
+            param.process_value(context, (text,) if several else text)
         except usage_error as error:
-            return error.message
+            return error.message.removeprefix("Value error, ")
         return None
 
     positional = param.param_type_name == "argument"
@@ -81,7 +83,7 @@ def _option(param: Any, context: Any) -> "Option":
         name=param.name.replace("_", "-") if positional else long[0].removeprefix("--"),
         positional=positional,
         required=param.required,
-        several=bool(getattr(param, "multiple", False)) or param.nargs == -1,
+        several=several,
         flags=(long[0], off) if getattr(param, "is_flag", False) else None,
         default=param.default if isinstance(param.default, str) else None,
         problem=problem,

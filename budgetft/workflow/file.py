@@ -265,7 +265,7 @@ def _argv(texts: dict[str, list[str]], known: Mapping[str, Option]) -> Iterator[
         elif not option.positional:
             for value in values:
                 yield f"--{name}={value}"
-    yield "--"
-    for name, option in known.items():
-        if option.positional:
-            yield from texts.get(name, [])
+    positional = [text for name, option in known.items() if option.positional for text in texts.get(name, [])]
+    if positional:
+        yield "--"
+    yield from positional
