@@ -1,5 +1,6 @@
 """Reading a workflow file: every stage with its whole command, or every problem of the file at once."""
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ NOT_INPUTS = ("ledger", "storage", "cache")
 """Options that name a place to remember things in, not something that a result depends on."""
 NO_EFFECT = ("workers",)
 """Options that change no result."""
+RANGE = re.compile(r"^\s*(\d+)\.\.\d+\s*$")
 MOST = 2**63
 """No option takes a number as large."""
 
@@ -246,10 +248,12 @@ def _option(
     """What another stage has for an option. One that comes later is checked in its own turn."""
     if name in given.get(source.name, {}):
         return given[source.name][name]
-    table = tables[source.name]
+    table = tables[source.name] if isinstance(tables[source.name], dict) else {}
     default = commands[next(iter(source.commands.values()))][name].default
-    value = table.get(name, default) if isinstance(table, dict) else None
-    return [value] if isinstance(value, str) else []
+    value = table.get(name, table.get(name.replace("-", "_"), default))
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and abs(value) > MOST):
+        return []
+    return [RANGE.sub(r"\1", str(value))]
 
 
 def _maker(stage: Stage, option: str) -> str:

@@ -17,7 +17,7 @@ class Link:
     option: str
     stage: str
     value: str | None = None
-    """Take this option of that stage, not what it makes."""
+    """Take this option of that stage, not what it makes; of a range its floor, which is what is planned."""
     unless: tuple[str, ...] = ()
     """Options that take its place."""
 
@@ -55,7 +55,10 @@ STAGES = (
         name="stats",
         commands={"": ("data", "stats")},
         output="stats.txt",
-        links=(Link(option="folder", stage="data"), Link(option="model", stage="plan", value="model")),
+        links=(
+            Link(option="folder", stage="data"),
+            *(Link(option=name, stage="plan", value=name) for name in ("model", "max-pixels", "max-length")),
+        ),
     ),
     Stage(
         name="plan",

@@ -85,6 +85,14 @@ def test_what_the_file_says_wins_over_what_another_stage_makes(tmp_path):
     assert "--data" not in commands(read(tmp_path, text))["plan"]
 
 
+def test_lengths_are_counted_under_the_limits_of_the_plan(tmp_path):
+    text = 'stats = {}\n[workflow]\nout = "o"\n[data]\nfrom = "sample"\n'
+    text += '[plan]\ngpu = "t4"\nmax_pixels = "3136..50176"\nmax-length = 512\n'
+    told = commands(read(tmp_path, text))
+    assert "--max-pixels=3136 --max-length=512" in told["stats"]
+    assert "--max-pixels=3136..50176" in told["plan"]
+
+
 def test_another_output_folder_may_be_given(tmp_path):
     text = '[workflow]\nout = "o"\n[data]\nfrom = "sample"\n'
     assert commands(read(tmp_path, text, out=tmp_path / "p"))["data"] == f"data sample -- {tmp_path / 'p' / 'data'}"
