@@ -63,7 +63,7 @@ class Workflow:
 
     @property
     def home(self) -> Path:
-        return self.path.resolve().parent
+        return self.path.parent
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,7 @@ def read_workflow(path: Path, commands: Commands, *, out: Path | None = None) ->
             task = _settle(stage, tables[stage.name], folder, given, tables, commands, problems)
             tasks += [task] if task else []
     problems.check(path)
-    return Workflow(path=path, out=folder, tasks=tuple(tasks))
+    return Workflow(path=path.resolve(), out=folder, tasks=tuple(tasks))
 
 
 def _tables(path: Path) -> dict[str, Any]:

@@ -78,6 +78,14 @@ def test_a_second_run_skips_everything(bench):
     assert bench.ran == []
 
 
+def test_paths_start_at_the_folder_of_the_file_wherever_the_command_is_typed(bench, monkeypatch):
+    monkeypatch.chdir(bench.folder.parent)
+    workflow = read_workflow(Path(bench.folder.name) / "w.toml", COMMANDS)
+    run_workflow(workflow, bench.command, say=lambda text: None)
+    assert (bench.folder / "o" / "scores.txt").is_file()
+    assert Path.cwd() == bench.folder.parent
+
+
 def test_what_a_stage_prints_is_kept(bench):
     bench.go()
     assert (bench.folder / "o" / "scores.txt").read_text() == "printed by evaluate"
