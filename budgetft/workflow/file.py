@@ -148,6 +148,8 @@ def _settle(
     options = {key.replace("_", "-"): value for key, value in table.items() if not (key == FROM and "" not in stage.commands)}
     allowed = tuple(name for name in known if name not in stage.set_here)
     texts: dict[str, list[str]] = {}
+    for twice in (key for key in table if "_" in key and key.replace("_", "-") in table):
+        problems.add(f"[{stage.name}] {twice}: given twice, as {twice.replace('_', '-')} too")
     for name, value in options.items():
         if name in stage.set_here:
             problems.add(f"[{stage.name}] {name}: the workflow sets it")
@@ -199,7 +201,7 @@ def _texts(option: Option, value: Any, where: str, problems: _Problems) -> list[
     texts = []
     for one in values:
         number = isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < MOST
-        if not number and not (isinstance(one, str) and "\0" not in one):
+        if not number and not (isinstance(one, str) and one and "\0" not in one):
             kind = "texts or numbers" if option.several else "a text or a number"
             problems.add(f"{where}: must be {kind}, not {_shown(one)}")
             continue

@@ -29,15 +29,16 @@ class Record(Value):
 
 
 class Fingerprints:
-    """Fingerprints of files and folders, each taken once until it is forgotten."""
+    """Fingerprints of files and folders, each taken once until it is forgotten; of a folder around ``out``, without ``out``."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
+        self._out = out.resolve()
         self._known: dict[Path, str] = {}
 
     def of(self, path: Path) -> str:
         """Of the names and contents in ``path``; ``absent`` when nothing is there. Hidden files do not count."""
         if path not in self._known:
-            self._known[path] = _fingerprint(path)
+            self._known[path] = _fingerprint(path, self._out if path.resolve() in self._out.parents else None)
         return self._known[path]
 
     def forget(self, paths: Iterable[Path]) -> None:
@@ -99,7 +100,7 @@ def spoilt(record: Record, prints: Fingerprints) -> list[str]:
 ABSENT = "absent"
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path, without: Path | None) -> str:
     digest = hashlib.sha256()
     try:
         if path.is_file():
@@ -109,7 +110,8 @@ def _fingerprint(path: Path) -> str:
             return ABSENT
         for file in sorted(path.rglob("*")):
             name = file.relative_to(path)
-            if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            hidden = any(part.startswith(".") for part in name.parts) or (without and without in file.resolve().parents)
+            if file.is_file() and not hidden:
                 digest.update(f"\0{name.as_posix()}\0".encode(errors="surrogateescape"))
                 _add_file(digest, file)
     except OSError as error:

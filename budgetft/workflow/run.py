@@ -51,9 +51,9 @@ def run_workflow(workflow: Workflow, run: Run, *, say: Callable[[str], None], dr
     before it stay as they are. With ``dry_run`` nothing is written. Raises ``UsageError`` when an output is in the way
     that no record accounts for, and when another process runs this workflow.
     """
-    prints = Fingerprints()
     done: list[Done] = []
     with contextlib.chdir(workflow.home), _claimed(workflow, dry_run=dry_run):
+        prints = Fingerprints(workflow.out)
         for number, task in enumerate(workflow.tasks, start=1):
             record = read_record(_record_path(workflow, task))
             state = _state(task, record, prints, [one for one in done if one.status == "would run"])

@@ -167,6 +167,8 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path):
         ("workflow = 3\ndata = 4\n", "data: must be a table"),
         ('[workflow]\nout = "o"\n[data]\nfrom = "sample"\ncount = 0x' + "f" * 5000, "thousands of digits"),
         ('[workflow]\nout = "o"\n[plan]\ngpu = 2020-01-01\n', "[plan] gpu: must be a text or a number"),
+        ('[workflow]\nout = "o"\n[plan]\ngpu = ""\n', "[plan] gpu: must be a text or a number, not ''"),
+        ('[workflow]\nout = "o"\n[plan]\nmax_length = 1\nmax-length = 2\n', "max_length: given twice"),
         ('[workflow]\nout = "o"\n[plan]\ngpu = ["t4"]\n', "[plan] gpu: must be a text or a number"),
     ],
 )

@@ -86,6 +86,14 @@ def test_paths_start_at_the_folder_of_the_file_wherever_the_command_is_typed(ben
     assert Path.cwd() == bench.folder.parent
 
 
+def test_an_input_folder_may_hold_the_output_folder(bench):
+    bench.write(TEXT.replace('gpu = "t4"', 'gpu = "t4"\n    data = "."'))
+    bench.go()
+    assert bench.go() == {}
+    (bench.folder / "more").write_text("x")
+    assert bench.go()["plan"] == ". changed"
+
+
 def test_what_a_stage_prints_is_kept(bench):
     bench.go()
     assert (bench.folder / "o" / "scores.txt").read_text() == "printed by evaluate"
