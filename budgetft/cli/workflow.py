@@ -43,6 +43,8 @@ def demo(
     load_av()
     with as_file(files("budgetft.workflow") / "demo.toml") as file:
         _run(file, out, dry_run=dry_run, json_output=json_output)
+    if not (dry_run or json_output):
+        print("The model's weights are random: its captions are noise, and the scores show only that everything runs.")
 
 
 def command_options() -> "Commands":
