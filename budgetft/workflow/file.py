@@ -88,7 +88,7 @@ def read_workflow(path: Path, commands: Commands, *, out: Path | None = None) ->
     tables = _tables(path)
     problems = _Problems()
     head = tables.pop("workflow", {})
-    folder = _out(head, problems) if out is None else out.resolve()
+    folder = _out(head, problems) if out is None else _from(path.resolve().parent, out.resolve())
     for name in tables:
         if name not in NAMES:
             problems.add(f"[{name}]: unknown stage; known: {', '.join(NAMES)}", name, NAMES)
@@ -111,6 +111,11 @@ def _tables(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
+
+
+def _from(home: Path, out: Path) -> Path:
+    """As the file would say it, so that records stay true whether the folder is named in the file or on the command line."""
+    return out.relative_to(home) if out.is_relative_to(home) else out
 
 
 def _out(head: Any, problems: _Problems) -> Path:

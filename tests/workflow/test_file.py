@@ -95,7 +95,9 @@ def test_lengths_are_counted_under_the_limits_of_the_plan(tmp_path):
 
 def test_another_output_folder_may_be_given(tmp_path):
     text = '[workflow]\nout = "o"\n[data]\nfrom = "sample"\n'
-    assert commands(read(tmp_path, text, out=tmp_path / "p"))["data"] == f"data sample -- {tmp_path / 'p' / 'data'}"
+    assert commands(read(tmp_path, text, out=tmp_path / "p"))["data"] == "data sample -- p/data"
+    outside = tmp_path.parent / "p"
+    assert commands(read(tmp_path, text, out=outside))["data"] == f"data sample -- {outside / 'data'}"
 
 
 def test_lists_and_switches_become_options(tmp_path):
