@@ -79,6 +79,11 @@ def test_the_wheel_holds_every_profile_file_once(unpacked_wheel):
     assert not (unpacked_wheel / "tests").exists()
 
 
+def test_the_wheel_holds_the_demo(unpacked_wheel):
+    shipped = unpacked_wheel / "budgetft" / "workflow" / "demo.toml"
+    assert shipped.read_bytes() == (CHECKOUT / "budgetft" / "workflow" / "demo.toml").read_bytes()
+
+
 def test_every_profile_loads_from_a_checkout_and_from_any_folder(tmp_path):
     if not (CHECKOUT / "profiles").is_dir():
         pytest.skip("this budgetft is not a checkout")

@@ -61,6 +61,7 @@ def build_app() -> "typer.Typer":
         report,
         submit,
         train,
+        workflow,
     )
 
     app = typer.Typer(
@@ -91,6 +92,8 @@ def build_app() -> "typer.Typer":
     app.command("export")(export.export)
     app.command("merge")(merge.merge)
     app.command("submit")(submit.submit)
+    app.command("run")(workflow.run)
+    app.command("demo")(workflow.demo)
     app.add_typer(data.app, name="data")
     return app
 

@@ -441,6 +441,26 @@ def _read_images(folder: Path) -> None:
         check_image(path.read_bytes(), path)
 
 
+def _make_workflow(folder: Path) -> None:
+    from importlib.resources import files
+
+    (folder / "workflow.toml").write_bytes((files("budgetft.workflow") / "demo.toml").read_bytes())
+
+
+def _read_workflow(folder: Path) -> None:
+    from budgetft.workflow.file import read_workflow
+
+    for task in read_workflow(folder / "workflow.toml", _commands()).tasks:
+        assert all(isinstance(text, str) for text in task.argv)
+
+
+@functools.cache
+def _commands() -> Any:
+    from budgetft.cli.workflow import command_options
+
+    return command_options()
+
+
 READERS = (
     Reader(
         name="plan",
@@ -496,5 +516,6 @@ READERS = (
         files=("adapter/*.safetensors", "adapter/*.json"),
         damage=_damage_adapter,
     ),
+    Reader(name="workflow", make=_make_workflow, read=_read_workflow, files=("*",)),
     Reader(name="images", make=_make_images, read=_read_images, files=("*",)),
 )
