@@ -4,7 +4,7 @@ Library code raises these; only ``budgetft.cli.main`` turns them into lines on s
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class BudgetftError(Exception):
@@ -31,11 +31,17 @@ class NothingFits(BudgetftError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """The allowed word most like ``word``, or None when nothing is near."""
-    names = list(allowed)
-    lowered = {name.lower(): name for name in names}
-    found = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
-    return lowered[found[0]] if found else None
+    """The allowed word most like ``word``, the first by name of equals; None when nothing is near."""
+    lowered = {name.lower(): name for name in allowed}
+    found = get_close_matches(word.lower(), list(lowered), n=len(lowered) or 1, cutoff=0.5)
+    if not found:
+        return None
+
+    def likeness(name: str) -> float:
+        return SequenceMatcher(a=name, b=word.lower()).ratio()
+
+    best = max(map(likeness, found))
+    return lowered[min(name for name in found if likeness(name) == best)]
 
 
 def unknown_name(kind: str, word: str, allowed: Iterable[str]) -> UsageError:

@@ -39,7 +39,11 @@ def test_no_module_unpickles_or_evaluates():
 
 def test_every_loader_is_told_to_leave_remote_code_alone():
     loaders = [
-        (path.name, words) for path in ROOT.rglob("*.py") for name, words in calls(path) if name.endswith("from_pretrained")
+        (path.name, words)
+        for path in ROOT.rglob("*.py")
+        for name, words in calls(path)
+        if name.endswith("from_pretrained")
+        and name != "LoraConfig.from_pretrained"  # peft reads a JSON file, and has no such word
     ]
     assert len(loaders) >= 3
     assert [name for name, words in loaders if words.get("trust_remote_code") != "False"] == []

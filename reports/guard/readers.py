@@ -329,9 +329,8 @@ def _tiny_step() -> Any:
 
 def _make_checkpoint(folder: Path) -> None:
     from budgetft.train.checkpoint import write_checkpoint
-    from budgetft.train.rng import capture
 
-    write_checkpoint(folder, _tiny_step(), finished_steps=3, plan_fingerprint="f", rng=capture())
+    write_checkpoint(folder, _tiny_step(), finished_steps=3, plan_fingerprint="f")
 
 
 def _read_checkpoint(folder: Path) -> None:
