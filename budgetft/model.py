@@ -98,6 +98,8 @@ def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
     origin = read_json(folder / "origin.json") if weights is None else {}
     fields = {"name": name, "family": family, "weights": weights, "config": config, **facts, **origin}
     model = Model.read(fields, source=str(folder))
+    if not isinstance(model.text, dict):
+        raise UsageError(f"{folder / 'config.json'}: text_config is not an object")
     missing = [key for key in ("num_hidden_layers", "max_position_embeddings", "vocab_size") if key not in model.text]
     if missing:
         raise UsageError(f"{folder / 'config.json'}: missing {', '.join(missing)}")

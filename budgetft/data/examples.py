@@ -306,7 +306,12 @@ def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
     own = stored.is_dir() and not stored.is_symlink()
     present = {f"images/{entry.name}" for entry in os.scandir(stored) if not entry.is_symlink()} if own else set()
     problems = []
-    for number, (name, images) in enumerate(zip(table["id"], table["images"], strict=True), start=1):
+    try:
+        table.data.validate(full=True)  # damaged buffers would end the process, not this call
+        columns = {name: list(table[name]) for name in COLUMNS}
+    except Exception as error:  # Arrow's own errors, text that is no text, columns that are not there
+        raise UsageError(f"cannot read the dataset {folder}: {type(error).__name__}: {str(error)[:200]}") from None
+    for number, (name, images) in enumerate(zip(columns["id"], columns["images"], strict=True), start=1):
         if not isinstance(images, list) or not all(isinstance(image, str) and "\0" not in image for image in images):
             problems.append(f"row {number} ({name!r}): images: {str(images)[:60]} is not a list of paths")
             continue
@@ -315,7 +320,14 @@ def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
                 continue
             if not PurePath(os.path.realpath(folder / image)).is_relative_to(root):  # by its name, or through a link
                 problems.append(f"row {number} ({name!r}): image {image!r} is outside the dataset folder")
-            elif not (folder / image).is_file():
+            elif not _is_file(folder / image):
                 problems.append(f"row {number} ({name!r}): image {image!r} is missing")
     if problems:
         raise problem_report(f"the dataset {folder} is damaged", problems, hint="write it again")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False

@@ -90,10 +90,15 @@ def _read_questions(path: Path) -> tuple[dict[str, tuple[str, ...]], frozenset[s
         if not isinstance(entry, dict):
             problems.append(f"entry {number}: not an object")
             continue
+        wrong = [key for key in ("videos", "event_phase", "conversations") if not isinstance(entry.get(key) or [], list)]
+        phases = [] if wrong else [part for part in entry.get("event_phase") or [] if isinstance(part, dict)]
+        wrong += ["event_phase"] * any(not isinstance(part.get("conversations") or [], list) for part in phases)
+        if wrong:
+            problems.append(f"entry {number}: {', '.join(wrong)}: not a list")
+            continue
         videos = [str(video) for video in entry.get("videos") or ()]
         is_external = bool(videos) and all(_EXTERNAL_NAME.fullmatch(Path(video).stem) for video in videos)
-        parts: list[Any] = [entry, *(entry.get("event_phase") or ())]
-        asked = [one for part in parts if isinstance(part, dict) for one in part.get("conversations") or ()]
+        asked = [one for part in (entry, *phases) for one in part.get("conversations") or ()]
         if not asked:
             problems.append(f"entry {number}: no conversations")
         for one in asked:

@@ -39,7 +39,7 @@ class Ledger:
             with self._db:
                 self._db.execute(_CREATE)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last where a damaged file's error names its bytes
             raise UsageError(f"{path} cannot be used as a ledger: {error}") from None
 
     def append(self, job: Job, outcome: Outcome) -> None:
@@ -60,7 +60,7 @@ class Ledger:
         """SQLite's errors (locked, full, read-only, damaged) in our words."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise BudgetftError(
                 f"the ledger {self.path} could not be {what}: {error}",
                 hint="free some disk or end the other process that holds it; or name another with --ledger",
