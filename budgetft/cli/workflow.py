@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from budgetft.workflow.file import Commands, Option
     from budgetft.workflow.run import Done
 
+INTERRUPTED = 130
+"""What an interrupted command ends with."""
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and why, and run nothing.")]
 
 
@@ -135,6 +138,8 @@ def _command(*, show: bool) -> Callable[[tuple[str, ...]], str]:
             raise BudgetftError(error.format_message()) from None
         except typer.Exit as error:
             code = error.exit_code
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         if isinstance(code, int) and code:
             raise BudgetftError(f"budgetft {' '.join(argv)} ended with exit code {code}")
         if show and argv[0] != "evaluate":
