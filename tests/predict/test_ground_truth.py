@@ -1,0 +1,56 @@
+"""What a card measured of the planner's grid, replayed: predictions that no probe of the job had a part in."""
+
+import shutil
+from pathlib import Path
+from statistics import mean, quantiles
+
+import pytest
+
+from budgetft.gpu import load_gpu
+from budgetft.knobs import is_stock
+from budgetft.measure.ledger import Ledger
+from budgetft.predict.calibrate import load_calibration
+from budgetft.predict.estimator import Estimator
+
+LEDGER = Path(__file__).parents[2] / "reports" / "prediction" / "ground_truth.sqlite3"
+GRID = 60
+"""Settings that the ledger has of the grid at 448x448."""
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory) -> dict[str, list[float]]:
+    """Predicted over measured, less one, of every setting of the grid; estimates are those of ``plan`` and ``estimate``."""
+    copy = tmp_path_factory.mktemp("ledger") / "ground_truth.sqlite3"
+    shutil.copy(LEDGER, copy)  # opening a ledger may touch it
+    rows = [row for row in Ledger(copy).rows() if row[1].knobs.pointwise == "fused" or _of_grid(row)]
+    job = next(job for job, outcome in rows if outcome.knobs.pointwise == "fused")
+    estimator = Estimator(job, calibration=load_calibration("h100-80g"))
+    found: dict[str, list[float]] = {"tensors": [], "process": []}
+    for other, outcome in rows:
+        if other.fingerprint() == job.fingerprint():
+            estimate = estimator.estimate(outcome.knobs)
+            found["tensors"].append(estimate.tensor_peak_bytes / outcome.allocated_peak_bytes - 1)
+            found["process"].append(estimate.process_peak_bytes / outcome.process_peak_bytes - 1)
+    return found
+
+
+def _of_grid(row) -> bool:
+    job, outcome = row
+    return is_stock(outcome.knobs) and job.workload.worst[0].images == ((448, 448),) and job.gpu == load_gpu("v100-16g")
+
+
+def test_the_whole_grid_is_replayed(errors):
+    assert len(errors["process"]) == GRID
+
+
+def test_process_peaks_are_within_what_was_asked(errors):
+    sizes = [abs(error) for error in errors["process"]]
+    assert mean(sizes) <= 0.04
+    assert quantiles(sizes, n=20)[-1] <= 0.08
+    assert min(errors["process"]) >= -load_calibration("h100-80g").uncertainty_share
+
+
+def test_tensor_peaks_are_within_what_was_asked(errors):
+    sizes = [abs(error) for error in errors["tensors"]]
+    assert mean(sizes) <= 0.01
+    assert max(sizes) <= 0.04
