@@ -86,7 +86,8 @@ def planned(cache, tmp_path_factory) -> tuple[Said, Path]:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("BUDGETFT_CACHE", str(cache))
-        code = main(["plan", *JOB, "--rank", "4..8", "--frames-per-example", "1..2", "--probe", "never", "--out", str(path)])
+        learnt = ["--rank", "4..8", "--frames-per-example", "1..2", "--learning-rate", "3e-4", "--epochs", "2"]
+        code = main(["plan", *JOB, *learnt, "--probe", "never", "--out", str(path)])
     return Said(code=code, out=out.getvalue(), err=err.getvalue()), path
 
 
@@ -173,6 +174,8 @@ def test_an_estimate_from_a_stored_law_and_reading_a_plan_load_no_torch(planned,
         (["plan", *JOB, "--rank", "many"], ["--rank must be a number or LOW..HIGH, not 'many'"]),
         (["plan", *JOB, "--rank", "0"], ["--rank 0"]),
         (["plan", *JOB, "--effective-batch", "0"], ["effective_batch"]),
+        (["plan", *JOB, "--learning-rate", "0"], ["learning_rate"]),
+        (["plan", *JOB, "--epochs", "0"], ["epochs"]),
         (["plan", *JOB, "--targets", "q_prj"], ["targets must be some of q_proj", "q_prj"]),
         (["plan", *JOB, "--image", "56"], ["'56'", "WIDTHxHEIGHT"]),
         (["plan", *JOB, "--text-tokens", "5000"], ["5004 tokens (4 of them visual)", "the limit is 4096"]),
@@ -253,6 +256,8 @@ def test_a_plan_without_probes_is_predicted_and_has_the_promised_keys(planned):
     assert plan["contract"]["effective_batch"] == 4
     assert plan["contract"]["rank"] == 4
     assert plan["contract"]["alpha"] == 8
+    assert plan["contract"]["learning_rate"] == 3e-4
+    assert plan["contract"]["epochs"] == 2
     assert plan["knobs"]["micro_batch"] * plan["knobs"]["grad_accum"] == 4
     assert set(plan["estimate"]) >= ESTIMATE_KEYS
     assert plan["estimate"]["fits"] is True

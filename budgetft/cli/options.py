@@ -24,6 +24,8 @@ FramesPerExample = Annotated[
 ]
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
+LearningRate = Annotated[float | None, typer.Option(help="The highest of the run: it warms up to this and falls to 0.")]
+Epochs = Annotated[int | None, typer.Option(help="Times that every example is seen.")]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
 Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]

@@ -29,6 +29,8 @@ def plan(
     rank: options.Rank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
+    learning_rate: options.LearningRate = None,
+    epochs: options.Epochs = None,
     cache: Annotated[
         str | None,
         typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
@@ -64,6 +66,8 @@ def plan(
         rank=rank,
         targets=targets,
         effective_batch=effective_batch,
+        learning_rate=learning_rate,
+        epochs=epochs,
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
