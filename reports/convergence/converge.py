@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 VIDEO = ("--size", "224x168", "--seconds", "2", "--fps", "5", "--split-fractions", "1,0,0")
 FRAMES = ("--split", "train", "--tasks", "captions", "--max-side", "112")
 BASE = ("--steps", "250", "--batch", "16")
-PLAN = ("--gpu", "rtx3060-12g", "--rank", "32", "--effective-batch", "16", "--learning-rate", "2e-3", "--probe", "never")
+PLAN = ("--gpu", "rtx3060-12g", "--rank", "32", "--effective-batch", "4", "--learning-rate", "4e-3", "--probe", "never")
 GENERATE = ("--batch", "128", "--max-new-tokens", "160", "--device", "cpu")
-STEPS = (30, 120)
+STEPS = (480,)
 SHOWN_FACTS = ("weather", "time", "crossing", "side", "where", "moving", "noticed", "car", "top", "gender")
 
 
