@@ -34,6 +34,7 @@ from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, summarize
 from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate
+from budgetft.train.track import unharmed
 from budgetft.units import format_gib
 from budgetft.value import read_json
 from budgetft.workload import Shape
@@ -111,7 +112,8 @@ def run_training(
         try:
             return training.run(resume)
         finally:
-            training.accelerator.end_training()
+            with unharmed(on_note):
+                training.accelerator.end_training()
 
 
 class _Stopped(Exception):
@@ -248,7 +250,8 @@ class Training:
                     record = self._one_step(number, partial(next, batches))
                     finished = number
                     log.append(record)
-                    self.accelerator.log(record.numbers(), step=number)
+                    with unharmed(self.on_note):
+                        self.accelerator.log(record.numbers(), step=number)
                     self.on_progress(record)
                     self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
                     if number % self.save_every == 0 or number == job.steps:

@@ -1,6 +1,7 @@
 """Which of accelerate's trackers a run reports to: TensorBoard's event files always, others by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from budgetft.errors import UsageError, unknown_name
@@ -28,3 +29,12 @@ def chosen_trackers(asked: Sequence[Any]) -> list[Any]:
             raise UsageError(f"the tracker {name!r} is not installed", hint=f"pip install {PACKAGES.get(name, name)}")
     always = [TENSORBOARD] if TENSORBOARD in here and TENSORBOARD not in asked else []
     return [*always, *asked]
+
+
+@contextmanager
+def unharmed(on_note: Callable[[str], None]) -> Iterator[None]:
+    """A tracker that cannot write, on a full disk for one, is no reason to end a run, nor to hide why one ended."""
+    try:
+        yield
+    except OSError as error:
+        on_note(f"warning: a tracker cannot write: {error}")
