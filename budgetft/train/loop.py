@@ -28,7 +28,7 @@ from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
-from budgetft.train.opening import load_step, open_accelerator
+from budgetft.train.opening import load_step, open_accelerator, start_trackers
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, summarize
@@ -102,7 +102,7 @@ def run_training(
         training = Training(
             job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
             on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
-            accelerator=open_accelerator(memory, trackers, out, job),
+            accelerator=open_accelerator(memory, trackers, out),
         )  # fmt: skip
         if held_out is not None:
             training.heldout = HeldOut(
@@ -173,6 +173,7 @@ class Training:
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
             write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
+        start_trackers(self.accelerator, self.job)
         log = Log(self.folder.log, finished_steps=first) if self.ranks.first else Unwritten()
         try:
             self._steps(first, log)

@@ -44,18 +44,21 @@ def load_step(job: Job, memory: Memory, on_note: Callable[[str], None]) -> tuple
     return processor, Step(peft_model, plan.contract, plan.knobs, device=memory.device)
 
 
-def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path, job: Job) -> Any:
+def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path) -> Any:
     """accelerate's view of the process, and the connection to the others where it is one of several."""
     from accelerate import Accelerator
 
     trackers = chosen_trackers(trackers)
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=memory.device.type == "cpu",
         mixed_precision="no",  # the step does its own autocast and scaling, the same in a probe and here
         log_with=trackers or None,
         project_dir=str(out),
     )
-    if trackers:
+
+
+def start_trackers(accelerator: Any, job: Job) -> None:
+    """Only once a run is known to hold: trackers make files, and a refused run leaves none."""
+    if accelerator.log_with:
         facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
         accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})
-    return accelerator
