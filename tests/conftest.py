@@ -5,6 +5,11 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+):  # equal to the bit needs equal sums: MKL takes fewer threads on a busy machine
+    os.environ.setdefault(name, "1")
 
 
 @pytest.fixture(autouse=True)
