@@ -1,6 +1,6 @@
 """Searches replayed over a grid whose every setting was measured: probes, failures and regret, for three samplers.
 
-    python reports/prediction/replay.py LEDGER grid.jsonl [SEEDS]
+    python reports/prediction/replay.py LEDGER grid.jsonl [SEEDS [SAMPLER,...]]
 
 The planner is the one of ``budgetft plan``; only its prober is replaced, by what the card said: a setting above 14 GiB ends
 as out of memory, another has its measured peak, and its measured speed with the noise that repeated steps had (a different
@@ -11,12 +11,13 @@ After six probes of a search the peaks of all settings not probed are predicted,
 import math
 import random
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from statistics import mean, median, quantiles
-from typing import Any
+from typing import Any, get_args
 
-from ground_truth import BUDGET_BYTES, Setting, job_of, read
+from ground_truth import BUDGET_BYTES, CALIBRATION, Setting, job_of, read
 
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, Vision, is_stock
@@ -28,7 +29,7 @@ from budgetft.search import planner as planning
 from budgetft.search.planner import Event, Planner
 from budgetft.search.sampler import ResidualSampler, peak_prior
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import SamplerName, make_sampler, open_study, told
+from budgetft.search.study import SamplerName, open_study, study_name, told
 
 MAX_PROBES = 14
 
@@ -89,13 +90,14 @@ def main() -> None:
     seeds = int(sys.argv[3]) if len(sys.argv) > 3 else 20
     job, truth = truth_of(ledger, path)
     noise = min(0.03, noise_of(truth))
-    estimator = Estimator(job)
+    estimator = Estimator(job, calibration=CALIBRATION)
     fitting = {k: o for k, o in truth.items() if (o.process_peak_bytes or 0) <= BUDGET_BYTES and o.samples_per_second}
     best = max(o.samples_per_second or 0.0 for o in fitting.values())
     print(f"{len(truth)} settings measured, {len(fitting)} fit; best {best:.2f} samples/s; noise of a step {noise:.1%}")
     print("| sampler | probes median | most | out of memory mean | regret median | p90 | worst |")
     print("|---|---|---|---|---|---|---|")
-    names: tuple[SamplerName, ...] = ("residual", "tpe", "gp")
+    asked = sys.argv[4].split(",") if len(sys.argv) > 4 else get_args(SamplerName)
+    names: list[SamplerName] = [name for name in get_args(SamplerName) if name in asked]
     for name in names:
         runs = [search(job, truth, estimator, name, noise, seed) for seed in range(seeds)]
         regrets = [1 - (truth[winner].samples_per_second or 0.0) / best for winner, _, _ in runs]
@@ -134,20 +136,18 @@ def search(
 def after_six(job: Job, truth: dict[Knobs, Outcome], estimator: Estimator, noise: float) -> None:
     """Errors of predicted process peaks of unseen settings, with the first six probes of a search known."""
     replay: Any = Replay(job, truth, noise, 0)
-    storage = "sqlite:////tmp/after_six.sqlite3"
-    Path("/tmp/after_six.sqlite3").unlink(missing_ok=True)
-    planner = Planner(job=job, estimator=estimator, prober=replay, max_probes=7, storage=storage)
-    planner.plan()
     grid = [*default_settings(job), *stock_settings(job)]
     estimates = [estimator.estimate(knobs) for knobs in grid]
-    name = f"{job.model.name}-{job.gpu.name}-{job.fingerprint()[:12]}--residual"
-    sampler = make_sampler("residual", grid, estimates, budget_bytes=job.budget_bytes, seed=0)
-    study = open_study(name, storage, sampler)
-    trials = study.get_trials()[:6]
-    known = frozenset(outcome.knobs for outcome in told(study)[:6])
-    learned = ResidualSampler(
+    sampler = ResidualSampler(
         grid, estimates, budget_bytes=BUDGET_BYTES, peak_prior=peak_prior(estimator.calibration.uncertainty_share)
-    ).peaks(trials)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        storage = f"sqlite:///{folder}/study.sqlite3"
+        Planner(job=job, estimator=estimator, prober=replay, max_probes=7, storage=storage).plan()
+        study = open_study(study_name(job, None, "residual", vision="frozen", base_precision=None), storage, sampler)
+        trials = study.get_trials()[:6]
+        known = frozenset(outcome.knobs for outcome in told(study)[:6])
+    learned = sampler.peaks(trials)
     raw, taught = [], []
     for knobs, peak, estimate in zip(grid, learned, estimates, strict=True):
         true = truth.get(knobs)
