@@ -1,14 +1,14 @@
 """A card: how much memory it has and what it can run. One TOML file each in ``profiles/gpus``."""
 
-import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from budgetft.errors import UsageError, unknown_name
+from budgetft.errors import unknown_name
 from budgetft.profiles import profiles_folder
 from budgetft.units import MIB
-from budgetft.value import Value
+from budgetft.value import Value, read_toml
 
 
 class Gpu(Value):
@@ -67,7 +67,7 @@ class Gpu(Value):
         return device_name in self.device_names and near
 
     @property
-    def base_precision(self) -> str:
+    def base_precision(self) -> Literal["fp16", "bf16"]:
         """The 16-bit type that runs natively."""
         return "bf16" if self.native_bf16 else "fp16"
 
@@ -82,10 +82,9 @@ def load_gpu(name: str) -> Gpu:
     path = Path(name) if name.endswith(".toml") else profiles_folder() / "gpus" / f"{name}.toml"
     if not name.endswith(".toml") and name not in gpu_names():
         raise unknown_name("GPU", name, gpu_names())
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
-    return Gpu.read({"name": path.stem, **data}, source=str(path))
+    return Gpu.read({"name": path.stem, **read_toml(path)}, source=str(path))
+
+
+def gpu_of_device(device_name: str) -> Gpu | None:
+    """The bundled card that the driver calls ``device_name``, if there is one."""
+    return next((gpu for gpu in map(load_gpu, gpu_names()) if device_name in gpu.device_names), None)

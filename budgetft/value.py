@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -57,6 +58,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in ``path``; a missing or unreadable file is a ``UsageError``."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
 
 
 def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:

@@ -204,8 +204,6 @@ def cache(
 
 def _weights(model: Model, given: str | None) -> str | None:
     """A folder or hub id; None for random weights."""
-    from budgetft.errors import UsageError
-
     source = given or model.weights or model.hub_id
     if source is None:
         raise UsageError(
@@ -231,8 +229,6 @@ def _compute(
     *,
     as_json: bool,
 ) -> None:
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,14 +1,13 @@
 """Which torch build carries the kernels of a card: chosen by compute capability, never by the driver's CUDA version."""
 
 import re
-import tomllib
 from collections.abc import Iterable
 
 from pydantic import Field
 
 from budgetft.errors import BudgetftError
 from budgetft.profiles import profiles_folder
-from budgetft.value import Value
+from budgetft.value import Value, read_toml
 
 Capability = tuple[int, int]
 
@@ -40,7 +39,7 @@ class Build(Value):
 def load_builds() -> list[Build]:
     """The known builds, best first."""
     path = profiles_folder() / "torch_builds.toml"
-    rows = tomllib.loads(path.read_text(encoding="utf-8"))["build"]
+    rows = read_toml(path)["build"]
     return [Build.read(row, source=str(path)) for row in rows]
 
 

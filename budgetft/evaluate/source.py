@@ -97,7 +97,7 @@ def source_of_model(
         grad_accum=1,
         checkpointed_layers=0,
         attention="efficient" if gpu.efficient_attention else "math",
-        base_precision=precision or ("bf16" if gpu.native_bf16 else "fp16"),
+        base_precision=precision or gpu.base_precision,
     )
     return Source(
         model=model if chosen == RANDOM else model.replace(weights=chosen),

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 from budgetft.errors import UsageError, unknown_name
 from budgetft.knobs import Knobs, differences, stock_knobs
-from budgetft.measure.job import Job
 from budgetft.model import Model
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
@@ -84,6 +83,7 @@ def _stock(plan: Plan, model: Model) -> Candidate:
     """The plan's baseline; where it has none, the smallest stock setting with its estimate."""
     if plan.baseline is not None:
         return plan.baseline
+    from budgetft.measure.job import planned_job
     from budgetft.predict.estimator import Estimator
 
     knobs = stock_knobs(
@@ -92,14 +92,7 @@ def _stock(plan: Plan, model: Model) -> Candidate:
         layers=model.layers,
         base_precision=plan.knobs.base_precision,
     )
-    job = Job(
-        gpu=plan.gpu.profile,
-        budget_bytes=plan.gpu.budget_bytes,
-        model=model,
-        contract=plan.contract,
-        workload=plan.workload,
-        evidence="predicted",
-    )
+    job = planned_job(plan, device="cuda", evidence="predicted", model=model)
     return Candidate(knobs=knobs, estimate=Estimator(job).estimate(knobs))
 
 

@@ -73,14 +73,18 @@ class Job(Value):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def planned_job(plan: Plan, *, device: Device, evidence: Evidence) -> Job:
-    """The job that ``plan`` came from, probed on ``device``: what a run of it finds belongs to that job."""
+def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | None = None, model: Model | None = None) -> Job:
+    """The job that ``plan`` came from, probed on ``device``: what a run of it finds belongs to that job.
+
+    ``model`` spares loading the plan's, where it is at hand.
+    """
     return Job(
         gpu=plan.gpu.profile,
         budget_bytes=plan.gpu.budget_bytes,
-        model=load_planned_model(plan),
+        model=model or load_planned_model(plan),
         contract=plan.contract,
         workload=plan.workload,
         device=device,
+        host=host,
         evidence=evidence,
     )

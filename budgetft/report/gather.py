@@ -6,11 +6,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.measure.job import Job
+from budgetft.gpu import Gpu, gpu_of_device
+from budgetft.measure.job import planned_job
 from budgetft.measure.ledger import outcomes_of
 from budgetft.outcome import Estimate, Outcome
-from budgetft.plan import Plan, load_planned_model, read_plan
+from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.law import Moment
 from budgetft.train.record import Record, Summary
@@ -110,16 +110,7 @@ def gather(path: Path, *, ledger: Path, on_trace: Callable[[str], None] = lambda
 def _estimator(plan: Plan, on_trace: Callable[[str], None]) -> Estimator:
     """Of the plan's job again. Only probes on the CPU's byte meter leave outcomes that are ``predicted``."""
     on_cpu = plan.evidence.kind == "predicted" and bool(plan.evidence.outcomes)
-    job = Job(
-        gpu=plan.gpu.profile,
-        budget_bytes=plan.gpu.budget_bytes,
-        model=load_planned_model(plan),
-        contract=plan.contract,
-        workload=plan.workload,
-        device="cpu" if on_cpu else "cuda",
-        host=_host(plan),
-        evidence=plan.evidence.kind,
-    )
+    job = planned_job(plan, device="cpu" if on_cpu else "cuda", evidence=plan.evidence.kind, host=_host(plan))
     return Estimator(job, on_trace=on_trace)
 
 
@@ -128,7 +119,7 @@ def _host(plan: Plan) -> Gpu | None:
     card = plan.environment.get("card")
     if plan.evidence.kind != "emulated" or card is None:
         return None
-    return next((gpu for gpu in map(load_gpu, gpu_names()) if card in gpu.device_names), None)
+    return gpu_of_device(card)
 
 
 def _moments(plan: Plan, estimator: Estimator) -> tuple[Moment, ...]:

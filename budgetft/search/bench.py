@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -14,7 +14,7 @@ from budgetft.measure.probe import Prober
 from budgetft.outcome import Evidence, Outcome, Stack
 from budgetft.plan import Plan
 from budgetft.search.planner import Event
-from budgetft.search.run import PlanRequest, find_place, make_job, make_plan
+from budgetft.search.run import Place, PlanRequest, find_place, make_job, make_plan
 from budgetft.value import Value
 from budgetft.workload import Workload
 
@@ -91,41 +91,35 @@ def run_bench(
         )
 
     for size in sizes:
-        rows += _measure(request, size, cached=cached, rounds=rounds)
+        rows += _measure(request, size, place, cached=cached, rounds=rounds)
         on_rows(so_far())
     return so_far()
 
 
-def _measure(request: PlanRequest, size: Size, *, cached: bool, rounds: int) -> list[Row]:
-    sized = _sized(request, size)
+def _measure(request: PlanRequest, size: Size, place: Place, *, cached: bool, rounds: int) -> list[Row]:
+    sized = replace(request, contract=size.contract, workload_under=lambda contract: size.workload)
     found: dict[Path_, Knobs] = {}
     outcomes: dict[Path_, list[Outcome]] = {}
     paths: list[tuple[Path_, str | None]] = [("planned", None)]
     if cached:
         paths.append(("planned, cached features", "auto"))
     for path, cache in paths:
-        plan = make_plan(_sized(request, size, cache))
+        plan = make_plan(replace(sized, cache=cache))
         if plan.baseline is not None:
             found.setdefault("stock", plan.baseline.knobs)
             outcomes.setdefault("stock", _of(plan, plan.baseline.knobs))
         found[path], outcomes[path] = plan.knobs, _of(plan, plan.knobs)
-    place = find_place(sized)
     job = make_job(sized, size.contract, place)
-    with Prober(job, stack=None if place is None else place.stack) as prober:
+    ledger = None if sized.ledger is None else Ledger(sized.ledger)
+    with Prober(job, stack=place.stack) as prober:
         for _ in range(rounds):
             for path, knobs in found.items():
                 sized.on_event(Event(stage="confirm", text=f"{path}, {size.width}x{size.height}"))
                 outcome = prober.probe(knobs, fresh=True)
-                if sized.ledger is not None:
-                    Ledger(sized.ledger).append(job, outcome)
+                if ledger is not None:
+                    ledger.append(job, outcome)
                 outcomes[path].append(outcome)
     return _rows(size, found, outcomes)
-
-
-def _sized(request: PlanRequest, size: Size, cache: str | None = None) -> PlanRequest:
-    fields = {name: getattr(request, name) for name in PlanRequest.__dataclass_fields__}
-    changes = {"contract": size.contract, "workload_under": lambda contract: size.workload, "cache": cache}
-    return PlanRequest(**{**fields, **changes})
 
 
 def _of(plan: Plan, knobs: Knobs) -> list[Outcome]:

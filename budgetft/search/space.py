@@ -19,7 +19,7 @@ def base_precision(job: Job) -> Precision:
     """The 16-bit type that the card runs natively; fp32 where the probes run on the CPU."""
     if job.device == "cpu" and job.evidence == "predicted" and job.model.layers < CHECKPOINT_STEPS:
         return "fp32"
-    return "bf16" if job.gpu.native_bf16 else "fp16"
+    return job.gpu.base_precision
 
 
 def divisors(number: int) -> list[int]:

@@ -13,9 +13,9 @@ from statistics import mean, median
 
 import numpy as np
 
-from budgetft.gpu import gpu_names, load_gpu
+from budgetft.gpu import gpu_of_device
 from budgetft.knobs import Knobs
-from budgetft.measure.job import Job
+from budgetft.measure.job import Device, Job, planned_job
 from budgetft.model import Model
 from budgetft.outcome import Estimate, Outcome, Term
 from budgetft.plan import Plan
@@ -74,22 +74,13 @@ def learn(pairs: Iterable[tuple[Job, Outcome]]) -> list[Lesson]:
 
 def plan_evidence(plan: Plan, model: Model) -> list[tuple[Job, Outcome]]:
     """The plan's own probes, each with the job that it was of."""
-    hosts = [load_gpu(name) for name in gpu_names()]
+    emulated = [o.stack.card for o in plan.evidence.outcomes if o.evidence == "emulated" and o.stack is not None]
+    hosts = {card: gpu_of_device(card) for card in set(emulated)}
     pairs = []
     for outcome in plan.evidence.outcomes:
-        card = None if outcome.stack is None else outcome.stack.card
-        host = next((gpu for gpu in hosts if card in gpu.device_names), None)
-        job = Job(
-            gpu=plan.gpu.profile,
-            budget_bytes=plan.gpu.budget_bytes,
-            model=model,
-            contract=plan.contract,
-            workload=plan.workload,
-            device="cpu" if outcome.evidence == "predicted" else "cuda",
-            host=host if outcome.evidence == "emulated" else None,
-            evidence=outcome.evidence,
-        )
-        pairs.append((job, outcome))
+        device: Device = "cpu" if outcome.evidence == "predicted" else "cuda"
+        host = hosts[outcome.stack.card] if outcome.evidence == "emulated" and outcome.stack is not None else None
+        pairs.append((planned_job(plan, device=device, evidence=outcome.evidence, host=host, model=model), outcome))
     return pairs
 
 

@@ -51,26 +51,24 @@ def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        y_TD, scale_T1 = (_rms_norm if x_TD.is_cuda else torch.ops.budgetft.rms_norm)(x_TD, weight_D, epsilon)
+        y_TD, scale_T1 = rms_norm(x_TD, weight_D, epsilon)
         ctx.save_for_backward(x_TD, scale_T1, weight_D)
         return y_TD
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
-        compute = _rms_norm_backward if grads[0].is_cuda else torch.ops.budgetft.rms_norm_backward
-        return compute(grads[0], *ctx.saved_tensors), None, None
+        return rms_norm_backward(grads[0], *ctx.saved_tensors), None, None
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_TD: torch.Tensor, up_TD: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_TD, up_TD)
-        return (_swiglu if gate_TD.is_cuda else torch.ops.budgetft.swiglu)(gate_TD, up_TD)
+        return swiglu(gate_TD, up_TD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        compute = _swiglu_backward if grads[0].is_cuda else torch.ops.budgetft.swiglu_backward
-        return compute(grads[0], *ctx.saved_tensors)
+        return swiglu_backward(grads[0], *ctx.saved_tensors)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,15 +124,21 @@ def _fake_swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tens
     return torch.empty_like(gate), torch.empty_like(up)
 
 
-def _register(name: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """``torch.ops.budgetft.name``: one operation to a meter and to fake tensors. On a card ``real`` is called directly."""
-    torch.library.custom_op(f"budgetft::{name}", real, mutates_args=()).register_fake(fake)
+def _operation(name: str, real: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``real`` as one operation to a meter and to fake tensors; on a card it is called directly, which launches sooner."""
+    operation: Any = torch.library.custom_op(f"budgetft::{name}", real, mutates_args=())
+    operation.register_fake(fake)
+
+    def call(first: torch.Tensor, *others: Any) -> Any:
+        return (real if first.is_cuda else operation)(first, *others)
+
+    return call
 
 
-_register("rms_norm", _rms_norm, _fake_rms_norm)
-_register("rms_norm_backward", _rms_norm_backward, _fake_rms_norm_backward)
-_register("swiglu", _swiglu, _fake_swiglu)
-_register("swiglu_backward", _swiglu_backward, _fake_swiglu_backward)
+rms_norm = _operation("rms_norm", _rms_norm, _fake_rms_norm)
+rms_norm_backward = _operation("rms_norm_backward", _rms_norm_backward, _fake_rms_norm_backward)
+swiglu = _operation("swiglu", _swiglu, _fake_swiglu)
+swiglu_backward = _operation("swiglu_backward", _swiglu_backward, _fake_swiglu_backward)
 
 
 @cache

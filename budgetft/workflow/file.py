@@ -1,13 +1,13 @@
 """Reading a workflow file: every stage with its whole command, or every problem of the file at once."""
 
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from budgetft.errors import UsageError, nearest
+from budgetft.value import read_toml
 from budgetft.workflow.stages import HOLDOUT, NAMES, STAGES, Stage
 
 FROM = "from"
@@ -85,7 +85,7 @@ class _Problems:
 
 def read_workflow(path: Path, commands: Commands, *, out: Path | None = None) -> Workflow:
     """The workflow in ``path``; ``out`` takes the place of the file's own. One ``UsageError`` for all that is wrong."""
-    tables = _tables(path)
+    tables = read_toml(path)
     problems = _Problems()
     head = tables.pop("workflow", {})
     folder = _out(head, problems) if out is None else _from(path.resolve().parent, out.resolve())
@@ -102,15 +102,6 @@ def read_workflow(path: Path, commands: Commands, *, out: Path | None = None) ->
             tasks += [task] if task else []
     problems.check(path)
     return Workflow(path=path.resolve(), out=folder, tasks=tuple(tasks))
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
 
 
 def _from(home: Path, out: Path) -> Path:
