@@ -1,6 +1,6 @@
 """Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one card.
 
-    python reports/prediction/ground_truth.py choose N > settings.jsonl                 # at random; a quarter are stock
+    python reports/prediction/ground_truth.py choose N [MODEL] > settings.jsonl         # at random; a quarter are stock
     python reports/prediction/ground_truth.py choose-near N MODEL > near.jsonl          # predicted within 12 % of 14 GiB
     python reports/prediction/ground_truth.py choose-grid WIDTHxHEIGHT > grid.jsonl     # what the planner may choose there
     python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no card: trace and replay
@@ -55,9 +55,9 @@ class Setting(Value):
     knobs: Knobs
 
 
-def choose(count: int) -> list[Setting]:
+def choose(count: int, model_name: str = "qwen2.5-vl-3b") -> list[Setting]:
     """Random settings, grouped by rank so that few models are built; a quarter are the stock recipe."""
-    draw = random.Random(20261124)
+    draw, layers = random.Random(20261124), load_model(model_name).layers
     found: dict[str, Setting] = {}
     while len(found) < count:
         images = (draw.choice(IMAGES),) * draw.choice((1, 1, 1, 2, 3, 4))
@@ -70,14 +70,14 @@ def choose(count: int) -> list[Setting]:
         knobs = Knobs(
             micro_batch=micro_batch,
             grad_accum=draw.choice((1, 2)),
-            checkpointed_layers=LAYERS if stock else draw.choice((0, 6, 12, 18, 24, 30, 33, LAYERS, LAYERS)),
+            checkpointed_layers=layers if stock else draw.choice((0, *range(6, layers - 5, 6), layers - 3, layers, layers)),
             loss="full" if stock else draw.choice(("chunked", "chunked", "chunked", "supervised", "full")),
             vision="stock" if stock else "frozen",
             attention="stock" if stock else draw.choice(("efficient", "efficient", "efficient", "math")),
             lora="stock" if stock else draw.choice(("lean", "lean", "lean", "stock")),
             allocator="default" if stock else draw.choice(("default", "expandable")),
         )
-        setting = Setting(rank=draw.choice((8, 16, 16, 64, 128)), shape=shape, knobs=knobs)
+        setting = Setting(model=model_name, rank=draw.choice((8, 16, 16, 64, 128)), shape=shape, knobs=knobs)
         found.setdefault(setting.model_dump_json(), setting)
     return sorted(found.values(), key=lambda setting: (setting.knobs.allocator, setting.rank))
 
@@ -323,7 +323,7 @@ def main() -> None:
     command, *words = sys.argv[1:]
     chosen: list[Setting] = []
     if command == "choose":
-        chosen = choose(int(words[0]))
+        chosen = choose(int(words[0]), *words[1:])
     elif command == "choose-near":
         chosen = choose_near(int(words[0]), words[1])
     elif command == "choose-grid":
