@@ -205,7 +205,7 @@ class Planner:
             fitted = self._run(study, sizes[start], estimates, stage="baseline").fits
 
     def _search(self, study: Study, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
-        space = distributions([*grid, *stock_settings(self.job)])
+        space = distributions(list(estimates))
         idle, asked = 0, 0
         while len(self.outcomes) < self.max_probes - 1 and idle < PATIENCE and asked < 10 * self.max_probes:
             asked += 1
@@ -234,7 +234,7 @@ class Planner:
     def _run(self, study: Study, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome:
         enqueue(study, knobs)
         outcome = self._probe(knobs, estimates[knobs], stage)
-        trial = study.ask(distributions([*settings(self.job, self.vision), *stock_settings(self.job)]))
+        trial = study.ask(distributions(list(estimates)))
         if knobs_of(trial, knobs, self.job.contract.effective_batch) == knobs:
             tell(study, trial, outcome, estimates[knobs])
         else:  # it was in the study already

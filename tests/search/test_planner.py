@@ -45,6 +45,14 @@ def make_planner(make_truth):
     return make
 
 
+@pytest.mark.parametrize("probe_baseline", [True, False])
+def test_a_type_that_is_not_the_card_s_own_is_searched_as_well(make_planner, probe_baseline):
+    planner, prober, _ = make_planner(base_precision="bf16", probe_baseline=probe_baseline)
+    assert planner.job.gpu.base_precision == "fp16"
+    assert planner.plan().confirmed.fits
+    assert {knobs.base_precision for knobs in prober.settings} == {"bf16"}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_plan_is_near_the_best_and_was_confirmed_in_a_fresh_process(make_planner, seed):
     planner, prober, truth = make_planner(seed)
