@@ -4,8 +4,8 @@ python reports/port/port.py [--cards rtx3060-12g rtx3090] [--plan reports/spine/
 python reports/port/port.py --cards rtx3070-8g --model qwen2-vl-2b      # a plan for 16 GB is probed first, then ported
 python reports/port/port.py --table results.jsonl [...]                 # the table alone
 
-CARD:BUDGET sets another budget than the card's own. Each search has a ledger and a study of its own. Nothing is begun after
---seconds; what was left out is said.
+CARD:BUDGET sets another budget than the card's own. Each search has a ledger and a study of its own; neither a ported plan nor
+a fresh one probes the stock recipe. Nothing is begun after --seconds; what was left out is said.
 """
 
 import argparse
@@ -126,6 +126,7 @@ def _request(
         probe=options.probe,
         max_probes=probes,
         base_precision=None if old is None else old.knobs.base_precision,
+        lessons=None if old is None else (),
         **_files(options, name),
     )
 
