@@ -148,10 +148,13 @@ def _name(pid: int) -> str:
 
 
 def restrict_to(gpu: Gpu) -> None:
-    """Forbid what ``gpu`` lacks, so that this card chooses kernels as it would. It does not make it as slow."""
+    """Forbid what ``gpu`` lacks, so that this card chooses kernels as it would; what it has stays as it is.
+
+    It does not make this card as slow.
+    """
     torch.backends.cuda.enable_flash_sdp(gpu.flash_attention)
     torch.backends.cuda.enable_cudnn_sdp(gpu.flash_attention and gpu.capability >= (9, 0))
     torch.backends.cuda.enable_mem_efficient_sdp(gpu.efficient_attention)
-    tf32 = gpu.capability >= (8, 0)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    if gpu.capability < (8, 0):
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False

@@ -26,7 +26,7 @@ class Estimator:
         self, job: Job, *, calibration: Calibration | None = None, on_trace: Callable[[str], None] = lambda text: None
     ) -> None:
         self.job = job
-        self.calibration = calibration or load_calibration(_calibrated_name(job)).on_torch(version("torch"))
+        self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
@@ -133,8 +133,10 @@ class Estimator:
         return self._sizes[key]
 
 
-def _calibrated_name(job: Job) -> str:
+def _calibration_of(job: Job) -> Calibration:
     """Whose context and speed a probe has: the CPU meter's, the card's that stands in, or the planned one's."""
     if job.device == "cpu":
-        return "cpu"
-    return (job.host or job.gpu).name
+        return load_calibration("cpu")
+    if job.host is None or job.host.name == job.gpu.name:
+        return load_calibration(job.gpu.name)
+    return load_calibration(job.host.name, "emulated")

@@ -61,7 +61,7 @@ def main() -> None:
     jobs["ragged"] = jobs["uniform"].replace(workload=ragged())
     for row, job, knobs in questions(jobs, model, chosen.micro_batch):
         row["knobs"] = knobs.model_dump()
-        row["predicted"] = predict(job, knobs, load_calibration(chosen.host), host)
+        row["predicted"] = predict(job, knobs, load_calibration(chosen.host, "emulated"), host)
         if not chosen.predict:
             row |= measure(job, knobs)
         print(json.dumps(row), flush=True)

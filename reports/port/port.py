@@ -2,10 +2,12 @@
 
 python reports/port/port.py [--cards rtx3060-12g rtx3090] [--plan reports/spine/plan-448.json] [--out FOLDER]
 python reports/port/port.py --cards rtx3070-8g --model qwen2-vl-2b      # a plan for 16 GB is probed first, then ported
-python reports/port/port.py --table results.jsonl [...]                 # the table alone
+python reports/port/port.py --table FOLDER                              # the table alone, of an earlier --out
 
 CARD:BUDGET sets another budget than the card's own. Each search has a ledger and a study of its own; neither a ported plan nor
-a fresh one probes the stock recipe. Nothing is begun after --seconds; what was left out is said.
+a fresh one probes the stock recipe. Nothing is begun after --seconds; what was left out is said. Two probes of one setting
+differ by some percent, so the table gives a plan the median speed of all probes of its setting on that card, by whichever
+of the two searches; the speeds that each was confirmed with stand beside it.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from budgetft.contract import Contract
@@ -28,6 +31,7 @@ from budgetft.units import GIB, parse_bytes
 from budgetft.workload import Shape, Workload
 
 SPINE = Path(__file__).resolve().parent.parent / "spine" / "plan-448.json"
+RESULTS = "results.jsonl"
 SHAPE = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
 
 
@@ -35,22 +39,22 @@ def main() -> None:
     """Run what was asked, or print the table of earlier lines."""
     options = _options()
     if options.table:
-        print_table([json.loads(line) for path in options.table for line in path.read_text().splitlines()])
+        print_table(options.table)
         return
-    rows: list[dict[str, Any]] = []
+    options.out.mkdir(parents=True, exist_ok=True)
 
     def tell(row: dict[str, Any]) -> None:
-        rows.append(row)
+        with (options.out / RESULTS).open("a") as file:
+            print(json.dumps(row), file=file)
         print(json.dumps(row), flush=True)
 
     measure(options, tell)
-    print_table(rows)
+    print_table(options.out)
 
 
 def measure(options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
     """The old plan, then each card: ported, and searched afresh with the same 16-bit type."""
     deadline = time.monotonic() + options.seconds
-    options.out.mkdir(parents=True, exist_ok=True)
     old = _old_plan(options, tell)
     model = load_planned_model(old)
     for card in options.cards:
@@ -156,28 +160,32 @@ def _facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(folder: Path) -> None:
     """Markdown: a line per card with the ported plan beside the fresh search."""
+    rows = [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
     print("| card | model | budget, GiB | peak: predicted, then found, GiB | error | probes: ported, fresh"
-          " | samples/s: ported, fresh | ratio |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    for ported in rows:
-        if ported["kind"] != "ported" or "probes" not in ported:
-            if "skipped" in ported or "error" in ported:
-                why = ported.get("error") or ported["skipped"]
-                print(f"| {ported['card']} | {ported['kind']}: {why[:150]} | | | | | | |")
-            continue
-        same = (row for row in rows if row["kind"] == "fresh" and row["card"] == ported["card"] and "probes" in row)
-        fresh: dict[str, Any] = next(same, {})
-        error = "-" if ported["peak_error_share"] is None else f"{ported['peak_error_share']:+.1%}"
-        rates = ported["samples_per_second"], fresh.get("samples_per_second")
-        ratio = f"{rates[0] / rates[1]:.2f}" if rates[0] and rates[1] else "-"
-        print(
-            f"| {ported['card']} | {ported['model']} | {ported['budget_bytes'] / GIB:.2f}"
-            f" | {ported['predicted_peak_bytes'] / GIB:.2f}, {ported['process_peak_bytes'] / GIB:.2f} ({ported['evidence']})"
-            f" | {error} | {ported['probes']}, {fresh.get('probes', '-')}"
-            f" | {' , '.join('-' if rate is None else f'{rate:.2f}' for rate in rates)} | {ratio} |"
-        )
+          " | samples/s: ported, fresh | ratio | as confirmed |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        if "skipped" in row or "error" in row:
+            why = row.get("error") or row["skipped"]
+            print(f"| {row['card']} | {row['kind']}: {why[:150]} | | | | | | | |")
+        elif row["kind"] == "ported" and (folder / f"fresh-{row['card']}.json").is_file():
+            ported, fresh = (read_plan(folder / f"{kind}-{row['card']}.json") for kind in ("ported", "fresh"))
+            print(_line(row, ported, fresh))
+
+
+def _line(row: dict[str, Any], ported: Plan, fresh: Plan) -> str:
+    both = [*ported.evidence.outcomes, *fresh.evidence.outcomes]
+    rates = [median(o.samples_per_second or 0 for o in both if o.knobs == plan.knobs and o.fits) for plan in (ported, fresh)]
+    confirmed = [plan.estimate.samples_per_second or 0 for plan in (ported, fresh)]
+    error = "-" if row["peak_error_share"] is None else f"{row['peak_error_share']:+.1%}"
+    return (
+        f"| {row['card']} | {row['model']} | {row['budget_bytes'] / GIB:.2f}"
+        f" | {row['predicted_peak_bytes'] / GIB:.2f}, {row['process_peak_bytes'] / GIB:.2f} ({row['evidence']}) | {error}"
+        f" | {len(ported.evidence.outcomes)}, {len(fresh.evidence.outcomes)}"
+        f" | {rates[0]:.1f}, {rates[1]:.1f} | {rates[0] / rates[1]:.2f} | {confirmed[0]:.1f}, {confirmed[1]:.1f} |"
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -190,7 +198,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--probe", choices=("auto", "always"), default="auto")
     parser.add_argument("--seconds", type=int, default=280)
     parser.add_argument("--out", type=Path, default=Path("port-results"))
-    parser.add_argument("--table", type=Path, nargs="+")
+    parser.add_argument("--table", type=Path)
     return parser.parse_args()
 
 

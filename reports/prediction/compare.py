@@ -25,7 +25,7 @@ KINDS = ("tensors", "reserved", "process")
 def compared(paths: list[Path]) -> Iterator[tuple[Job, Outcome, Estimate]]:
     """Every outcome that ended well, with the estimate of its setting."""
     estimators: dict[str, Estimator] = {}
-    calibration = load_calibration("h100-80g")
+    calibration = load_calibration("h100-80g", "emulated")
     for path in paths:
         for job, outcome in Ledger(path).rows():
             if outcome.allocated_peak_bytes is None:

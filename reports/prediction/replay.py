@@ -5,7 +5,8 @@
 The planner is the one of ``budgetft plan``; only its prober is replaced, by what the card said: a setting above 14 GiB ends
 as out of memory, another has its measured peak, and its measured speed with the noise that repeated steps had (a different
 draw each time it is asked). Regret is what the winner's own measured speed lacks of the best in the grid that fits.
-After six probes of a search the peaks of all settings not probed are predicted, and compared.
+After six probes of a search the peaks of all settings not probed are predicted, and compared; for those within 10 % of the
+budget it says whether the planner would have run them, and how much of the budget its margin takes.
 """
 
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any, get_args
 
-from ground_truth import BUDGET_BYTES, CALIBRATION, Setting, job_of, read
+from ground_truth import BUDGET_BYTES, CALIBRATION, GIB, Setting, job_of, read
 
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, Vision, is_stock
@@ -147,20 +148,25 @@ def after_six(job: Job, truth: dict[Knobs, Outcome], estimator: Estimator, noise
         study = open_study(study_name(job, None, "residual", vision="frozen", base_precision=None), storage, sampler)
         trials = study.get_trials()[:6]
         known = frozenset(outcome.knobs for outcome in told(study)[:6])
-    learned = sampler.peaks(trials)
-    raw, taught = [], []
-    for knobs, peak, estimate in zip(grid, learned, estimates, strict=True):
+    raw, taught, near = [], [], []
+    for knobs, peak, bound, estimate in zip(grid, *sampler.peaks(trials), estimates, strict=True):
         true = truth.get(knobs)
         if true is None or knobs in known or not true.process_peak_bytes:
             continue
         raw.append(estimate.process_peak_bytes / true.process_peak_bytes - 1)
         taught.append(float(peak) / true.process_peak_bytes - 1)
+        if abs(true.process_peak_bytes / BUDGET_BYTES - 1) <= 0.1:
+            near.append((bound <= BUDGET_BYTES, true.process_peak_bytes <= BUDGET_BYTES, bound - peak))
     for label, errors in (("before any probe", raw), (f"after {len(known)} probes", taught)):
         sizes = [abs(error) for error in errors]
         print(
             f"{label}: {len(sizes)} unseen settings, median {median(sizes):.2%}, mean {mean(sizes):.2%},"
             f" p95 {quantiles(sizes, n=20)[-1]:.2%}, worst {max(sizes):.2%}, worst under {min(errors):+.2%}"
         )
+    print(
+        f"within 10 % of the budget: {len(near)} settings, {sum(s and not t for s, t, _ in near)} false fits,"
+        f" {sum(t and not s for s, t, _ in near)} given away by a margin of {max(m for _, _, m in near) / GIB:.2f} GiB at most"
+    )
 
 
 def _short(knobs: Knobs) -> str:

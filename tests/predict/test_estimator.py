@@ -1,5 +1,7 @@
 """Seconds follow the lengths that the data has; peaks follow the worst of it."""
 
+from importlib.metadata import version
+
 import pytest
 
 from budgetft.contract import Contract
@@ -81,6 +83,15 @@ def test_a_calibration_made_on_another_torch_has_a_wider_interval_and_a_name_tha
 def test_a_calibration_of_no_torch_in_particular_serves_every_torch():
     assumed = load_calibration("no such card")
     assert assumed.on_torch("99.1.0") == assumed
+
+
+def test_a_card_by_itself_and_one_that_stands_in_for_another_have_a_calibration_each():
+    own, in_place = load_calibration("h100-80g"), load_calibration("h100-80g", "emulated")
+    assert (own.evidence, in_place.evidence) == ("measured", "emulated")
+    emulated = job(card="v100-16g").replace(host=load_gpu("h100-80g"), evidence="emulated")
+    assert Estimator(job()).calibration == own.on_torch(version("torch"))
+    assert Estimator(emulated).calibration == in_place.on_torch(version("torch"))
+    assert load_calibration("v100-16g").card is None
 
 
 def test_the_math_kernel_on_a_card_is_less_certain_than_a_fused_one():

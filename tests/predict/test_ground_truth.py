@@ -14,7 +14,7 @@ from budgetft.predict.estimator import Estimator
 from budgetft.value import read_json
 
 LEDGER = Path(__file__).parents[2] / "reports" / "prediction" / "ground_truth.sqlite3"
-GRID = 60
+GRID = 107
 """Settings that the ledger has of the grid at 448x448."""
 
 
@@ -49,7 +49,7 @@ def test_process_peaks_are_within_what_was_asked(errors):
     sizes = [abs(error) for error in errors["process"]]
     assert mean(sizes) <= 0.04
     assert quantiles(sizes, n=20)[-1] <= 0.08
-    assert min(errors["process"]) >= -load_calibration("h100-80g").uncertainty_share
+    assert min(errors["process"]) >= -load_calibration("h100-80g", "emulated").uncertainty_share
 
 
 def test_tensor_peaks_are_within_what_was_asked(errors):
