@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from ground_truth import Setting, job_of
@@ -41,7 +42,7 @@ def main() -> None:
     """A line each."""
     for model in MODELS:
         command = [sys.executable, "-c", ESTIMATE.format(model)]
-        seconds = [clocked(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(5)]
+        seconds = [clocked(partial(subprocess.run, command, check=True, capture_output=True)) for _ in range(5)]
         print(f"budgetft estimate {model}: {median(seconds):.2f} s, torch not loaded")
     shape = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
     job = job_of(Setting(rank=16, shape=shape, knobs=Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=36)))
