@@ -100,7 +100,7 @@ class Planner:
             while True:
                 self._explore(claims, grid, stock, estimates)
                 choice = self._confirmed(claims, estimates)
-                if not self._recall(study, estimates) and not claims.others():
+                if not self._recall(claims, estimates) and not claims.others():
                     return choice
 
     def _wanted(self, grid: list[Knobs]) -> list[Knobs]:
@@ -181,17 +181,21 @@ class Planner:
         stack = None if self.prober is None else self.prober.stack
         return study_name(self.job, stack, self.sampler, vision=self.vision, base_precision=self.base_precision)
 
-    def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> bool:
+    def _recall(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> bool:
         """Take what an earlier run of this study or another worker found, and say whether there was any."""
-        found = [outcome for outcome in told(study) if outcome.knobs in estimates and self._known(outcome.knobs) is None]
+        found = [o for o in told(claims.study) if o.knobs in estimates and self._known(o.knobs) is None]
+        origins = claims.origins() if found and claims.shared else {}
         for outcome in found:
-            self._take(self._in_ledger(outcome.knobs) or outcome, estimates[outcome.knobs], "search", known=True)
+            newer = self._in_ledger(outcome.knobs) or outcome
+            if claims.shared and (newer in origins or held(newer)):  # of two that held, all workers take the same
+                newer = outcome
+            self._take(newer, estimates[outcome.knobs], "search", known=True)
         return bool(found)
 
     def _explore(self, claims: Claims, grid: Sequence[Knobs], stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
         """Probe until nothing is worth it any more, and no other worker is at it either."""
         while True:
-            self._recall(claims.study, estimates)
+            self._recall(claims, estimates)
             if self.probe_baseline:
                 self._probe_baseline(claims, stock, estimates)
             self._search(claims, grid, estimates)
@@ -218,7 +222,7 @@ class Planner:
     def _search(self, claims: Claims, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
         study = claims.study
         for _ in range(10 * self.max_probes):
-            self._recall(study, estimates)
+            self._recall(claims, estimates)
             if len(self.outcomes) + len(claims.others()) >= self.max_probes - 1:
                 return
             if isinstance(study.sampler, ResidualSampler):
@@ -252,7 +256,7 @@ class Planner:
             return known
         trial = claims.take(knobs)
         if trial is None:
-            self._recall(claims.study, estimates)
+            self._recall(claims, estimates)
             return self._known(knobs)
         return self._work(claims, trial, knobs, estimates[knobs], stage)
 

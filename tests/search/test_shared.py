@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
+from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
 from budgetft.search.claims import Claims
 from budgetft.search.planner import Planner
@@ -53,8 +54,10 @@ def start(make_truth, tmp_path, journal):
     """Start a worker in a process of its own; its probes go to ``name.asked``, its choice to ``name.json``."""
     started = []
 
-    def work(name: str, seconds: float, options: dict) -> None:
+    def work(name: str, seconds: float, ledger: bool, options: dict) -> None:
         truth = make_truth(0)
+        if ledger:
+            options["ledger"] = Ledger(tmp_path / "ledger.sqlite3")
         prober = Slow(truth, tmp_path / f"{name}.asked", seconds)
         planner = Planner(
             job=truth.formula.job, estimator=truth.formula, prober=prober, storage=journal, make_claims=quick, **options
@@ -67,8 +70,8 @@ def start(make_truth, tmp_path, journal):
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
 
-    def begin(name: str, *, seconds: float = 0.2, **options):
-        process = multiprocessing.get_context("fork").Process(target=work, args=(name, seconds, options))
+    def begin(name: str, *, seconds: float = 0.2, ledger: bool = False, **options):
+        process = multiprocessing.get_context("fork").Process(target=work, args=(name, seconds, ledger, options))
         process.start()
         started.append(process)
         return process
@@ -100,10 +103,10 @@ def alone(make_truth, tmp_path):
     return choice, asked(tmp_path / "alone.asked")
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_truth, number):
+@pytest.mark.parametrize(("number", "ledger"), [(2, False), (3, False), (2, True)])
+def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_truth, number, ledger):
     names = [f"worker-{index}" for index in range(number)]
-    processes = [start(name) for name in names]
+    processes = [start(name, ledger=ledger) for name in names]
     found = [end(name, process) for name, process in zip(names, processes, strict=True)]
     probes = Counter(probe for _, made in found for probe in made)
     assert set(probes.values()) == {1}, "no setting twice"
@@ -120,9 +123,10 @@ def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_
     assert truth.speed(Knobs.model_validate(first["winner"]["knobs"])) >= 0.99 * truth.speed(single.winner.knobs)
 
 
-def test_a_worker_who_comes_late_pays_for_nothing_and_has_the_same_plan(start, end):
-    first, _ = end("first", start("first", seconds=0.0))
-    second, made = end("second", start("second", seconds=0.0))
+@pytest.mark.parametrize("ledger", [False, True])
+def test_a_worker_who_comes_late_pays_for_nothing_and_has_the_same_plan(start, end, ledger):
+    first, _ = end("first", start("first", seconds=0.0, ledger=ledger))
+    second, made = end("second", start("second", seconds=0.0, ledger=ledger))
     assert made == []
     assert second == first
 
