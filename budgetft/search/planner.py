@@ -223,11 +223,12 @@ class Planner:
         study = claims.study
         for _ in range(10 * self.max_probes):
             self._recall(claims, estimates)
-            if len(self.outcomes) + len(claims.others()) >= self.max_probes - 1:
+            others = claims.others()
+            if len(self.outcomes) + len(others) >= self.max_probes - 1:
                 return
             if isinstance(study.sampler, ResidualSampler):
                 knobs, worthwhile = study.sampler.propose(study.get_trials(deepcopy=False))
-                if knobs is None:
+                if knobs is None or (others and not worthwhile):  # what the others find may change that
                     return
                 trial = claims.take(knobs, worthwhile=worthwhile)
                 if trial is None:  # another worker was quicker

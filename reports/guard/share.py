@@ -142,39 +142,46 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
     }
 
 
+def print_real(folder: Path, numbers: list[int]) -> None:
+    print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no card took part)")
+    print("| workers | probes each | all | settings twice | seconds | different plans | samples/s | winner |")
+    print("|---|---|---|---|---|---|---|---|")
+    data = draw_examples(folder / "data", 24).folder
+    (folder / "first").mkdir()
+    start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+    for workers in numbers:
+        row = share(folder / f"shared-by-{workers}", data, workers)
+        each = ", ".join(map(str, row["probes_each"]))
+        told = f"{row['settings_twice']} | {row['seconds']:.0f} | {row['plans']} | {row['samples_per_second']:.1f}"
+        print(f"| {workers} | {each} | {row['probes']} | {told} | {row['winner']} |", flush=True)
+
+
+def print_replayed(folder: Path, numbers: list[int], seeds: int) -> None:
+    planning.settings = default_settings
+    known = measured_grid()
+    print(f"\nreplayed: {len(known.truth)} settings measured on an H100, {PROBE_SECONDS:.0f} s a probe, {seeds} seeds")
+    print("| workers | most probes of one | all | settings twice | seconds | different plans at most | worst regret |")
+    print("|---|---|---|---|---|---|---|")
+    for workers in numbers:
+        rows = [replayed(folder / f"replay-{workers}-{seed}", workers, seed, known) for seed in range(seeds)]
+        most, probes, seconds = (mean(row[name] for row in rows) for name in ("most_of_one", "probes", "seconds"))
+        twice, plans = sum(row["settings_twice"] for row in rows), max(row["winners"] for row in rows)
+        regret = max(row["regret"] for row in rows)
+        print(f"| {workers} | {most:.1f} | {probes:.1f} | {twice} | {seconds:.1f} | {plans} | {regret:.1%} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--seeds", type=int, default=5, help="of the replay; 0: none")
+    parser.add_argument("--seeds", type=int, default=5, help="of the replay")
+    parser.add_argument("--parts", nargs="+", choices=("real", "replayed"), default=("real", "replayed"))
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no card took part)")
-        print("| workers | probes each | all | settings twice | seconds | different plans | samples/s | winner |")
-        print("|---|---|---|---|---|---|---|---|")
-        data = draw_examples(folder / "data", 24).folder
-        (folder / "first").mkdir()
-        start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
-        for workers in chosen.workers:
-            row = share(folder / f"shared-by-{workers}", data, workers)
-            each = ", ".join(map(str, row["probes_each"]))
-            told = f"{row['settings_twice']} | {row['seconds']:.0f} | {row['plans']} | {row['samples_per_second']:.1f}"
-            print(f"| {workers} | {each} | {row['probes']} | {told} | {row['winner']} |", flush=True)
-        if not chosen.seeds:
-            return
-        planning.settings = default_settings
-        known = measured_grid()
-        print(
-            f"\nreplayed: {len(known.truth)} settings measured on an H100, {PROBE_SECONDS:.0f} s a probe, {chosen.seeds} seeds"
-        )
-        print("| workers | most probes of one | all | settings twice | seconds | different plans at most | worst regret |")
-        print("|---|---|---|---|---|---|---|")
-        for workers in chosen.workers:
-            rows = [replayed(folder / f"replay-{workers}-{seed}", workers, seed, known) for seed in range(chosen.seeds)]
-            most, probes, seconds = (mean(row[name] for row in rows) for name in ("most_of_one", "probes", "seconds"))
-            twice, plans = sum(row["settings_twice"] for row in rows), max(row["winners"] for row in rows)
-            regret = max(row["regret"] for row in rows)
-            print(f"| {workers} | {most:.1f} | {probes:.1f} | {twice} | {seconds:.1f} | {plans} | {regret:.1%} |", flush=True)
+        if "real" in chosen.parts:
+            print_real(folder, chosen.workers)
+        if "replayed" in chosen.parts:
+            print_replayed(folder, chosen.workers, chosen.seeds)
 
 
 if __name__ == "__main__":
