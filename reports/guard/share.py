@@ -12,6 +12,7 @@ probe taking `PROBE_SECONDS` of sleep. Averages over the seeds of the noise.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,8 +101,9 @@ class Known:
     estimator: Estimator
 
 
-def measured_grid() -> Known:
-    job, truth = truth_of(PREDICTION / "ground_truth.sqlite3", str(PREDICTION / "grid-448.jsonl"))
+def measured_grid(folder: Path) -> Known:
+    """Of a copy of the ledger: opening one may write to it."""
+    job, truth = truth_of(Path(shutil.copy(PREDICTION / "ground_truth.sqlite3", folder)), str(PREDICTION / "grid-448.jsonl"))
     return Known(job=job, truth=truth, noise=min(0.03, noise_of(truth)), estimator=Estimator(job, calibration=CALIBRATION))
 
 
@@ -158,7 +160,7 @@ def print_real(folder: Path, numbers: list[int]) -> None:
 
 def print_replayed(folder: Path, numbers: list[int], seeds: int) -> None:
     planning.settings = default_settings
-    known = measured_grid()
+    known = measured_grid(folder)
     print(f"\nreplayed: {len(known.truth)} settings measured on an H100, {PROBE_SECONDS:.0f} s a probe, {seeds} seeds")
     print("| workers | most probes of one | all | settings twice | seconds | different plans at most | worst regret |")
     print("|---|---|---|---|---|---|---|")
