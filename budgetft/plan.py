@@ -51,6 +51,8 @@ class Proof(Value):
     """In words: on what the numbers were obtained."""
     predictions: tuple[Estimate, ...] = ()
     """Of each outcome, made before it, terms left out; empty in plans of before this was kept."""
+    workers: tuple[str, ...] = ()
+    """Who made each outcome, where several workers share the study; empty where one planned alone."""
 
 
 class Candidate(Value):

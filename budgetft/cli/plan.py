@@ -42,7 +42,12 @@ def plan(
     ] = "auto",
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
     sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the cache when left out.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Optuna storage; SQLite in the cache when left out. journal://FILE, or a server's URL: workers may share it."
+        ),
+    ] = None,
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
     quiet: options.Quiet = False,

@@ -1,5 +1,6 @@
 """Plans and estimates for people: plain lines, readable in a log file and without colour."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.knobs import Knobs
@@ -48,6 +49,9 @@ def print_plan(plan: Plan, path: str) -> None:
     estimate = plan.estimate
     print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}")
     print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
+    if plan.evidence.workers:
+        made = Counter(plan.evidence.workers).most_common()
+        print(f"  probes        {', '.join(f'{count} by {worker}' for worker, count in made)}")
     print(f"  run           {describe(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step")
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
     print(f"  speed         {rate(estimate)}")

@@ -5,37 +5,26 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import Trial
 
-from budgetft.errors import BudgetftError, NothingFits
+from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.knobs import Knobs, Precision, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
-from budgetft.outcome import Estimate, Outcome, Term
+from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Candidate
-from budgetft.predict.estimator import STATIC_TERMS, Estimator
-from budgetft.search.sampler import WORTHWHILE, ResidualSampler, distributions
+from budgetft.predict.estimator import Estimator
+from budgetft.search.claims import Claims
+from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
+from budgetft.search.sampler import CONFIRM, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import (
-    SamplerName,
-    enqueue,
-    held,
-    held_study,
-    knobs_of,
-    make_sampler,
-    open_study,
-    study_name,
-    tell,
-    tell_refused,
-    told,
-)
+from budgetft.search.storage import held_study, is_shared
+from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
 from budgetft.search.transfer import Transferred
 from budgetft.units import format_gib
 
 Stage = Literal["trace", "baseline", "search", "confirm"]
-PATIENCE = 2
-"""Choices in a row that are not worth a probe before the search stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +55,8 @@ class Choice:
     predictions: tuple[Estimate, ...] = ()
     """Of each outcome, without its terms."""
     confirmed: Outcome | None = None
+    workers: tuple[str, ...] = ()
+    """Who made each outcome, where several may have shared the work."""
 
 
 @dataclass(kw_only=True)
@@ -86,7 +77,10 @@ class Planner:
     probe_baseline: bool = True
     base_precision: Precision | None = None
     """None: what the card runs natively."""
+    make_claims: Callable[..., Claims] = Claims
     outcomes: list[Outcome] = field(default_factory=list)
+    confirmations: list[Outcome] = field(default_factory=list)
+    """Those of ``outcomes`` that are of a probe made again."""
 
     def plan(self) -> Choice:
         """Raises ``NothingFits`` with the smallest budget that would work."""
@@ -95,15 +89,19 @@ class Planner:
         if self.prober is None:
             return self._predicted(grid, stock, estimates)
         self._refuse_hopeless(estimates)
+        if is_shared(self.storage) and self.sampler != "residual":
+            raise UsageError(
+                f"sampler {self.sampler!r} cannot be shared by several workers",
+                hint="leave --sampler out, or give a --storage of this worker's own: sqlite:///FILE",
+            )
         with held_study(self._study_name(), self.storage):
             study = self._study([*grid, *stock], estimates)
-            self._recall(study, estimates)
-            if self.probe_baseline:
-                self._probe_baseline(study, stock, estimates)
-            self._search(study, grid, estimates)
-            if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(study, estimates):
-                self._search(study, grid, estimates)
-            return self._confirmed(estimates)
+            claims = self.make_claims(study, distributions([*grid, *stock]), shared=is_shared(self.storage))
+            while True:
+                self._explore(claims, grid, stock, estimates)
+                choice = self._confirmed(claims, estimates)
+                if not self._recall(claims, estimates) and not claims.others():
+                    return choice
 
     def _wanted(self, grid: list[Knobs]) -> list[Knobs]:
         if self.base_precision is None:
@@ -116,16 +114,16 @@ class Planner:
         fitting = [knobs for knobs in (*grid, *stock) if estimates[knobs].fits]
         if not fitting:
             raise self._nothing_fits(estimates)
-        ranked = sorted(fitting, key=lambda knobs: _speed(estimates[knobs]), reverse=True)
+        ranked = sorted(fitting, key=lambda knobs: speed(estimates[knobs]), reverse=True)
         others = [Candidate(knobs=knobs, estimate=estimates[knobs]) for knobs in ranked[1:4]]
         return Choice(
             winner=Candidate(knobs=ranked[0], estimate=estimates[ranked[0]]),
-            baseline=_predicted_baseline(estimates),
+            baseline=predicted_baseline(estimates),
             runners_up=tuple(others),
         )
 
     def _nothing_fits(self, estimates: dict[Knobs, Estimate]) -> NothingFits:
-        knobs = _smallest(estimates)
+        knobs = smallest(estimates)
         least, tried, margin = estimates[knobs], self._known(knobs), 1 + self.estimator.calibration.uncertainty_share
         needed = round(margin * (least.process_peak_bytes if tried is None else self.job.budget_bytes))
         parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
@@ -183,62 +181,93 @@ class Planner:
         stack = None if self.prober is None else self.prober.stack
         return study_name(self.job, stack, self.sampler, vision=self.vision, base_precision=self.base_precision)
 
-    def _recall(self, study: Study, estimates: dict[Knobs, Estimate]) -> None:
-        """What an earlier run of this study found: the sampler will not ask for it again."""
-        for outcome in told(study):
-            if outcome.knobs in estimates and self._known(outcome.knobs) is None:
-                self._take(self._in_ledger(outcome.knobs) or outcome, estimates[outcome.knobs], "search", known=True)
+    def _recall(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> bool:
+        """Take what an earlier run of this study or another worker found, and say whether there was any."""
+        found = [o for o in told(claims.study) if o.knobs in estimates and self._known(o.knobs) is None]
+        origins = claims.origins() if found and claims.shared else {}
+        for outcome in found:
+            newer = self._in_ledger(outcome.knobs) or outcome
+            if claims.shared and (newer in origins or held(newer)):  # of two that held, all workers take the same
+                newer = outcome
+            self._take(newer, estimates[outcome.knobs], "search", known=True)
+        return bool(found)
 
-    def _probe_baseline(self, study: Study, stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
+    def _explore(self, claims: Claims, grid: Sequence[Knobs], stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
+        """Probe until nothing is worth it any more, and no other worker is at it either."""
+        while True:
+            self._recall(claims, estimates)
+            if self.probe_baseline:
+                self._probe_baseline(claims, stock, estimates)
+            self._search(claims, grid, estimates)
+            if not any(outcome.fits for outcome in self.outcomes) and self._probe_least(claims, estimates):
+                self._search(claims, grid, estimates)
+            if not claims.wait(lambda text: self.on_event(Event(stage="search", text=text))):
+                return
+
+    def _probe_baseline(self, claims: Claims, stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
         """The stock recipe from its largest predicted micro-batch up while it fits, or down until it does."""
         sizes = [knobs for knobs in stock if estimates[knobs].tensor_peak_bytes <= self.job.budget_bytes]
         if not sizes:
             return
         start = max((i for i, knobs in enumerate(sizes) if estimates[knobs].fits), default=0)
-        fitted = self._run(study, sizes[start], estimates, stage="baseline").fits
-        if fitted and start + 1 < len(sizes):
+        found = self._run(claims, sizes[start], estimates, stage="baseline")
+        if found is not None and found.fits and start + 1 < len(sizes):
             nearly = estimates[sizes[start + 1]].reserved_peak_bytes <= self.job.budget_bytes
             if nearly:
-                self._run(study, sizes[start + 1], estimates, stage="baseline")
-        while not fitted and start > 0:
+                self._run(claims, sizes[start + 1], estimates, stage="baseline")
+        while found is not None and not found.fits and start > 0:
             start -= 1
-            fitted = self._run(study, sizes[start], estimates, stage="baseline").fits
+            found = self._run(claims, sizes[start], estimates, stage="baseline")
 
-    def _search(self, study: Study, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
-        space = distributions(list(estimates))
-        idle, asked = 0, 0
-        while len(self.outcomes) < self.max_probes - 1 and idle < PATIENCE and asked < 10 * self.max_probes:
-            asked += 1
+    def _search(self, claims: Claims, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
+        study = claims.study
+        for _ in range(10 * self.max_probes):
+            self._recall(claims, estimates)
+            others = claims.others()
+            if len(self.outcomes) + len(others) >= self.max_probes - 1:
+                return
             if isinstance(study.sampler, ResidualSampler):
-                chosen = study.sampler.choose(study.get_trials(deepcopy=False))
-                if chosen is None:
+                knobs, worthwhile = study.sampler.propose(study.get_trials(deepcopy=False))
+                if knobs is None or (others and not worthwhile):  # what the others find may change that
                     return
-                idle = idle + 1 if study.sampler.expected_gain < WORTHWHILE else 0
-                if idle >= PATIENCE:
-                    return
-            trial = study.ask(space)
-            knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
+                trial = claims.take(knobs, worthwhile=worthwhile)
+                if trial is None:  # another worker was quicker
+                    continue
+            else:
+                trial = study.ask(distributions(list(estimates)))
+                knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
             estimate = estimates.get(knobs)
             if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
                 tell_refused(study, trial)  # not a valid setting, or known not to fit without asking a card
                 continue
-            tell(study, trial, self._probe(knobs, estimate, "search"), estimate)
+            self._work(claims, trial, knobs, estimate, "search")
 
-    def _probe_least(self, study: Study, estimates: dict[Knobs, Estimate]) -> bool:
+    def _probe_least(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> bool:
         """Before giving up, the smallest setting, which the sampler was not sure enough of; whether it fits."""
-        least = _smallest(estimates)
+        least = smallest(estimates)
         if estimates[least].tensor_peak_bytes > self.job.budget_bytes:
             return False
-        return self._run(study, least, estimates, stage="search").fits
+        found = self._run(claims, least, estimates, stage="search")
+        return found is not None and found.fits
 
-    def _run(self, study: Study, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome:
-        enqueue(study, knobs)
-        outcome = self._probe(knobs, estimates[knobs], stage)
-        trial = study.ask(distributions(list(estimates)))
-        if knobs_of(trial, knobs, self.job.contract.effective_batch) == knobs:
-            tell(study, trial, outcome, estimates[knobs])
-        else:  # it was in the study already
-            study.tell(trial, state=TrialState.FAIL)
+    def _run(self, claims: Claims, knobs: Knobs, estimates: dict[Knobs, Estimate], *, stage: Stage) -> Outcome | None:
+        """What is known of ``knobs``, or a probe of them; None while another worker probes them."""
+        known = self._known(knobs)
+        if known is not None:
+            return known
+        trial = claims.take(knobs)
+        if trial is None:
+            self._recall(claims, estimates)
+            return self._known(knobs)
+        return self._work(claims, trial, knobs, estimates[knobs], stage)
+
+    def _work(
+        self, claims: Claims, trial: Trial, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False
+    ) -> Outcome:
+        """Probe what ``trial`` claims, and tell the study."""
+        with claims.working(trial):
+            outcome = self._probe(knobs, estimate, stage, fresh=fresh)
+        claims.tell(trial, outcome, estimate)
         return outcome
 
     def _probe(self, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False) -> Outcome:
@@ -282,30 +311,35 @@ class Planner:
         )
         return outcome
 
-    def _confirmed(self, estimates: dict[Knobs, Estimate]) -> Choice:
-        ranked = _ranked(self.outcomes)
+    def _confirmed(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> Choice:
+        tried = [outcome for outcome in self.outcomes if outcome not in self.confirmations]
+        ranked = ranked_by_speed(tried)
         if not ranked:
             raise self._failed_everywhere(estimates)
-        tried = tuple(self.outcomes)
-        confirmed = self._confirm(ranked[:3], estimates)
-        stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=_measured_speed, default=None)
-        baseline = _predicted_baseline(estimates) if stock is None and not self.probe_baseline else None
-        asked_twice = [outcome.knobs for outcome in self.outcomes[len(tried) :]]
+        confirmed = self._confirm(claims, ranked[:3], estimates)
+        stock = max((o for o in tried if is_stock(o.knobs) and o.fits), key=measured_speed, default=None)
+        baseline = predicted_baseline(estimates) if stock is None and not self.probe_baseline else None
+        asked_twice = [outcome.knobs for outcome in self.confirmations]
         others = [o for o in ranked if o.knobs not in asked_twice][:3]
+        origins = claims.origins() if claims.shared else {}
+        outcomes = sorted(self.outcomes, key=lambda outcome: origins.get(outcome, (-1, ""))[0])
         return Choice(
-            winner=_settled(confirmed, estimates),
-            baseline=baseline if stock is None else _settled(stock, estimates),
-            runners_up=tuple(_settled(outcome, estimates) for outcome in others),
-            outcomes=tuple(self.outcomes),
-            predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in self.outcomes),
+            winner=settled(confirmed, estimates),
+            baseline=baseline if stock is None else settled(stock, estimates),
+            runners_up=tuple(settled(outcome, estimates) for outcome in others),
+            outcomes=tuple(outcomes),
+            predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in outcomes),
             confirmed=confirmed,
+            workers=tuple(origins.get(o, (-1, claims.worker))[1] for o in outcomes) if claims.shared else (),
         )
 
-    def _confirm(self, ranked: Sequence[Outcome], estimates: dict[Knobs, Estimate]) -> Outcome:
+    def _confirm(self, claims: Claims, ranked: Sequence[Outcome], estimates: dict[Knobs, Estimate]) -> Outcome:
         """The first of ``ranked`` that holds in a fresh process."""
         last = ""
         for outcome in ranked:
-            confirmed = self._probe(outcome.knobs, estimates[outcome.knobs], "confirm", fresh=True)
+            confirmed = self._again(claims, outcome.knobs, estimates[outcome.knobs])
+            if confirmed not in self.confirmations:
+                self.confirmations.append(confirmed)
             if held(confirmed):
                 return confirmed
             last = f"{confirmed.status} ({confirmed.detail or f'{confirmed.alloc_retries} allocator retries'})"
@@ -313,6 +347,19 @@ class Planner:
             f"none of the {len(ranked)} best settings held in a fresh process; the last: {last}",
             hint="other processes on the card? lower --budget by a few hundred MiB and plan again",
         )
+
+    def _again(self, claims: Claims, knobs: Knobs, estimate: Estimate) -> Outcome:
+        """A probe of ``knobs`` in a fresh process: this worker's, or that of another who shares the study."""
+        if not claims.shared:
+            return self._probe(knobs, estimate, CONFIRM, fresh=True)
+        while True:
+            found = claims.confirmation(knobs)
+            if found is not None:
+                return found if found in self.confirmations else self._take(found, estimate, CONFIRM, known=True)
+            trial = claims.take(knobs, purpose=CONFIRM)
+            if trial is not None:
+                return self._work(claims, trial, knobs, estimate, CONFIRM, fresh=True)
+            claims.wait(lambda text: self.on_event(Event(stage=CONFIRM, text=text)))
 
     def _failed_everywhere(self, estimates: dict[Knobs, Estimate]) -> BudgetftError:
         crashes = [o for o in self.outcomes if o.status in ("crash", "timeout", "nonfinite")]
@@ -338,60 +385,3 @@ def describe(knobs: Knobs) -> str:
     }
     unusual = "".join(f", {name}" for name, used in levers.items() if used)
     return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"
-
-
-def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
-    """``estimate`` with what was measured put in the place of what was predicted; the terms still sum to the process peak."""
-    allocated = outcome.allocated_peak_bytes or estimate.tensor_peak_bytes
-    reserved = outcome.reserved_peak_bytes or estimate.reserved_peak_bytes
-    process = outcome.process_peak_bytes or estimate.process_peak_bytes
-    fixed = [t for t in estimate.terms if t.name in STATIC_TERMS]
-    moving = next((t.name for t in estimate.terms if "activations" in t.name), "activations and temporaries")
-    terms = (
-        *fixed,
-        Term(name=moving, memory_bytes=allocated - sum(term.memory_bytes for term in fixed)),
-        Term(name="allocator (fragmentation)", memory_bytes=reserved - allocated),
-        Term(name="context and kernels", memory_bytes=process - reserved),
-    )
-    return estimate.replace(
-        tensor_peak_bytes=allocated,
-        reserved_peak_bytes=reserved,
-        process_peak_bytes=process,
-        step_seconds=outcome.step_seconds,
-        samples_per_second=outcome.samples_per_second,
-        fits=outcome.fits,
-        terms=terms,
-        evidence=outcome.evidence,
-    )
-
-
-def _predicted_baseline(estimates: dict[Knobs, Estimate]) -> Candidate | None:
-    """The stock recipe at its best micro-batch by prediction."""
-    fitting = [knobs for knobs, estimate in estimates.items() if is_stock(knobs) and estimate.fits]
-    best = max(fitting, key=lambda knobs: _speed(estimates[knobs]), default=None)
-    return None if best is None else Candidate(knobs=best, estimate=estimates[best])
-
-
-def _smallest(estimates: dict[Knobs, Estimate]) -> Knobs:
-    return min(estimates, key=lambda knobs: estimates[knobs].process_peak_bytes)
-
-
-def _settled(outcome: Outcome, estimates: dict[Knobs, Estimate]) -> Candidate:
-    return Candidate(knobs=outcome.knobs, estimate=settle(estimates[outcome.knobs], outcome), outcome=outcome)
-
-
-def _ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes that held without the allocator having to retry, fastest first, each setting once."""
-    best: dict[Knobs, Outcome] = {}
-    for outcome in outcomes:
-        if held(outcome):
-            best[outcome.knobs] = outcome
-    return sorted(best.values(), key=_measured_speed, reverse=True)
-
-
-def _measured_speed(outcome: Outcome) -> float:
-    return outcome.samples_per_second or 0.0
-
-
-def _speed(estimate: Estimate) -> float:
-    return estimate.samples_per_second or -float(estimate.process_peak_bytes)

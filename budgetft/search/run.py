@@ -205,6 +205,7 @@ def _plan(
             wall_seconds=round(time.monotonic() - started, 1),
             statement=request.origin + (unprobed if place is None else place.statement),
             predictions=choice.predictions,
+            workers=choice.workers,
         ),
         baseline=choice.baseline,
         price_list=tuple(_prices(request, job, choice)),

@@ -2,6 +2,8 @@
 
 The grid is enumerated; the law gives every setting a peak and a speed; Gaussian processes learn the log residuals of both.
 The next probe has the largest expected improvement times probability of fitting, and never less than 0.9 of the latter.
+What other workers are probing is not proposed, and counts as if its speed were found as it is expected: the "kriging
+believer" of Ginsbourger, Le Riche and Carraro (2010). Of peaks nothing is believed: that would make a setting look safer.
 """
 
 import math
@@ -24,8 +26,12 @@ SURE = 0.9
 """Least probability of fitting that a probe may have."""
 WORTHWHILE = 0.01
 """Expected improvement, as a share of the best speed, under which another probe is not worth it."""
+PATIENCE = 2
+"""Choices in a row that are not worth a probe before the search stops."""
 TRIES = 2
 """A setting that crashed or hung so often is not proposed again."""
+CONFIRM = "confirm"
+"""The purpose of a trial that makes a probe again in a fresh process: nothing is learned from it."""
 PEAK_SCATTER = 0.006
 """Of a log residual of a process peak between neighbours: in 107 measured settings 0.004 with expandable segments, 0.009 with
 torch's default allocator, whose gaps no smooth function follows (reports/prediction)."""
@@ -64,7 +70,7 @@ class ResidualSampler(BaseSampler):
         peak_prior: Prior = PEAK_PRIOR,
     ) -> None:
         self._peak_prior = peak_prior
-        self._grid = list(grid)
+        self.grid = list(grid)
         self._index = {_key(parameters(knobs)): i for i, knobs in enumerate(grid)}
         self._features = np.array([features(knobs) for knobs in grid])
         self._log_peak = np.log([float(estimate.process_peak_bytes) for estimate in estimates])
@@ -74,22 +80,27 @@ class ResidualSampler(BaseSampler):
         """Of the last choice: expected improvement over the best, as a share of it."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return distributions(self._grid)
+        return distributions(self.grid)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         choice = self.choose(study.get_trials(deepcopy=False))
-        return {} if choice is None else parameters(self._grid[choice])
+        return {} if choice is None else parameters(self.grid[choice])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return parameters(self._grid[0])[param_name]
+        return parameters(self.grid[0])[param_name]
 
     def choose(self, trials: Sequence[FrozenTrial]) -> int | None:
         """Index of the next setting; None when every one that may fit has been tried."""
         tried, peaks, speeds, best = self._learn(trials)
+        pending = self._pending(trials)
+        tried |= pending
         peak_mean, peak_spread = self._of_peak(peaks)
         time_mean, time_spread = self._posterior(speeds, TIME_PRIOR)
+        if pending:
+            believed = {index: float(time_mean[index]) for index in sorted(pending)}
+            _, time_spread = self._posterior(believed | speeds, TIME_PRIOR)
         room = (self._log_budget - self._log_peak - peak_mean) / peak_spread
         fits = np.array([NormalDist().cdf(float(value)) for value in room])
         speed = self._log_speed + time_mean
@@ -104,6 +115,14 @@ class ResidualSampler(BaseSampler):
             score = _expected_improvement(speed, time_spread, best) * fits
             self.expected_gain = float(score[allowed].max())
         return int(np.flatnonzero(allowed)[np.argmax(score[allowed])])
+
+    def propose(self, trials: Sequence[FrozenTrial]) -> tuple[Knobs | None, bool]:
+        """The next setting, and whether it is worth a probe by itself; None when the search is to stop."""
+        index = self.choose(trials)
+        worthwhile = self.expected_gain >= WORTHWHILE
+        if index is None or (not worthwhile and _idle(trials) + 1 >= PATIENCE):
+            return None, worthwhile
+        return self.grid[index], worthwhile
 
     def peaks(self, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
         """Process peak of every setting of the grid, bytes: the prediction with what ``trials`` taught, and what it is below
@@ -121,7 +140,7 @@ class ResidualSampler(BaseSampler):
         best = None
         for trial in trials:
             index = self._index.get(_key(trial.params))
-            if index is None:
+            if index is None or trial.user_attrs.get("purpose") == CONFIRM:
                 continue
             if trial.state == TrialState.FAIL and "status" in trial.user_attrs:
                 failures[index] += 1
@@ -143,9 +162,28 @@ class ResidualSampler(BaseSampler):
         mean, spread = self._posterior(residuals, self._peak_prior)
         return mean, np.hypot(spread, self._peak_prior.noise)
 
+    def _pending(self, trials: Sequence[FrozenTrial]) -> set[int]:
+        """Settings that are being probed; a trial that is only being made has no parameters yet."""
+        running = (trial for trial in trials if trial.state == TrialState.RUNNING and trial.params.keys() >= set(SEARCHED))
+        found = (self._index.get(_key(trial.params)) for trial in running)
+        return {index for index in found if index is not None}
+
     def _posterior(self, residuals: Mapping[int, float], prior: Prior) -> tuple[np.ndarray, np.ndarray]:
         seen = np.array(list(residuals), dtype=int)
         return posterior(self._features[seen], np.array(list(residuals.values())), self._features, prior)
+
+
+def _idle(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the last choices, whoever made them, were not worth a probe."""
+    count = 0
+    for trial in reversed(trials):
+        given_up = trial.state == TrialState.FAIL and "status" not in trial.user_attrs
+        if given_up or trial.user_attrs.get("purpose") == CONFIRM:
+            continue
+        if trial.user_attrs.get("worthwhile", True):
+            return count
+        count += 1
+    return count
 
 
 def _key(params: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,48 +1,39 @@
 """The Optuna study of one job: where outcomes become trials."""
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
-from budgetft.lock import exclusive
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Outcome, Stack
-from budgetft.search.sampler import PEAK_PRIOR, SEARCHED, ResidualSampler, parameters, peak_prior
+from budgetft.search.sampler import CONFIRM, PEAK_PRIOR, SEARCHED, ResidualSampler, peak_prior
+from budgetft.search.storage import is_shared, open_storage, unusable
 
 SamplerName = Literal["residual", "tpe", "gp"]
 CONSTRAINT = "over_budget_share"
 """Process peak over the budget, less one: feasible at zero and below."""
 
 
-def open_study(name: str, storage: str, sampler: BaseSampler) -> Study:
-    """The study called ``name`` in ``storage`` (an Optuna URL), created or continued; trials left running are closed."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def open_study(name: str, storage: str | BaseStorage, sampler: BaseSampler) -> Study:
+    """The study called ``name`` in ``storage`` (see ``open_storage``), created or continued.
+
+    Where no other worker can be at it, trials left running are closed.
+    """
+    opened = open_storage(storage)
     try:
-        study = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
-        )
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study = optuna.create_study(study_name=name, storage=opened, sampler=sampler, direction="maximize", load_if_exists=True)
+        for trial in () if is_shared(storage) else study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
     except Exception as error:
-        raise _unusable(storage, error) from None
+        raise unusable(storage, error) from None
     return study
-
-
-def _unusable(storage: str, error: Exception) -> UsageError:
-    """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
-    return UsageError(f"cannot use {storage!r} as the study's storage: {type(error).__name__}: {error}")
 
 
 def study_name(job: Job, stack: Stack | None, sampler: SamplerName, *, vision: str, base_precision: str | None) -> str:
@@ -52,37 +43,6 @@ def study_name(job: Job, stack: Stack | None, sampler: SamplerName, *, vision: s
     if vision != "frozen":  # another study: its categories are others
         name += f"-{vision}"
     return name + (f"-{base_precision}" if base_precision else "")
-
-
-@contextmanager
-def held_study(name: str, storage: str) -> Iterator[None]:
-    """Keep other processes from planning in the study ``name`` during the block: they would close each other's trials.
-
-    Only a SQLite file is held; processes that share a server must see to it themselves. Raises ``UsageError`` when the
-    study is held, and ``BudgetftError`` when its storage fails (full disk, locked).
-    """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    path = storage.removeprefix("sqlite:///")
-    with ExitStack() as stack:
-        if path != storage and not path.startswith(":"):
-            lock = Path(path).with_name(f".{Path(path).name}.{name}.lock")
-            stack.enter_context(exclusive(lock, taken=lambda holder: _in_use(name, holder)))
-        try:
-            yield
-        except (StorageInternalError, SQLAlchemyError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise BudgetftError(
-                f"the study's storage {storage} failed: {reason}",
-                hint="finished probes are in the ledger: free some disk or end who holds it, and plan again",
-            ) from None
-
-
-def _in_use(name: str, holder: str) -> UsageError:
-    return UsageError(
-        f"another process ({holder}) is planning this very job (study {name})",
-        hint="wait for it: planning again then takes its probes over; or give another --storage",
-    )
 
 
 def make_sampler(
@@ -134,21 +94,21 @@ def tell_refused(study: Study, trial: Trial) -> None:
 
 
 def told(study: Study) -> list[Outcome]:
-    """What the finished trials found, oldest first."""
+    """What the finished trials found, oldest first; confirmations aside."""
     try:
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     except Exception as error:
-        raise _unusable(study.study_name, error) from None
-    texts = [trial.user_attrs["outcome"] for trial in trials if "outcome" in trial.user_attrs]
-    return [Outcome.read_text(text, source=f"study {study.study_name}") for text in texts]
+        raise unusable(study.study_name, error) from None
+    searched = (trial for trial in trials if trial.user_attrs.get("purpose") != CONFIRM)
+    return [recalled(trial) for trial in searched if "outcome" in trial.user_attrs]
+
+
+def recalled(trial: FrozenTrial) -> Outcome:
+    """The outcome that was told of ``trial``."""
+    return Outcome.read_text(trial.user_attrs["outcome"], source=f"trial {trial.number} of the study")
 
 
 def knobs_of(trial: Trial, like: Knobs, effective_batch: int) -> Knobs:
     """The setting that a trial asks for; what is not searched comes from ``like``."""
     chosen = {name: trial.params[name] for name in SEARCHED}
     return like.replace(**chosen, grad_accum=effective_batch // chosen["micro_batch"])
-
-
-def enqueue(study: Study, knobs: Knobs) -> None:
-    """Have ``knobs`` tried next, unless it was."""
-    study.enqueue_trial(parameters(knobs), skip_if_exists=True)

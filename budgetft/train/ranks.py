@@ -19,6 +19,13 @@ from budgetft.errors import UsageError
 from budgetft.train.folder import RunFolder, claimed
 
 T = TypeVar("T")
+SHARDINGS = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+    "tensor parallelism": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
+"""What ``accelerate launch`` may ask for, and where it says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,14 @@ class Ranks:
 
 
 def launched_ranks(micro_batches: int) -> Ranks:
-    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``."""
+    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, or are to share
+    the model, which no plan has traced or probed."""
+    for name, variable in SHARDINGS.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise UsageError(
+                f"launched with {name}; a plan is of a step that holds the whole base in every process",
+                hint=f"launch without {name}: base and adapter fit the budget of every card, and only gradients travel",
+            )
     ranks = Ranks(rank=int(os.environ.get("RANK", 0)), world=int(os.environ.get("WORLD_SIZE", 1)))
     if ranks.world > micro_batches:
         raise UsageError(

@@ -1,6 +1,6 @@
-"""kill -9 at random moments of plan, train and predict: nothing is lost but the work in flight.
+"""kill -9 at random moments of plan, train, predict and data cache: nothing is lost but the work in flight.
 
-    PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 54] [--out reports/guard/kills.json]
+    PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 72] [--out reports/guard/kills.json]
 
 Each command is started, killed after a random time, and started again until it ends by itself; then what it left is held
 against that of an undisturbed process. Evidence: predicted (the CPU and its byte meter; no card took part).
@@ -18,29 +18,43 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from drawn import draw_examples
+from PIL import Image
+from safetensors.numpy import load_file
 
+from budgetft.data.examples import Example, write_dataset
 from budgetft.measure.ledger import Ledger
 from budgetft.plan import read_plan
 
-COMMANDS = ("plan", "train", "predict")
+COMMANDS = ("plan", "train", "predict", "cache")
 MODEL = "tiny-qwen2.5-vl"
+BUDGETFT = (sys.executable, "-m", "budgetft")
+SMALL_SHARDS = (
+    *(sys.executable, "-c"),
+    "import budgetft.data.features as features; features.SHARD_BYTES = 2**17; from budgetft.cli import run; run()",
+)
+"""budgetft that writes features in files of 128 KiB instead of 256 MiB, so that a kill finds some written and some not."""
 
 
 class Command:
     """A budgetft command that is killed now and then."""
 
-    def __init__(self, arguments: Callable[[], list[str]], cache: Path) -> None:
+    def __init__(self, arguments: Callable[[], list[str]], cache: Path, program: tuple[str, ...] = BUDGETFT) -> None:
         self.arguments = arguments
+        self.program = program
         self.environment = {**os.environ, "BUDGETFT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-    def run(self, kill_after: float | None = None) -> tuple[bool, float]:
-        """Whether the process ended by itself, and its seconds; an end with an error stops the script."""
+    def run(self, kill_after: float | None = None, ready: Callable[[], bool] = lambda: True) -> tuple[bool, float]:
+        """Whether the process ended by itself, and its seconds; an end with an error stops the script.
+
+        It is killed ``kill_after`` seconds after ``ready`` first said so.
+        """
         began = time.monotonic()
         with tempfile.TemporaryFile() as told:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "budgetft", *self.arguments()], env=self.environment, stdout=told, stderr=told
-            )
+            process = subprocess.Popen([*self.program, *self.arguments()], env=self.environment, stdout=told, stderr=told)
+            while not ready() and process.poll() is None:
+                time.sleep(0.002)
             try:
                 code = process.wait(kill_after)
             except subprocess.TimeoutExpired:
@@ -145,9 +159,67 @@ def kill_predictions(folder: Path, run: Path, data: Path, kills: int, draw: rand
             "compared": f"ids and texts of {len(texts(whole))} predictions"}  # fmt: skip
 
 
+def features(cache: Path) -> dict[str, bytes]:
+    """Of each image, every byte of its features; an image in two files, or a file that is not whole, stops the script."""
+    found: dict[str, bytes] = {}
+    for path in cache.glob("*.safetensors"):
+        shard = {digest: tensor.tobytes() for digest, tensor in load_file(path).items()}
+        assert not shard.keys() & found.keys(), path
+        found |= shard
+    return found
+
+
+def kill_caches(folder: Path, kills: int, draw: random.Random) -> dict:
+    data = draw_noise(folder / "data", 300)
+
+    def arguments(cache: Path) -> list[str]:
+        return ["data", "cache", str(data), "--model", MODEL, "--weights", "random", "--device", "cpu", "--out", str(cache)]
+
+    whole = folder / "whole"
+    _, seconds = Command(lambda: arguments(whole), folder / "own", SMALL_SHARDS).run()
+    expected, files = features(whole), len(list(whole.glob("*.safetensors")))
+    done, ends, lost, partly = 0, 0, 0, 0
+    while done < kills:
+        cache = folder / f"cache-{ends}"
+        seen: set[str] = set()
+
+        def check(cache: Path = cache, seen: set[str] = seen) -> None:
+            nonlocal lost, partly
+            now = features(cache)
+            lost += not seen <= now.keys() or any(expected[digest] != value for digest, value in now.items())
+            partly += 0 < len(now) < len(expected)
+            seen |= now.keys()
+
+        command = Command(lambda cache=cache: arguments(cache), folder / "own", SMALL_SHARDS)
+        for _ in range(min(6, kills - done)):
+            enough = draw.randint(0, files - 1)  # files, some of them of earlier tries; with none, any moment after the start
+            after = draw.uniform(0.0, 0.05) if enough else draw.uniform(0.0, 0.5) * seconds
+            if command.run(after, lambda cache=cache, enough=enough: len(list(cache.glob("*.safetensors"))) >= enough)[0]:
+                break
+            done += 1
+            check()
+        command.run()
+        ends += 1
+        left = {path.name for path in cache.iterdir() if path.suffix != ".safetensors"} - {"cache.json", ".lock"}
+        lost += features(cache) != expected or bool(left)
+    return {"command": "data cache", "kills": done, "ends": ends, "lost": lost,
+            "compared": f"every byte of the features of {len(expected)} images; {partly} kills left a part"}  # fmt: skip
+
+
+def draw_noise(folder: Path, count: int) -> Path:
+    """A dataset of ``count`` different images."""
+    drawings = folder.with_name("drawings")
+    drawings.mkdir()
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (224, 224 + 28 * (number % 3), 3), np.uint8)
+        Image.fromarray(noise).save(drawings / f"{number}.png")
+    examples = [Example(id=str(n), images=(f"{n}.png",), prompt="What?", answer="noise") for n in range(count)]
+    return write_dataset(examples, folder, images_root=drawings).folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=54, help="in equal parts")
+    parser.add_argument("--kills", type=int, default=72, help="in equal parts")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="the others are run undisturbed")
     parser.add_argument("--steps", type=int, default=40, help="of a training")
     parser.add_argument("--seed", type=int, default=0)
@@ -158,18 +230,25 @@ def main() -> None:
     draw = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name in ("plans", "trainings", "predictions"):
+        for name in ("plans", "trainings", "predictions", "caches"):
             (folder / name).mkdir()
         data = draw_examples(folder / "data", 24).folder
         whole_plan, whole_run = folder / "plans" / "whole.json", folder / "trainings" / "whole"
-        rows = [kill_plans(folder / "plans", data, kills["plan"], draw)]
-        print(rows[-1], flush=True)
-        rows.append(kill_trainings(folder / "trainings", whole_plan, kills["train"], draw, chosen.steps))
-        print(rows[-1], flush=True)
-        rows.append(kill_predictions(folder / "predictions", whole_run, data, kills["predict"], draw))
-    print(f"{'command':<8}  {'kills':>5}  {'ends':>4}  {'lost or differing':>17}  compared")
+        # What follows needs the plan and the run of the commands before it, killed or not.
+        calls: dict[str, Callable[[], dict]] = {
+            "plan": lambda: kill_plans(folder / "plans", data, kills["plan"], draw),
+            "train": lambda: kill_trainings(folder / "trainings", whole_plan, kills["train"], draw, chosen.steps),
+            "predict": lambda: kill_predictions(folder / "predictions", whole_run, data, kills["predict"], draw),
+            "cache": lambda: kill_caches(folder / "caches", kills["cache"], draw),
+        }
+        needed = COMMANDS if chosen.commands != ["cache"] else ["cache"]
+        rows = []
+        for name in needed:
+            rows.append(calls[name]())
+            print(rows[-1], flush=True)
+    print(f"{'command':<10}  {'kills':>5}  {'ends':>4}  {'lost or differing':>17}  compared")
     for row in rows:
-        print(f"{row['command']:<8}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
+        print(f"{row['command']:<10}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
     total = sum(row["kills"] for row in rows)
     print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no card took part)")
     if chosen.out:

@@ -17,7 +17,8 @@ from budgetft.workload import Shape, Workload
 STACK = current_stack("cpu")
 
 INTERRUPTIBLE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 from pathlib import Path
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job

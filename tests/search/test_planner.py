@@ -8,7 +8,9 @@ from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.knobs import is_stock
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
-from budgetft.search.planner import PATIENCE, Planner, settle
+from budgetft.search.planner import Planner
+from budgetft.search.ranking import settle
+from budgetft.search.sampler import PATIENCE
 from budgetft.search.space import settings, stock_settings
 from budgetft.units import GIB, MIB, format_gib
 

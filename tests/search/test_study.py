@@ -9,9 +9,10 @@ import pytest
 from optuna.trial import TrialState
 
 from budgetft.errors import UsageError
+from budgetft.search.claims import Claims
 from budgetft.search.sampler import distributions
 from budgetft.search.space import settings, stock_settings
-from budgetft.search.study import CONSTRAINT, enqueue, knobs_of, make_sampler, open_study, tell, told
+from budgetft.search.study import CONSTRAINT, knobs_of, make_sampler, open_study, tell, told
 
 READ = """
 import json, sys, optuna
@@ -46,8 +47,7 @@ def open_again(make_truth, storage):
 
 def report(study, truth, grid, outcome):
     """Tell ``outcome`` as the planner does for a setting that it chose itself."""
-    enqueue(study, outcome.knobs)
-    trial = study.ask(distributions(grid))
+    trial = Claims(study, distributions(grid), shared=False).take(outcome.knobs)
     assert knobs_of(trial, grid[0], 32) == outcome.knobs
     tell(study, trial, outcome, truth.formula.estimate(outcome.knobs))
 
@@ -115,13 +115,6 @@ def test_plain_optuna_in_another_process_reads_states_values_and_constraints(ope
     assert (ok, oom, status) == ("COMPLETE", "COMPLETE", "oom")
     assert ok_constraints[CONSTRAINT] < 0 < oom_constraints[CONSTRAINT]
     assert ok_value > oom_value == 0.0
-
-
-def test_a_setting_is_queued_once(open_again):
-    study, grid, _ = open_again()
-    enqueue(study, grid[5])
-    enqueue(study, grid[5])
-    assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
 
 
 @pytest.mark.parametrize("name", ["residual", "tpe", "gp"])

@@ -67,3 +67,14 @@ def test_more_processes_than_micro_batches_are_refused(make_plan, train, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="launched as 3 processes; a step of this plan has 2 micro-batches"):
         train(make_plan(micro_batch=2))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launch_that_would_share_the_model_out_is_refused_before_anything_is_written(
+    make_plan, train, monkeypatch, tmp_path, variable
+):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UsageError, match="a plan is of a step that holds the whole base in every process") as caught:
+        train(make_plan(micro_batch=2))
+    assert "launch without" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()

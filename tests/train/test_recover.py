@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+import torch
 from drawn import draw_examples
 from refusing import refusing
 from safetensors.torch import load_file
@@ -14,6 +15,15 @@ from budgetft.train.record import Neighbour
 
 STEPS = 4
 PHASES = ("vision", "forward", "loss", "backward", "optimizer")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Losses are compared to seven digits: how many threads a busy machine gives a sum must not decide."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
