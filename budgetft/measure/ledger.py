@@ -36,9 +36,10 @@ class Ledger:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise UsageError(f"{path} has ledger schema {version}; this budgetft reads up to {SCHEMA_VERSION}")
-            with self._db:
-                self._db.execute(_CREATE)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version < SCHEMA_VERSION:  # to read one leaves its file as it is
+                with self._db:
+                    self._db.execute(_CREATE)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last where a damaged file's error names its bytes
             raise UsageError(f"{path} cannot be used as a ledger: {error}") from None
 

@@ -3,8 +3,8 @@
     python reports/bench/largest.py predict > largest.jsonl                      # no card: traced and replayed, bisected
     python reports/bench/largest.py measure largest.jsonl > largest-measured.jsonl      # on a card: N, and a tenth more
 
-One example a micro-batch, two accumulated, rank 16; 256 text tokens with the first frame and 2 for each further one, 160 of them
-supervised.
+One example a micro-batch, two accumulated, rank 16; 256 text tokens with the first frame and 2 for each further one, 160 of
+them supervised.
 """
 
 import json

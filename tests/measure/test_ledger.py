@@ -117,6 +117,16 @@ def test_rows_come_back_as_they_were_given_oldest_first_in_another_session(ledge
     assert len(again) == 3
 
 
+def test_reading_a_ledger_leaves_its_file_as_it_was(ledger, make_job, make_knobs):
+    ledger.append(make_job(), Outcome(status="ok", knobs=make_knobs(), evidence="predicted", budget_bytes=1))
+    ledger.close()
+    before = ledger.path.read_bytes()
+    again = Ledger(ledger.path)
+    assert len(list(again.rows())) == len(again) == 1
+    again.close()
+    assert ledger.path.read_bytes() == before
+
+
 def test_a_ledger_of_a_newer_schema_is_refused_naming_both_versions_and_left_alone(ledger):
     ledger.close()
     with sqlite3.connect(ledger.path) as database:
