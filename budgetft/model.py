@@ -62,6 +62,18 @@ class Model(Value):
         """Image sides are multiples of this: one language-model token covers ``pixel_step`` squared pixels."""
         return self.patch_size * self.merge_size
 
+    @property
+    def slices_apart(self) -> bool:
+        """Whether each temporal slice of a video is a block of its own in the text, after a timestamp, or all are one."""
+        return self.family == "qwen3_vl"
+
+    def video_text_tokens(self, slices: int) -> int:
+        """Text tokens in and around a video of so many temporal slices, none later than 100 s, at most.
+
+        Its start and end; where slices are apart, those of each and a timestamp such as ``<12.3 seconds>``.
+        """
+        return 2 + (9 * slices if self.slices_apart else 0)
+
 
 def model_names() -> list[str]:
     """The names of the bundled descriptions."""

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from budgetft.model import Model
 from budgetft.value import Value
 
 
@@ -14,6 +15,8 @@ class Shape(Value):
     """All tokens that are not image placeholders, special tokens and template included."""
     supervised_tokens: int = Field(ge=1)
     """Answer tokens: the last of the text."""
+    frames: int | None = Field(default=None, ge=1, exclude_if=lambda frames: frames is None)
+    """Of the one video whose temporal slices the images are; None: they are images. Not written when None, as before."""
 
     def visual_tokens(self, pixel_step: int) -> int:
         """Placeholders in the sequence: one per ``pixel_step`` squared pixels."""
@@ -23,12 +26,25 @@ class Shape(Value):
         """Length of the sequence."""
         return self.text_tokens + self.visual_tokens(pixel_step)
 
-    def with_images(self, count: int) -> "Shape":
-        """As if it had ``count`` images: its own in turn, each with 2 text tokens around it. None of none."""
-        if not self.images:
+    def with_frames(self, count: int, model: Model, *, video: bool) -> "Shape":
+        """As if it had ``count`` images, its own in turn, or one video of so many frames; with none it stays as it is.
+
+        Each image brings 2 text tokens, a video those of :meth:`budgetft.model.Model.video_text_tokens`.
+        """
+        own = None if video is (self.frames is None) else self.frames or len(self.images)
+        if not self.images or count == own:
             return self
-        images = tuple(self.images[place % len(self.images)] for place in range(count))
-        return self.replace(images=images, text_tokens=self.text_tokens + 2 * (count - len(self.images)))
+        if video:
+            largest = max(self.images, key=lambda size: size[0] * size[1])
+            images = (largest,) * -(-count // model.temporal_patch_size)
+        else:
+            images = tuple(self.images[place % len(self.images)] for place in range(count))
+        changed = self.replace(images=images, frames=count if video else None)
+        return changed.replace(text_tokens=self.text_tokens + changed._around(model) - self._around(model))
+
+    def _around(self, model: Model) -> int:
+        """Text tokens that the images bring."""
+        return 2 * len(self.images) if self.frames is None else model.video_text_tokens(len(self.images))
 
 
 class Workload(Value):
@@ -42,18 +58,23 @@ class Workload(Value):
     """Of the data, so that a plan is not run on other data unnoticed."""
 
     @property
-    def most_images(self) -> int:
-        """Of one of the heaviest examples."""
-        return max(len(shape.images) for shape in self.worst)
+    def most_frames(self) -> int:
+        """Images of one of the heaviest examples, or frames of its video."""
+        return max(shape.frames or len(shape.images) for shape in self.worst)
 
-    def with_images(self, count: int, pixel_step: int) -> "Workload":
-        """As if every example had ``count`` images, the worst first again; it is of no data that exists."""
+    @property
+    def is_video(self) -> bool:
+        """Whether the examples with most frames have them as a video."""
+        return any(shape.frames == self.most_frames for shape in self.worst)
+
+    def with_frames(self, count: int, model: Model, *, video: bool) -> "Workload":
+        """As if every example had ``count`` frames, as images or as a video, the worst first again; no such data exists."""
         worst = sorted(
-            (shape.with_images(count) for shape in self.worst),
-            key=lambda shape: (shape.total_tokens(pixel_step), shape.visual_tokens(pixel_step)),
+            (shape.with_frames(count, model, video=video) for shape in self.worst),
+            key=lambda shape: (shape.total_tokens(model.pixel_step), shape.visual_tokens(model.pixel_step)),
             reverse=True,
         )
-        typical = (shape.with_images(count) for shape in self.typical)
+        typical = (shape.with_frames(count, model, video=video) for shape in self.typical)
         return self.replace(worst=tuple(worst), typical=tuple(typical), fingerprint=None)
 
     def heaviest(self, count: int) -> tuple[Shape, ...]:

@@ -5,8 +5,11 @@ import pytest
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, UsageError, nearest, unknown_name
 from budgetft.knobs import Knobs, differences, is_stock, parse_knob, stock_knobs
+from budgetft.model import load_model
 from budgetft.units import GIB, format_gib, parse_bytes, parse_size
 from budgetft.workload import Shape, Workload
+
+QWEN = load_model("tiny-qwen2.5-vl")
 
 
 @pytest.mark.parametrize(
@@ -204,20 +207,43 @@ def test_a_workload_has_at_least_one_shape_of_each_kind():
 
 def test_shapes_with_another_number_of_images_repeat_their_own_and_count_what_stands_around_each():
     shape = Shape(images=((56, 28), (28, 28)), text_tokens=100, supervised_tokens=20)
-    more = shape.with_images(3)
+    more = shape.with_frames(3, QWEN, video=False)
     assert more.images == ((56, 28), (28, 28), (56, 28))
     assert (more.text_tokens, more.total_tokens(28)) == (102, 102 + 5)
-    assert shape.with_images(1).text_tokens == 98
-    assert shape.with_images(2) == shape
+    assert shape.with_frames(1, QWEN, video=False).text_tokens == 98
+    assert shape.with_frames(2, QWEN, video=False) == shape
     plain = Shape(images=(), text_tokens=10, supervised_tokens=1)
-    assert plain.with_images(4) == plain
+    assert plain.with_frames(4, QWEN, video=False) == plain
 
 
 def test_a_workload_with_another_number_of_images_has_its_worst_first_again_and_is_of_no_data():
     long = Shape(images=((28, 28),), text_tokens=60, supervised_tokens=20)
     large = Shape(images=((280, 140),), text_tokens=9, supervised_tokens=1)
     workload = Workload(worst=(long, large), typical=(large,), examples=2, fingerprint="x")
-    more = workload.with_images(4, 28)
-    assert more.worst == (large.with_images(4), long.with_images(4))
-    assert (more.most_images, workload.most_images) == (4, 1)
+    more = workload.with_frames(4, QWEN, video=False)
+    assert more.worst == (large.with_frames(4, QWEN, video=False), long.with_frames(4, QWEN, video=False))
+    assert (more.most_frames, workload.most_frames) == (4, 1)
     assert more.fingerprint is None
+
+
+def test_a_video_of_n_frames_has_half_as_many_slices_and_the_text_that_its_family_puts_around_them():
+    shape = Shape(images=((56, 28), (28, 28)), text_tokens=100, supervised_tokens=20)
+    video = shape.with_frames(5, QWEN, video=True)
+    assert (video.images, video.frames) == (((56, 28),) * 3, 5)
+    assert video.text_tokens == 100 - 4 + 2
+    assert video.with_frames(5, QWEN, video=True) == video
+    assert video.with_frames(4, QWEN, video=True).with_frames(5, QWEN, video=True) == video
+    assert video.with_frames(3, QWEN, video=False).text_tokens == 98 - 2 + 6
+    apart = shape.with_frames(5, load_model("tiny-qwen3-vl"), video=True)
+    assert apart.text_tokens == 100 - 4 + 2 + 3 * 9
+    workload = Workload.uniform(video)
+    assert workload.is_video
+    assert workload.most_frames == 5
+    assert not workload.with_frames(5, QWEN, video=False).is_video
+
+
+def test_a_shape_of_images_is_written_as_before_there_were_videos():
+    shape = Shape(images=((56, 28),), text_tokens=100, supervised_tokens=20)
+    assert set(shape.model_dump()) == {"images", "text_tokens", "supervised_tokens"}
+    video = shape.replace(frames=2)
+    assert Shape.read(video.model_dump(mode="json"), source="it") == video

@@ -1,6 +1,7 @@
 """``budgetft data``: make, convert and measure datasets."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def wts(
     root: Annotated[Path, typer.Argument(help="Folder of the WTS data, of SynWTS, or of a twin.")],
     split: Annotated[str, typer.Option(help="train, val or test.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
-    frames: Annotated[str, typer.Option(help="single, sheet (2x2), crop (frame and part), or a number.")] = "single",
+    frames: Annotated[str, typer.Option(help="single, sheet (2x2), crop (frame and part), N images, or video:N.")] = "single",
     policy: Annotated[str, typer.Option(help="For single: mid, boxes (drawn) or expand (--per-row).")] = "mid",
     per_row: Annotated[int, typer.Option(help="For expand: examples a row, each of weight 1/N.")] = 3,
     view: Annotated[str, typer.Option(help="overhead, vehicle or both.")] = "both",
@@ -96,7 +97,8 @@ def wts(
     from budgetft.data.reformat import Format
     from budgetft.data.wts import Request, convert_wts
 
-    form = Format.make(frames=int(frames) if frames.isdigit() else frames, policy=policy, per_row=per_row)
+    count, video = _frames(frames)
+    form = Format.make(frames=frames if count is None else count, video=video, policy=policy, per_row=per_row)
     request = Request.make(
         split=split,
         form=form,
@@ -125,7 +127,9 @@ def wts(
 def convert(
     file: Annotated[Path, typer.Argument(help="JSON or JSONL: canonical rows, LLaVA or ShareGPT conversations, messages.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
-    frames: Annotated[int | None, typer.Option(help="Images to make of each video, spread evenly over it.")] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="Of each video, spread evenly over it: N images, or video:N for one video of N frames.")
+    ] = None,
     force: _Force = False,
 ) -> None:
     """Convert a file and the images or videos it names; relative paths start at the file's folder."""
@@ -133,9 +137,12 @@ def convert(
     from budgetft.data.examples import check_target, write_dataset
 
     check_target(out, force)
+    count, video = (None, False) if frames is None else _frames(frames)
+    if frames is not None and count is None:
+        raise UsageError(f"--frames must be a number or video:N, not {frames!r}")
     work = out.parent / f".{out.name}.frames"
     with _progress("decoding") as (start, advance):
-        examples = sample_videos(convert_file(file), file.parent, work, frames, on_start=start, on_video=advance)
+        examples = sample_videos(convert_file(file), file.parent, work, count, as_video=video, on_start=start, on_video=advance)
     written = write_dataset(examples, out, images_root=file.parent, overwrite=force)
     shutil.rmtree(work, ignore_errors=True)
     typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")
@@ -200,6 +207,12 @@ def cache(
         check_free_space(out, wanted)
         return
     _compute(pictures, out, description, contract, precision, source, device, as_json=as_json)
+
+
+def _frames(text: str) -> tuple[int | None, bool]:
+    """The N of ``N`` or ``video:N``, if it is one of them, and whether the frames are a video."""
+    number = text.removeprefix("video:")
+    return (int(number), number != text) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else (None, False)
 
 
 def _weights(model: Model, given: str | None) -> str | None:

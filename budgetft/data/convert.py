@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from budgetft.data.examples import ORIGIN, Example, problem_report, problems_of
+from budgetft.data.examples import LATER, Example, problem_report, problems_of
 from budgetft.errors import UsageError
 
 _TAG, _VIDEO_TAG = "<image>", "<video>"
@@ -51,15 +51,17 @@ def sample_videos(
     work: Path,
     frames: int | None,
     *,
+    as_video: bool = False,
     on_start: Callable[[int], None] = lambda videos: None,
     on_video: Callable[[], None] = lambda: None,
 ) -> list[Example]:
     """``examples`` with ``frames`` images in place of each video, spread evenly over it; kept below ``work``.
 
-    Relative paths start at ``root`` and may not leave it. Raises one ``UsageError`` for all videos that cannot be read, or
-    when there are videos and ``frames`` is None.
+    With ``as_video`` they stay a video: of an example that has one and nothing else. Relative paths start at ``root`` and
+    may not leave it. Raises one ``UsageError`` for all videos that cannot be read or stay, or when there are videos and
+    ``frames`` is None.
     """
-    from budgetft.data.reformat import spread
+    from budgetft.data.reformat import frame_rate, spread
     from budgetft.data.shots import Shot, take_shots
     from budgetft.data.video import probe
 
@@ -68,18 +70,24 @@ def sample_videos(
         return list(examples)
     if frames is None:
         raise UsageError(
-            f"{len(names)} videos, the first {next(iter(names))!r}", hint="say how many frames of each: --frames 8"
+            f"{len(names)} videos, the first {next(iter(names))!r}",
+            hint="say how many frames of each: --frames 8 for images, --frames video:8 for a video",
         )
     if not 1 <= frames <= 1024:
         raise UsageError(f"--frames must be from 1 to 1024, not {frames}")
     on_start(len(names))
     shots: dict[Path, list[Shot]] = {}
     problems: dict[str, str] = {}
+    rates: dict[str, float] = {}
+    mixed = [one.id for one in examples if len(one.images) > 1 and any(map(is_video, one.images))] if as_video else []
+    if mixed:
+        raise problem_report("an example holds one video, or images", [f"{name!r} holds several of them" for name in mixed])
     for name in names:
         try:
             if ".." in PurePath(name).parts:
                 raise UsageError(f"{name!r} leaves the folder {root}")
             window = (0.0, probe(root / name).seconds)
+            rates[name] = frame_rate(window, frames)
             shots[root / name] = [Shot(video=root / name, moments=(at,)) for at in spread(window, frames)]
         except UsageError as error:
             problems[name] = error.message
@@ -94,7 +102,11 @@ def sample_videos(
         taken = (harvest.taken[root / name, shot.key] for shot in shots[root / name])
         return [str((work / "frames" / one.file).resolve()) for one in taken]
 
-    return [one.replace(images=tuple(image for name in one.images for image in pictures(name))) for one in examples]
+    def sampled(one: Example) -> Example:
+        images = tuple(image for name in one.images for image in pictures(name))
+        return one.replace(images=images, video_fps=rates.get(one.images[0], one.video_fps) if as_video else one.video_fps)
+
+    return [sampled(one) for one in examples]
 
 
 def is_video(path: str) -> bool:
@@ -148,7 +160,7 @@ def _example(row: Any, number: int) -> Example:
         return Example.read({**row, "id": name}, source="row")
     else:
         raise _BadRow(f"keys {', '.join(sorted(row)) or 'none'}; {_LAYOUTS}")
-    extra = {key: row[key] for key in ("source_id", "weight", *ORIGIN) if key in row}
+    extra = {key: row[key] for key in ("source_id", "weight", *LATER) if key in row}
     fields = {"id": name, "images": images, "prompt": prompt, "answer": answer, **extra}
     return Example.read(fields, source="row")
 

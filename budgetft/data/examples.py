@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("id", "images", "prompt", "answer", "source_id", "weight")
 ORIGIN = ("scenario", "phase", "actor", "view", "time_seconds", "frame_rank")
-"""Where an example is from. Datasets written before these columns existed lack them."""
+"""Where an example is from."""
+LATER = (*ORIGIN, "video_fps")
+"""Columns that older datasets lack, and that count only where they hold something."""
 _MAX_LISTED = 20
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
@@ -55,6 +57,8 @@ class Example(Value):
     """Of the (first) frame, from the start of its video."""
     frame_rank: int | None = Field(default=None, ge=0)
     """Of its frame among the N of its row."""
+    video_fps: float | None = Field(default=None, gt=0.0)
+    """Frames a second of the one video whose frames the images are; None: they are images."""
 
 
 def problems_of(example: Example, *, answered: bool = True) -> list[str]:
@@ -115,9 +119,9 @@ class Examples(Sequence[Example]):
         digest = hashlib.sha256()
         rows: Any = self._table  # iterating a table gives dicts, which its type does not say
         for row in rows:
-            origin = {name: row[name] for name in ORIGIN if row.get(name) is not None}
-            # Without an origin it is what it was before there was one: plans name their data by it.
-            known = [row[name] for name in COLUMNS] + ([origin] if origin else [])
+            later = {name: row[name] for name in LATER if row.get(name) is not None}
+            # Without them it is what it was before there were any: plans name their data by it.
+            known = [row[name] for name in COLUMNS] + ([later] if later else [])
             digest.update(json.dumps(known).encode() + b"\n")
         return digest.hexdigest()[:32]
 
@@ -148,7 +152,7 @@ def read_dataset(folder: Path) -> Examples:
         raise UsageError(f"the dataset {folder} lacks the columns {', '.join(missing)}", hint=hint)
     if not len(table):
         raise UsageError(f"the dataset {folder} has no rows", hint=hint)
-    table = table.select_columns([*COLUMNS, *(name for name in ORIGIN if name in table.column_names)])
+    table = table.select_columns([*COLUMNS, *(name for name in LATER if name in table.column_names)])
     _check_stored_images(folder, table)
     return Examples(folder.resolve(), table)
 
@@ -260,6 +264,7 @@ def _save(rows: list[dict[str, Any]], folder: Path) -> None:
             **dict.fromkeys(ORIGIN, text),
             "time_seconds": datasets.Value("float64"),
             "frame_rank": datasets.Value("int64"),
+            "video_fps": datasets.Value("float64"),
         }
     )
     table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

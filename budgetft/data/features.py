@@ -1,8 +1,8 @@
 """Vision features on disk: what the frozen tower makes of each image, computed once and found by the image's content.
 
 A cache folder holds ``cache.json``, which says what its features depend on besides the images, and safetensors files with
-one tensor per image, named by the SHA-256 of the image file. Such a file appears when it is whole, so a killed run leaves
-nothing that could be taken for finished.
+one tensor per image, named by the SHA-256 of the image file, or per temporal slice of a video, by that of its frames' own.
+Such a file appears when it is whole, so a killed run leaves nothing that could be taken for finished.
 
 Shapes: v visual tokens of an image, f numbers of a token (:attr:`budgetft.model.Model.feature_width`).
 """
@@ -17,13 +17,14 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from budgetft.contract import Contract
 from budgetft.data.examples import Example, problem_report
 from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.visuals import Block, blocks_of
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Precision
 from budgetft.model import Model
@@ -68,11 +69,12 @@ class FeatureKey(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image file of a dataset, and its size as the model sees it."""
+    """One image of a dataset, or one temporal slice of a video, and its size as the model sees it."""
 
-    path: str
+    block: Block
+    """Its files."""
     digest: str
-    """SHA-256 of the file."""
+    """SHA-256 of the file; of several, that of their digests in hexadecimal, one after another."""
     width: int
     height: int
 
@@ -81,11 +83,12 @@ class Picture:
 
 
 def find_pictures(examples: Iterable[Example], model: Model, contract: Contract) -> list[Picture]:
-    """Every image file that ``examples`` name, once, in their order; each is read and hashed.
+    """Every image and slice that ``examples`` name, once, in their order; each file is read and hashed.
 
     Raises one ``UsageError`` for all that cannot be read, or that were changed since their dataset was written.
     """
-    paths = list(dict.fromkeys(path for example in examples for path in example.images))
+    blocks = list(dict.fromkeys(block for example in examples for block in blocks_of(example, model)))
+    paths = list(dict.fromkeys(path for block in blocks for path in block))
 
     def find(path: str) -> Picture | UsageError:
         try:
@@ -94,11 +97,19 @@ def find_pictures(examples: Iterable[Example], model: Model, contract: Contract)
             return error
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        found = list(pool.map(find, paths))
-    problems = [each.message for each in found if isinstance(each, UsageError)]
+        found = dict(zip(paths, pool.map(find, paths), strict=True))
+    problems = [each.message for each in found.values() if isinstance(each, UsageError)]
     if problems:
         raise problem_report("cannot use the images", problems, hint="write the dataset again")
-    return [each for each in found if isinstance(each, Picture)]
+    files = {path: each for path, each in found.items() if isinstance(each, Picture)}
+    return [_joined(block, [files[path] for path in block]) for block in blocks]
+
+
+def _joined(block: Block, frames: list[Picture]) -> Picture:
+    if len(frames) == 1:
+        return frames[0]
+    digest = hashlib.sha256("".join(frame.digest for frame in frames).encode()).hexdigest()
+    return replace(frames[0], block=block, digest=digest)
 
 
 def _picture(path: str, model: Model, contract: Contract) -> Picture:
@@ -111,7 +122,7 @@ def _picture(path: str, model: Model, contract: Contract) -> Picture:
     if _CONTENT_NAME.fullmatch(stem) and not digest.startswith(stem):
         raise UsageError(f"image {path} was changed since the dataset was written")
     width, height = resized_image_size(path, image_size(path), model, contract)
-    return Picture(path=path, digest=digest, width=width, height=height)
+    return Picture(block=(path,), digest=digest, width=width, height=height)
 
 
 def feature_bytes(pictures: Iterable[Picture], model: Model, precision: Precision) -> int:

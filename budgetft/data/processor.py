@@ -19,13 +19,14 @@ CHAT_TEMPLATE = (
     "{%- if message['content'] is string -%}{{- message['content'] -}}"
     "{%- else -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part['type'] == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
     "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}"
     "{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{{- '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
-"""ChatML as the Qwen-VL models use it; images only."""
+"""ChatML as the Qwen-VL models use it."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 
@@ -75,9 +76,12 @@ def _offline_processor(model: Model) -> "ProcessorMixin":
         image_mean=list(model.image_mean),
         image_std=list(model.image_std),
     )
-    # Never used here, but the processor classes insist on one.
     video_processor = video_kind(
-        patch_size=model.patch_size, merge_size=model.merge_size, temporal_patch_size=model.temporal_patch_size
+        patch_size=model.patch_size,
+        merge_size=model.merge_size,
+        temporal_patch_size=model.temporal_patch_size,
+        image_mean=list(model.image_mean),
+        image_std=list(model.image_std),
     )
     return kind(
         image_processor=image_processor,

@@ -25,6 +25,8 @@ class Format(Value):
 
     frames: Literal["single", "sheet", "crop"] | int = "single"
     """One frame an example; four frames on one sheet; a frame and the enlarged part around the actors; N frames."""
+    video: bool = False
+    """The N frames are one video, for the model's video tokens; else N images."""
     policy: Policy = "mid"
     """For ``single``: the frame in the middle of the phase; the frame with boxes nearest to it, boxes drawn; or
     ``per_row`` frames, an example of weight 1/N each."""
@@ -34,6 +36,8 @@ class Format(Value):
     def _agree(self) -> "Format":
         if isinstance(self.frames, int) and not 1 <= self.frames <= 64:
             raise ValueError(f"frames must be single, sheet, crop or a number from 1 to 64, not {self.frames}")
+        if self.video and not isinstance(self.frames, int):
+            raise ValueError(f"a video is of a number of frames, not of frames={self.frames}")
         if self.frames != "single" and self.policy != "mid":
             raise ValueError(f"the policy {self.policy} is for frames=single, not for frames={self.frames}")
         return self
@@ -104,6 +108,7 @@ def drafts_of(row: Row, clips: list[Clip], form: Format) -> list[Draft]:
             "actor": row.actor,
             "view": clip.view,
             "frame_rank": rank,
+            "video_fps": frame_rate(_window(row, clip), len(shots)) if form.video else None,
         }
         drafts.append(Draft(fields=fields, shots=shots))
     return drafts
@@ -113,6 +118,12 @@ def spread(window: tuple[float, float], count: int) -> tuple[At, ...]:
     """``count`` moments, each in the middle of its equal part of ``window``."""
     start, end = window
     return tuple(At(seconds=round(start + (end - start) * (part + 0.5) / count, 4)) for part in range(count))
+
+
+def frame_rate(window: tuple[float, float], count: int) -> float:
+    """Frames a second of ``count`` moments of :func:`spread`; of a window without length, as if it lasted a second."""
+    start, end = window
+    return round(count / (end - start), 6) if end > start else float(count)
 
 
 def _window(row: Row, clip: Clip) -> tuple[float, float]:
@@ -173,10 +184,12 @@ def _around(boxes: list[Box], facts: VideoFacts) -> Box:
 
 
 def _heading(row: Row, clip: Clip, form: Format, shots: tuple[Shot, ...]) -> str:
-    """What the images are: order, camera, phase and time; and what the boxes in them mean."""
+    """What the images are, or the video is: order, camera, phase and time; and what the boxes in them mean."""
     camera = "a fixed overhead camera" if clip.view == OVERHEAD else "the camera of the vehicle"
     if form.frames == "sheet":
         what = "These four frames of a traffic scenario, in the order of reading, were"
+    elif form.video:
+        what = "This video of a traffic scenario was"
     elif isinstance(form.frames, int) and form.frames > 1:
         what = f"These {form.frames} frames of a traffic scenario, in order, were"
     else:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
-from budgetft.data.collate import answer_text, prompt_text, too_long
+from budgetft.data.collate import answer_text, too_long
 from budgetft.data.examples import Example, Examples, problem_report, problems_of
 from budgetft.data.images import image_size, resized_image_size
 from budgetft.data.tokens import check_positions
+from budgetft.data.visuals import block_sizes, short_prompt
 from budgetft.errors import UsageError
 from budgetft.model import Model
 from budgetft.workload import Shape, Workload
@@ -125,15 +126,13 @@ def _shape(
     found = problems_of(example)
     if found:
         raise UsageError("; ".join(found))
-    for path in example.images:
-        if path not in sizes:
-            sizes[path] = resized_image_size(path, image_size(path), model, contract)
+    images = block_sizes(example, model, contract, sizes)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-    prompt = tokenizer(prompt_text(example, processor), add_special_tokens=False).input_ids
+    prompt = tokenizer(short_prompt(example, processor, model), add_special_tokens=False).input_ids
     answer = tokenizer(answer_text(example), add_special_tokens=False).input_ids
     return Shape(
-        images=tuple(sizes[path] for path in example.images),
-        # The template puts one placeholder per image into the prompt.
-        text_tokens=len(prompt) - len(example.images) + len(answer),
+        images=tuple(images),
+        text_tokens=len(prompt) - len(images) + len(answer),
         supervised_tokens=len(answer),
+        frames=None if example.video_fps is None else len(example.images),
     )

@@ -1,7 +1,7 @@
 """Prompts to new tokens with the kernels of the training step: left-padded batches, a cache, greedy or sampled.
 
-Shapes: B examples, S tokens of the longest prompt, N new tokens, P patches, C values of a patch, I images, T tokens of one
-prompt; in attention H heads, Q queries, K keys, D head size.
+Shapes: B examples, S tokens of the longest prompt, N new tokens, P patches, C values of a patch, I images and videos, T tokens
+of one prompt; in attention H heads, Q queries, K keys, D head size.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ import torch
 from pydantic import Field
 
 from budgetft.contract import Contract
-from budgetft.data.collate import IGNORED, Encoded, encode
+from budgetft.data.collate import IGNORED, Encoded, encode, joined_seconds
 from budgetft.data.examples import Example
 from budgetft.knobs import Attention
 from budgetft.model import Model
 from budgetft.step.attention import implementation
+from budgetft.step.inputs import visual_grids
 from budgetft.step.step import Step
 from budgetft.step.vision import group_images
 from budgetft.value import Value
@@ -43,10 +44,25 @@ class Prompts:
     mm_token_type_ids_BS: torch.Tensor
     pixel_values_PC: torch.Tensor
     image_grid_I3: torch.Tensor
+    second_per_grid_I: torch.Tensor | None
+    """0 for images; None when there is no video."""
 
     def to(self, device: torch.device) -> "Prompts":
         """The batch on ``device``."""
-        return Prompts(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+    def visuals(self) -> dict[str, torch.Tensor | None]:
+        """Patches and grids as keyword arguments of transformers' models: images and videos apart."""
+        grids = visual_grids(self.image_grid_I3, self.second_per_grid_I)
+        if self.second_per_grid_I is None:
+            return {"pixel_values": self.pixel_values_PC, **grids}
+        of_video_P = torch.repeat_interleave(self.second_per_grid_I > 0, self.image_grid_I3.prod(dim=1))
+        return {
+            "pixel_values": None if grids["image_grid_thw"] is None else self.pixel_values_PC[~of_video_P],
+            "pixel_values_videos": self.pixel_values_PC[of_video_P],
+            **grids,
+        }
 
 
 def encode_prompt(example: Example, processor: Any, model: Model, contract: Contract) -> Encoded:
@@ -78,6 +94,7 @@ def pad_left(encoded: Sequence[Encoded], pad_token_id: int) -> Prompts:
         mm_token_type_ids_BS=padded([one.mm_token_type_ids for one in encoded], 0),
         pixel_values_PC=torch.cat([one.pixel_values for one in encoded]),
         image_grid_I3=torch.cat([one.image_grid_thw for one in encoded]),
+        second_per_grid_I=joined_seconds(encoded),
     )
 
 
@@ -108,13 +125,15 @@ def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: lis
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, use_cache=True, **sampled
     )
+    visuals = prompts.visuals()
+    if step.base.config.model_type != "qwen2_5_vl":
+        visuals.pop("second_per_grid_ts", None)  # others know no such argument
     with torch.no_grad(), step.autocast():
         tokens_BS = step.base.generate(
             input_ids=prompts.input_ids_BS,
             attention_mask=prompts.attention_mask_BS,
             mm_token_type_ids=prompts.mm_token_type_ids_BS,
-            pixel_values=prompts.pixel_values_PC,
-            image_grid_thw=prompts.image_grid_I3,
+            **visuals,
             generation_config=config,
         )
     return tokens_BS[:, prompts.input_ids_BS.shape[1] :]

@@ -129,11 +129,11 @@ class Planner:
         parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
         names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
         weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
-        fewer = self._fewer_images()
+        fewer, kind = self._fewer_frames(), "frames of a video" if self.job.workload.is_video else "images"
         change = (
             "choose a smaller model: its weights alone exceed the budget"
             if weights > self.job.budget_bytes
-            else f"make examples of {fewer} instead of {self.job.workload.most_images} images: that fits (predicted)"
+            else f"make examples of {fewer} instead of {self.job.workload.most_frames} {kind}: that fits (predicted)"
             if fewer is not None
             else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
         )
@@ -147,11 +147,11 @@ class Planner:
             hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
         )
 
-    def _fewer_images(self) -> int | None:
-        """The most images an example, of the halves of its number, at which a setting is predicted to fit."""
-        count = self.job.workload.most_images // 2
+    def _fewer_frames(self) -> int | None:
+        """The most images an example (or frames of its video), of the halves of their number, that are predicted to fit."""
+        count, video = self.job.workload.most_frames // 2, self.job.workload.is_video
         while count >= 1:
-            workload = self.job.workload.with_images(count, self.job.model.pixel_step)
+            workload = self.job.workload.with_frames(count, self.job.model, video=video)
             job = self.job.replace(workload=workload)
             estimator = self.make_estimator(job)
             if any(estimator.estimate(knobs).fits for knobs in settings(job)):

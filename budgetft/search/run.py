@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -233,20 +234,26 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
 
 
 def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequence[int]) -> list[PriceRow]:
-    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor."""
-    own, rows = job.workload.most_images, []
-    for count in sorted({own, *counts}):
-        if count == own:
-            rows.append(_row(FRAMES, own, choice.winner, choice.winner.estimate.evidence))
+    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor.
+
+    Of data with images, frames as images are priced; of data with videos, as a video and as images.
+    """
+    workload, rows = job.workload, []
+    own = (workload.most_frames, workload.is_video)
+    kinds = (True, False) if workload.is_video else (False,)
+    for count, video in sorted({own, *product(counts, kinds)}):
+        value = f"{count} as video" if video else str(count)
+        if (count, video) == own:
+            rows.append(_row(FRAMES, value, choice.winner, choice.winner.estimate.evidence))
             continue
-        request.on_event(Event(stage="trace", text=f"price of {FRAMES} {count}"))
-        workload = job.workload.with_images(count, job.model.pixel_step)
-        asked = make_job(request, job.contract, None).replace(workload=workload)
-        rows.append(_price(asked, FRAMES, count, choice.winner.knobs))
+        request.on_event(Event(stage="trace", text=f"price of {FRAMES} {value}"))
+        other = workload.with_frames(count, job.model, video=video)
+        asked = make_job(request, job.contract, None).replace(workload=other)
+        rows.append(_price(asked, FRAMES, value, choice.winner.knobs))
     return rows
 
 
-def _price(job: Job, axis: str, value: int, like: Knobs) -> PriceRow:
+def _price(job: Job, axis: str, value: object, like: Knobs) -> PriceRow:
     """The best predicted setting of ``job`` with the vision and the type of ``like``."""
     vision: Vision = "cached" if like.vision == "cached" else "frozen"
     try:
@@ -256,7 +263,7 @@ def _price(job: Job, axis: str, value: int, like: Knobs) -> PriceRow:
         return _row(axis, value, None, "predicted")
 
 
-def _row(axis: str, value: int, best: Candidate | None, evidence: Evidence) -> PriceRow:
+def _row(axis: str, value: object, best: Candidate | None, evidence: Evidence) -> PriceRow:
     return PriceRow(
         axis=axis,
         value=str(value),

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from budgetft.contract import Contract
-from budgetft.data.collate import image_patches
 from budgetft.data.features import FeatureKey, FeatureWriter, Picture, check_free_space, create_cache, feature_bytes
 from budgetft.data.tokens import pixel_bounds
+from budgetft.data.visuals import Block, block_patches
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Attention, Precision
 from budgetft.model import Model
@@ -42,7 +42,7 @@ class Cached:
     """What caching came to."""
 
     images: int
-    """Distinct images of the dataset."""
+    """Distinct images (and slices of videos) of the dataset."""
     computed: int
     """Of them, now; the others were there."""
     wanted_bytes: int
@@ -119,7 +119,7 @@ def cache_features(
         tower = Tower(model, contract, precision=precision, weights=weights, device=device)
         processor = load_processor(model if weights is None else model.replace(weights=weights))
         with FeatureWriter(folder) as writer, ThreadPoolExecutor(_WORKERS) as pool:
-            for group in _ahead(_groups(missing, model), lambda each: image_patches(each, processor, model, contract), pool):
+            for group in _ahead(_groups(missing, model), lambda block: block_patches(block, processor, model, contract), pool):
                 for picture, features in zip(group[0], tower.features(group[1], group[2]), strict=True):
                     writer.add(picture.digest, features)
                 on_images(len(group[0]))
@@ -182,12 +182,12 @@ def _groups(pictures: Sequence[Picture], model: Model) -> Iterator[list[Picture]
 
 
 def _ahead(
-    groups: Iterator[list[Picture]], load: Callable[[str], tuple[torch.Tensor, torch.Tensor]], pool: ThreadPoolExecutor
+    groups: Iterator[list[Picture]], load: Callable[[Block], tuple[torch.Tensor, torch.Tensor]], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[list[Picture], torch.Tensor, np.ndarray]]:
     """Each group with its patches and grids; the next one is decoded while one is computed."""
 
     def submit(group: list[Picture] | None) -> tuple[list[Picture], list[Any]] | None:
-        return None if group is None else (group, [pool.submit(load, picture.path) for picture in group])
+        return None if group is None else (group, [pool.submit(load, picture.block) for picture in group])
 
     coming = submit(next(groups, None))
     while coming is not None:

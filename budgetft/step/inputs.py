@@ -35,7 +35,7 @@ class Inputs:
     pixel_values_PC: torch.Tensor | None
     """What the tower is given; with cached vision, what it made of the images: (visual tokens, features)."""
     grid: np.ndarray
-    """(images, 3): frames, patch rows, patch columns."""
+    """(images and videos, 3): temporal slices, patch rows, patch columns."""
     vision: dict[str, Any]
     """Keyword arguments for the tower: groups when it is frozen, nothing (or precomputed indices, in a trace) when stock."""
     sample_weights_N: torch.Tensor | None = None
@@ -75,16 +75,36 @@ def moved_groups(groups: tuple[VisionGroup, ...], move: Callable[[torch.Tensor],
     return tuple(replace(group, tensors={name: move(tensor) for name, tensor in group.tensors.items()}) for group in groups)
 
 
+def visual_grids(grid_I3: torch.Tensor, seconds_I: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+    """The keyword arguments by which transformers' models know the grids of I images and videos apart."""
+    if seconds_I is None:
+        return {"image_grid_thw": grid_I3 if len(grid_I3) else None}
+    is_video_I = seconds_I > 0
+    image_grid, video_grid = grid_I3[~is_video_I], grid_I3[is_video_I]
+    return {
+        "image_grid_thw": image_grid if len(image_grid) else None,
+        "video_grid_thw": video_grid,
+        "second_per_grid_ts": seconds_I[is_video_I],
+    }
+
+
 def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
-    """Host-side :class:`Inputs` of ``batch`` for a transformers vision-language model."""
+    """Host-side :class:`Inputs` of ``batch`` for a transformers vision-language model.
+
+    Where positions are known, a slice of a video is to the model what an image is: the tower attends within a slice, and a
+    feature goes to the next placeholder. So videos get the placeholders of images, and take their way through the model.
+    """
     core = base_model.model
     grid = batch.image_grid_thw.numpy().astype(np.int64)
     position_ids_3BS, _ = core.get_rope_index(
         batch.input_ids,
         mm_token_type_ids=batch.mm_token_type_ids,
-        image_grid_thw=batch.image_grid_thw if len(grid) else None,
         attention_mask=batch.attention_mask,
+        **visual_grids(batch.image_grid_thw, batch.second_per_grid_ts),
     )
+    input_ids_BS = batch.input_ids
+    if batch.second_per_grid_ts is not None:
+        input_ids_BS = input_ids_BS.masked_fill(batch.mm_token_type_ids == 2, base_model.config.image_token_id)
     flat = batch.labels[:, 1:].reshape(-1)
     kept = (flat != IGNORED).nonzero()[:, 0]
     length = batch.labels.shape[1]
@@ -96,7 +116,7 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
             raise ValueError("vision 'cached' needs a batch with features")
         images = batch.features.to(core.visual.dtype)
     return Inputs(
-        input_ids_BS=batch.input_ids,
+        input_ids_BS=input_ids_BS,
         position_ids_3BS=position_ids_3BS,
         attention_mask_BS=batch.attention_mask,
         labels_BS=batch.labels,

@@ -35,7 +35,9 @@ class VisionGroup:
 
 
 def group_images(grid: np.ndarray, visual_config: Any) -> tuple[VisionGroup, ...]:
-    """Split images with patch grids ``grid`` (n, 3) into groups of consecutive equal ones."""
+    """Split images with patch grids ``grid`` (n, 3) into groups of consecutive equal ones; slices of a video are images."""
+    grid = np.repeat(grid, grid[:, 0], axis=0)
+    grid[:, 0] = 1
     groups, first, patch = [], 0, 0
     while first < len(grid):
         patches = int(grid[first].prod())

@@ -4,19 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from budgetft.data.features import KEY_FILE, FeatureCache, FeatureKey, check_free_space, feature_bytes, find_pictures
+from budgetft.data.visuals import FeaturesOf
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.step.features import feature_key
 from budgetft.train.job import RANDOM, Job
 from budgetft.units import format_gib
-
-if TYPE_CHECKING:
-    import torch
-
-FeaturesOf = Callable[[str], "torch.Tensor"]
-"""(v, f) features of the image in a path."""
 
 
 def planned_features(job: Job, folder: Path | None, *, device: str, on_note: Callable[[str], None]) -> FeaturesOf | None:
@@ -49,9 +43,9 @@ def planned_features(job: Job, folder: Path | None, *, device: str, on_note: Cal
     assert cache is not None
     lost = next((each for each in wanted.values() if each.digest not in cache), None)
     if lost is not None:
-        raise BudgetftError(f"the feature cache {folder} still lacks image {lost.path}")
-    digests = {each.path: each.digest for each in pictures}
-    return lambda path: cache.read(digests[path])
+        raise BudgetftError(f"the feature cache {folder} still lacks image {lost.block[0]}")
+    digests = {each.block: each.digest for each in pictures}
+    return lambda block: cache.read(digests[block])
 
 
 def _compute(job: Job, folder: Path, key: FeatureKey, device: str) -> None:

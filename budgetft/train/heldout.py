@@ -10,8 +10,8 @@ import torch
 
 from budgetft.data.bucket import split
 from budgetft.data.examples import Examples
+from budgetft.data.visuals import FeaturesOf
 from budgetft.step.step import Step
-from budgetft.train.features import FeaturesOf
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, make_micro, prefetched
 from budgetft.train.memory import Held, Memory

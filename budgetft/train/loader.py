@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.data.collate import collate, encode
+from budgetft.data.visuals import FeaturesOf
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.step import Step
-from budgetft.train.features import FeaturesOf
 from budgetft.train.job import Job
 from budgetft.train.schedule import step_examples
 from budgetft.workload import Shape

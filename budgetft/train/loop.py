@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from budgetft.data.examples import read_dataset
+from budgetft.data.visuals import FeaturesOf
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
-from budgetft.train.features import FeaturesOf, planned_features
+from budgetft.train.features import planned_features
 from budgetft.train.folder import RunFolder, write_folder
 from budgetft.train.guard import StopSignal, interrupted, out_of_memory
 from budgetft.train.heldout import HeldOut, held_out_job

@@ -62,7 +62,7 @@ def check(model: Model, precision: Any, max_pixels: int, device: torch.device, f
     facts: dict[str, Any] = {"model": model, "contract": contract, "precision": precision, "weights": weights}
     done = cache_features(pictures, folder / "cache", device=device, **facts)
     cache = FeatureCache(folder / "cache", feature_key(**facts))
-    digests = {each.path: each.digest for each in pictures}
+    digests = {each.block: each.digest for each in pictures}
     processor: Any = load_processor(model)
     parts = [sample[index] for index in range(EXAMPLES)]
 

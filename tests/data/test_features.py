@@ -9,7 +9,7 @@ import torch
 
 from budgetft.contract import Contract
 from budgetft.data import features
-from budgetft.data.collate import collate, encode, image_patches
+from budgetft.data.collate import collate, encode
 from budgetft.data.examples import Example, write_dataset
 from budgetft.data.features import (
     KEY_FILE,
@@ -23,6 +23,7 @@ from budgetft.data.features import (
     find_pictures,
 )
 from budgetft.data.processor import load_processor
+from budgetft.data.visuals import block_patches
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import load_model
 
@@ -167,20 +168,23 @@ def test_what_does_not_fit_the_disk_is_refused_before_it_is_computed(tmp_path):
 
 def test_the_cost_on_disk_counts_equal_images_once():
     model = load_model("qwen2.5-vl-3b")
-    one = Picture(path="a.jpg", digest="1", width=448, height=448)
-    twin, other = Picture(path="b.jpg", digest="1", width=448, height=448), Picture(path="c", digest="2", width=28, height=56)
+    one = Picture(block=("a.jpg",), digest="1", width=448, height=448)
+    twin, other = (
+        Picture(block=("b.jpg",), digest="1", width=448, height=448),
+        Picture(block=("c",), digest="2", width=28, height=56),
+    )
     assert feature_bytes([one, twin], model, "fp16") == 256 * 2048 * 2
     assert feature_bytes([one, twin, other], model, "fp32") == (256 + 2) * 2048 * 4
     deep = load_model("qwen3-vl-4b")
-    picture = Picture(path="a.jpg", digest="1", width=448, height=448)
+    picture = Picture(block=("a.jpg",), digest="1", width=448, height=448)
     assert feature_bytes([picture], deep, "fp16") == 14 * 14 * 2560 * (1 + 3) * 2
 
 
 def test_every_image_is_found_once_with_its_content_and_size(sample):
     model = load_model("tiny-qwen2.5-vl")
     pictures = find_pictures(sample, model, CONTRACT)
-    assert [each.path for each in pictures] == list(dict.fromkeys(path for example in sample for path in example.images))
-    assert all(Path(each.path).stem == each.digest[:24] for each in pictures)
+    assert [each.block for each in pictures] == list(dict.fromkeys((path,) for example in sample for path in example.images))
+    assert all(Path(each.block[0]).stem == each.digest[:24] for each in pictures)
     smaller = find_pictures(sample, model, Contract(max_pixels=28 * 28 * 4))
     assert max(each.visual_tokens(28) for each in smaller) <= 4
 
@@ -202,8 +206,8 @@ def test_changed_and_missing_images_are_refused_all_at_once(example, picture, tm
 def test_an_example_with_features_is_encoded_as_the_one_with_pixels(sample, name):
     model = load_model(name)
     processor = load_processor(model)
-    sizes = {each.path: each for each in find_pictures(sample, model, CONTRACT)}
-    made = {path: torch.randn(each.visual_tokens(model.pixel_step), model.feature_width) for path, each in sizes.items()}
+    sizes = {each.block: each for each in find_pictures(sample, model, CONTRACT)}
+    made = {block: torch.randn(each.visual_tokens(model.pixel_step), model.feature_width) for block, each in sizes.items()}
     first = sample[0]
     two = first.replace(images=(first.images[0], sample[1].images[0]))
     pairs = [
@@ -217,7 +221,7 @@ def test_an_example_with_features_is_encoded_as_the_one_with_pixels(sample, name
         assert len(cached.pixel_values) == 0
     batch = collate([cached for _, cached in pairs], pad_token_id=0)
     assert batch.features is not None
-    assert torch.equal(batch.features, torch.cat([made[path] for each in (first, two) for path in each.images]))
+    assert torch.equal(batch.features, torch.cat([made[path,] for each in (first, two) for path in each.images]))
 
 
 def test_features_of_another_size_are_refused_by_name(sample):
@@ -231,7 +235,7 @@ def test_an_image_is_cut_into_the_patches_that_an_example_has(sample):
     model = load_model("tiny-qwen2.5-vl")
     processor = load_processor(model)
     whole = encode(sample[0], processor, model, CONTRACT)
-    parts = [image_patches(path, processor, model, CONTRACT) for path in sample[0].images]
+    parts = [block_patches((path,), processor, model, CONTRACT) for path in sample[0].images]
     assert torch.equal(torch.cat([patches for patches, _ in parts]), whole.pixel_values)
     assert torch.equal(torch.cat([grid for _, grid in parts]), whole.image_grid_thw)
 

@@ -41,7 +41,7 @@ def test_every_family_has_an_offline_processor_with_the_models_image_facts(name)
 
 
 def test_the_chat_template_is_that_of_qwen(processor):
-    from budgetft.data.collate import prompt_text
+    from budgetft.data.visuals import prompt_text
 
     text = prompt_text(Example(id="a", images=("x", "y"), prompt="What?", answer="A car."), processor)
     assert text == (

@@ -239,9 +239,9 @@ def test_the_smallest_setting_is_probed_before_giving_up(make_planner, make_trut
 def test_where_nothing_fits_the_most_images_that_would_are_named(make_job, formula):
     class HeavyImages(formula):
         def estimate(self, knobs):
-            return super().estimate(knobs).replace(fits=self.job.workload.most_images <= 2)
+            return super().estimate(knobs).replace(fits=self.job.workload.most_frames <= 2)
 
-    job = make_job(workload=make_job().workload.with_images(8, 28))
+    job = make_job(workload=make_job().workload.with_frames(8, make_job().model, video=False))
     planner = Planner(job=job, estimator=HeavyImages(job), make_estimator=HeavyImages)
     with pytest.raises(NothingFits) as caught:
         planner.plan()

@@ -44,7 +44,7 @@ def test_cached_features_are_those_of_the_step_within_rounding(sample, tmp_path,
     model = load_model(name)
     done, cache, pictures = cached(sample, tmp_path, model, precision)
     assert done.images == done.computed == len(cache) == len({each.digest for each in pictures})
-    digests = {each.path: each.digest for each in pictures}
+    digests = {each.block: each.digest for each in pictures}
     dtype = DTYPES[precision]
     visual = load_tower(model_config(model), None, dtype=dtype, device=CPU, seed=CONTRACT.seed)
     visual.config._attn_implementation = implementation("efficient")
@@ -55,7 +55,7 @@ def test_cached_features_are_those_of_the_step_within_rounding(sample, tmp_path,
         groups = vision.group_images(batch.image_grid_thw.numpy(), visual.config)
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
             expected = joined_features(visual(batch.pixel_values.type(dtype), groups=groups))
-        found = torch.cat([cache.read(digests[path]) for path in example.images])
+        found = torch.cat([cache.read(digests[path,]) for path in example.images])
         assert found.dtype == expected.dtype == dtype
         limit = {"fp32": 1e-5, "bf16": 2**-6}[precision] * float(expected.abs().max())
         assert float((found.float() - expected.float()).abs().max()) <= limit
