@@ -32,7 +32,7 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
         "contract": contract.model_dump(include={"rank", "targets", "lora_dropout"}),
         "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"})
         | {name: value for name, value in newer.items() if value != Knobs.model_fields[name].default},
-        "shape": shape.model_dump(),
+        "shape": shape.model_dump(exclude={"frames"}),  # slices of a video cost what images do
         "kernels": [gpu.flash_attention, gpu.efficient_attention],
         "layouts": layouts,
         "software": {name: version(name).split("+")[0] for name in ("torch", "transformers", "peft")},

@@ -272,7 +272,10 @@ def _training(story: Story) -> str:
 def _setup(story: Story) -> str:
     plan = story.plan
     shape = plan.workload.worst[0]
-    images = ", ".join(f"{width}x{height}" for width, height in shape.images[:4]) + (", ..." if len(shape.images) > 4 else "")
+    sizes = ", ".join(f"{width}x{height}" for width, height in shape.images[:4]) + (", ..." if len(shape.images) > 4 else "")
+    images = f"{len(shape.images)} images ({sizes})"
+    if shape.frames is not None:
+        images = f"a video of {shape.frames} frames as {len(shape.images)} slices ({sizes})"
     contract = plan.contract
     counted = "" if plan.workload.examples is None else f", {plan.workload.examples} examples"
     layers = "" if story.layers is None else f"; the model has {story.layers} layers"
@@ -280,7 +283,7 @@ def _setup(story: Story) -> str:
         ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
          f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
-        ("worst example", f"{len(shape.images)} images ({images}), {shape.text_tokens} text tokens,"
+        ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),
         ("data", (Path(plan.data).name if plan.data else "a shape that was typed in") + counted),
         ("evidence", f"{plan.evidence.kind}: {plan.evidence.statement}"),

@@ -69,6 +69,18 @@ def test_the_traced_peak_is_the_real_one_to_the_byte(name, knobs):
     assert traced.peak_bytes == metered_peak(name, knobs, shapes)
 
 
+@pytest.mark.parametrize("name", ["tiny-qwen2.5-vl", "tiny-qwen3-vl"])
+@pytest.mark.parametrize("knobs", [STOCK, OURS], ids=["stock", "ours"])
+def test_the_traced_peak_of_a_video_is_the_real_one_to_the_byte(name, knobs):
+    model = load_model(name)
+    edge = model.pixel_step
+    shapes = [Shape(images=((edge * 6, edge * 5),) * 3, text_tokens=60, supervised_tokens=30, frames=6)] * 2
+    traced = trace_step(model, CONTRACT, knobs, shapes, gpu=None)
+    assert traced.peak_bytes == metered_peak(name, knobs, shapes)
+    images = [shape.replace(frames=None) for shape in shapes]
+    assert traced.peak_bytes == trace_step(model, CONTRACT, knobs, images, gpu=None).peak_bytes
+
+
 def test_flops_of_the_language_model_are_those_of_the_formula():
     """Forward and the gradient of the input, 2 FLOPs a weight and token each; a recompute when checkpointed."""
     model = load_model("qwen2.5-vl-3b")

@@ -20,10 +20,9 @@ from budgetft.step.step import Step
 from budgetft.step.tower import remove_tower
 
 CPU = torch.device("cpu")
-CONTRACT = Contract(rank=4, effective_batch=4)
 FAMILIES = ("tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl")
 FPS = 0.7
-BATCHES = {"a video": (5,), "two videos": (4, 2), "a video and images": (5, -2), "images, then a video": (-1, 3, -1)}
+BATCHES = {"two videos": (5, 2), "a video and images": (5, -2), "images, then a video": (-1, 3, -1)}
 """Frames of each example; images where negative."""
 OURS = {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean", "checkpointed_layers": 1}
 
@@ -34,14 +33,16 @@ class Case:
     def __init__(self, name: str, folder) -> None:
         self.model, self.folder = load_model(name), folder
         self.processor = load_processor(self.model)
+        edge = self.model.pixel_step
+        self.contract = Contract(rank=4, effective_batch=4, max_pixels=12 * edge**2)  # the size of a frame
         self.stock = stock_knobs(micro_batch=2, effective_batch=4, layers=self.model.layers, base_precision="fp32")
-        self.peft_model = build_model(self.model, CONTRACT, base_precision="fp32", device=CPU)
+        self.peft_model = build_model(self.model, self.contract, base_precision="fp32", device=CPU)
         for parameter in trainable(self.peft_model):
             torch.nn.init.normal_(parameter.data, std=0.05)
-        self.step = Step(self.peft_model, CONTRACT, self.stock, device=CPU)
+        self.step = Step(self.peft_model, self.contract, self.stock, device=CPU)
         noise = np.random.default_rng(0)
         for number in range(5):
-            Image.fromarray(noise.integers(0, 255, (224, 224, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            Image.fromarray(noise.integers(0, 255, (edge * 3, edge * 4, 3), dtype=np.uint8)).save(folder / f"{number}.png")
 
     def example(self, frames: int) -> Example:
         images = tuple(str(self.folder / f"{number}.png") for number in range(abs(frames)))
@@ -52,8 +53,7 @@ class Case:
         )
 
     def batch(self, frames):
-        wide = CONTRACT.replace(max_pixels=self.model.max_pixels)
-        encoded = [encode(self.example(count), self.processor, self.model, wide) for count in frames]
+        encoded = [encode(self.example(count), self.processor, self.model, self.contract) for count in frames]
         return collate(encoded, self.processor.tokenizer.pad_token_id)
 
     def reference(self, frames) -> dict:
@@ -128,7 +128,7 @@ def test_loss_and_gradients_are_those_of_transformers_on_its_own_path(case, fram
 
 def test_the_rate_of_a_video_matters_where_the_family_reads_it(case):
     slow = case.batch((4,))
-    faster = encode(case.example(4).replace(video_fps=6.0), case.processor, case.model, CONTRACT)
+    faster = encode(case.example(4).replace(video_fps=6.0), case.processor, case.model, case.contract)
     fast = collate([faster], 0)
     positions = [prepare(batch, case.step.base, vision="frozen").position_ids_3BS for batch in (slow, fast)]
     same = slow.input_ids.shape == fast.input_ids.shape and torch.equal(slow.input_ids, fast.input_ids)
@@ -140,14 +140,14 @@ def test_cached_features_train_as_those_of_the_step(case, tmp_path):
     frames = (5, -2)
     loss, gradient = case.by_step(frames, vision="frozen")
     examples = [case.example(count) for count in frames]
-    pictures = find_pictures(examples, case.model, CONTRACT)
-    assert len({each.digest for each in pictures}) == 5  # three slices, of which the last is an image too many, two images
-    facts = {"model": case.model, "contract": CONTRACT, "precision": "fp32", "weights": None}
+    pictures = find_pictures(examples, case.model, case.contract)
+    assert len({each.digest for each in pictures}) == 5  # three slices and two images
+    facts = {"model": case.model, "contract": case.contract, "precision": "fp32", "weights": None}
     cache_features(pictures, tmp_path, device=CPU, **facts)
     cache = FeatureCache(tmp_path, feature_key(**facts))
     digests = {each.block: each.digest for each in pictures}
     encoded = [
-        encode(one, case.processor, case.model, CONTRACT, features_of=lambda block: cache.read(digests[block]))
+        encode(one, case.processor, case.model, case.contract, features_of=lambda block: cache.read(digests[block]))
         for one in examples
     ]
     tower = remove_tower(case.step.base)
