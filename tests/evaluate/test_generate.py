@@ -132,6 +132,51 @@ def say_plainly(examples, name, adapter=None):
     return found
 
 
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A video of three frames between two examples with images."""
+    folder = tmp_path_factory.mktemp("videos")
+    noise = torch.Generator().manual_seed(0)
+    for number in range(3):
+        pixels = torch.randint(0, 255, (224, 448, 3), generator=noise, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    rows = [
+        Example(id="one", images=("0.png",), prompt="What is it?", answer="Noise."),
+        Example(id="film", images=("0.png", "1.png", "2.png"), prompt="And now?", answer="Noise.", video_fps=1.5),
+        Example(id="two", images=("1.png",), prompt="What is that there?", answer="Noise."),
+    ]
+    return write_dataset(rows, folder / "set", images_root=folder)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl"])
+def test_of_a_video_it_says_what_plain_transformers_says_of_the_processors_inputs(name, videos, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    from budgetft.data.visuals import prompt_text
+    from budgetft.step.build import model_config
+
+    model = load_model(name)
+    generate(make_source(name), videos, tmp_path / "p.jsonl", decoding=SHORT, batch=3, device="cpu")
+    torch.manual_seed(make_source(name).contract.seed)
+    plain = AutoModelForImageTextToText.from_config(model_config(model), dtype=torch.float32).eval()
+    processor = load_processor(model)
+    film = videos[1]
+    inputs = processor(
+        text=[prompt_text(film, processor)],
+        videos=[[Image.open(path) for path in film.images]],
+        videos_kwargs={
+            "do_resize": False,
+            "do_sample_frames": False,
+            "video_metadata": [{"total_num_frames": 3, "fps": 1.5, "frames_indices": [0, 1, 2]}],
+        },
+        return_tensors="pt",
+    )
+    kept = {key: value for key, value in inputs.items() if key != "video_metadata"}
+    tokens = plain.generate(**kept, max_new_tokens=SHORT.max_new_tokens, do_sample=False, pad_token_id=151_643)
+    text = processor.tokenizer.decode(tokens[0, kept["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert texts(tmp_path / "p.jsonl")["film"] == text
+
+
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl"])
 def test_a_padded_batch_says_what_plain_transformers_says_alone(name, examples, plain_texts, tmp_path):
     generate(make_source(name), examples, tmp_path / "p.jsonl", decoding=SHORT, batch=3, device="cpu")
