@@ -20,7 +20,10 @@ MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LO
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
 Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the steps up and plans the floor.")]
 FramesPerExample = Annotated[
-    str | None, typer.Option(help="Price examples of this many frames, LOW..HIGH, beside the number that they have.")
+    str | None,
+    typer.Option(
+        help="Price examples of LOW..HIGH frames beside those that they have; N as a video cost about what N/2 images do."
+    ),
 ]
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]

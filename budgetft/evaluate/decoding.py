@@ -52,17 +52,14 @@ class Prompts:
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
-    def visuals(self) -> dict[str, torch.Tensor | None]:
-        """Patches and grids as keyword arguments of transformers' models: images and videos apart."""
+    def visuals(self) -> dict[str, torch.Tensor]:
+        """Patches and grids as keyword arguments of transformers' models: images and videos apart, no argument for none."""
         grids = visual_grids(self.image_grid_I3, self.second_per_grid_I)
         if self.second_per_grid_I is None:
             return {"pixel_values": self.pixel_values_PC, **grids}
         of_video_P = torch.repeat_interleave(self.second_per_grid_I > 0, self.image_grid_I3.prod(dim=1))
-        return {
-            "pixel_values": None if grids["image_grid_thw"] is None else self.pixel_values_PC[~of_video_P],
-            "pixel_values_videos": self.pixel_values_PC[of_video_P],
-            **grids,
-        }
+        found = {**grids, "pixel_values_videos": self.pixel_values_PC[of_video_P]}
+        return found | ({"pixel_values": self.pixel_values_PC[~of_video_P]} if "image_grid_thw" in grids else {})
 
 
 def encode_prompt(example: Example, processor: Any, model: Model, contract: Contract) -> Encoded:

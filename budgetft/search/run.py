@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -234,14 +233,10 @@ def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
 
 
 def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequence[int]) -> list[PriceRow]:
-    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor.
-
-    Of data with images, frames as images are priced; of data with videos, as a video and as images.
-    """
+    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor."""
     workload, rows = job.workload, []
     own = (workload.most_frames, workload.is_video)
-    kinds = (True, False) if workload.is_video else (False,)
-    for count, video in sorted({own, *product(counts, kinds)}):
+    for count, video in frame_steps(workload, counts):
         value = f"{count} as video" if video else str(count)
         if (count, video) == own:
             rows.append(_row(FRAMES, value, choice.winner, choice.winner.estimate.evidence))
@@ -251,6 +246,13 @@ def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequen
         asked = make_job(request, job.contract, None).replace(workload=other)
         rows.append(_price(asked, FRAMES, value, choice.winner.knobs))
     return rows
+
+
+def frame_steps(workload: Workload, counts: Sequence[int]) -> list[tuple[int, bool]]:
+    """``counts`` and the frames that ``workload`` has, each with whether as a video: as both where the data is video."""
+    own = (workload.most_frames, workload.is_video)
+    videos = [(count, True) for count in counts if count > 1 and workload.is_video]
+    return sorted({own, *videos, *((count, False) for count in counts)})
 
 
 def _price(job: Job, axis: str, value: object, like: Knobs) -> PriceRow:

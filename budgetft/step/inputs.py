@@ -75,17 +75,13 @@ def moved_groups(groups: tuple[VisionGroup, ...], move: Callable[[torch.Tensor],
     return tuple(replace(group, tensors={name: move(tensor) for name, tensor in group.tensors.items()}) for group in groups)
 
 
-def visual_grids(grid_I3: torch.Tensor, seconds_I: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
-    """The keyword arguments by which transformers' models know the grids of I images and videos apart."""
+def visual_grids(grid_I3: torch.Tensor, seconds_I: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The keyword arguments by which transformers' models know the grids of I images and videos apart; none for none."""
     if seconds_I is None:
-        return {"image_grid_thw": grid_I3 if len(grid_I3) else None}
+        return {"image_grid_thw": grid_I3} if len(grid_I3) else {}
     is_video_I = seconds_I > 0
-    image_grid, video_grid = grid_I3[~is_video_I], grid_I3[is_video_I]
-    return {
-        "image_grid_thw": image_grid if len(image_grid) else None,
-        "video_grid_thw": video_grid,
-        "second_per_grid_ts": seconds_I[is_video_I],
-    }
+    found = {"video_grid_thw": grid_I3[is_video_I], "second_per_grid_ts": seconds_I[is_video_I]}
+    return found if is_video_I.all() else {"image_grid_thw": grid_I3[~is_video_I], **found}
 
 
 def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -245,6 +247,21 @@ def test_other_formats_have_their_number_of_images(twin, tmp_path, frames, image
         assert (last.width < first.width) is (frames == "crop")
 
 
+def test_frames_stay_a_video_of_their_rate(twin, tmp_path):
+    form = Format(frames=4, video=True)
+    videos = converted(twin, tmp_path, form=form, external=False, view="overhead")
+    (tmp_path / "images").mkdir()
+    images = converted(twin, tmp_path / "images", form=Format(frames=4), external=False, view="overhead")
+    assert [[Path(path).name for path in one.images] for one in videos] == [
+        [Path(path).name for path in one.images] for one in images
+    ]
+    assert {one.video_fps for one in images} == {None}
+    one = next(one for one in videos if one.phase)
+    lasts = float(re.search(r"which lasts ([\d.]+) s", one.prompt)[1])
+    assert one.prompt.startswith("This video of a traffic scenario was taken by a fixed overhead camera in phase")
+    assert 4 / one.video_fps == pytest.approx(lasts, abs=0.051)  # it is told to a tenth
+
+
 def test_pictures_are_shrunk_when_asked(twin, tmp_path):
     for one in converted(twin, tmp_path, max_side=100, view="overhead"):
         with Image.open(one.images[0]) as image:
@@ -277,6 +294,8 @@ def test_synwts_keeps_its_tree_in_a_folder_named_data(twin, tmp_path):
 def test_a_format_that_makes_no_sense_is_refused():
     with pytest.raises(UsageError, match="the policy expand is for frames=single"):
         Format.make(frames="sheet", policy="expand")
+    with pytest.raises(UsageError, match="a video is of a number of frames, not of frames=sheet"):
+        Format.make(frames="sheet", video=True)
     with pytest.raises(UsageError, match="number from 1 to 64"):
         Format.make(frames=0)
     with pytest.raises(UsageError, match="split"):

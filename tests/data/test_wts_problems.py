@@ -258,6 +258,18 @@ def test_an_empty_or_missing_root_is_refused(tmp_path):
         find_tree(tmp_path, "train")
 
 
+def test_only_one_video_and_nothing_else_stays_a_video(tmp_path):
+    turns = [{"from": "human", "value": "<video><video>\nWhat happens?"}, {"from": "gpt", "value": "A car stops."}]
+    (tmp_path / "rows.json").write_text(json.dumps([{"id": "both", "videos": ["a.mp4", "b.mp4"], "conversations": turns}]))
+    command = ("convert", str(tmp_path / "rows.json"), "--out", str(tmp_path / "data"), "--frames")
+    refused = CliRunner().invoke(app, [*command, "video:4"])
+    assert "an example holds one video, or images" in refused.exception.message
+    assert "'both'" in refused.exception.message
+    for wrong in ("video:", "video", "sheet", "-1", "4.5"):
+        refused = CliRunner().invoke(app, [*command, wrong])
+        assert f"--frames must be a number or video:N, not {wrong!r}" in str(refused.exception)
+
+
 def test_the_commands_make_and_convert_a_twin(tmp_path):
     def ran(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -269,6 +281,8 @@ def test_the_commands_make_and_convert_a_twin(tmp_path):
     common = ("wts", tmp_path / "wts", "--split", "train", "--out", tmp_path / "data")
     found = json.loads(ran(*common, "--frames", "sheet", "--json"))
     assert found["examples"][str(tmp_path / "data")] == len(read_dataset(tmp_path / "data"))
+    ran(*common, "--frames", "video:2", "--force")
+    assert all(len(one.images) == 2 and one.video_fps for one in read_dataset(tmp_path / "data"))
     assert "examples" in ran(*common, "--policy", "expand", "--per-row", 2, "--force")
     refused = CliRunner().invoke(app, [str(argument) for argument in common])
     assert isinstance(refused.exception, UsageError)
@@ -290,6 +304,13 @@ def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
     examples = list(read_dataset(tmp_path / "data"))
     assert [(len(one.images), one.prompt) for one in examples] == [(4, "What happens?")] * 3
     assert len(set(examples[0].images)) == 4
+    assert {one.video_fps for one in examples} == {None}
+    done = CliRunner().invoke(app, [*command, "--frames", "video:4", "--force"])
+    assert done.exit_code == 0, done.output
+    videos = list(read_dataset(tmp_path / "data"))
+    assert [one.images for one in videos] == [one.images for one in examples]
+    rate = 4 / probe(tmp_path / "a.mp4").seconds
+    assert [one.video_fps for one in videos] == pytest.approx([rate] * 3, rel=1e-6)
     (tmp_path / "a.mp4").write_text("text")
     refused = CliRunner().invoke(app, [*command, "--frames", "4", "--force"])
     assert "a.mp4 is not a video that can be read" in refused.exception.message

@@ -156,7 +156,8 @@ def test_of_a_video_it_says_what_plain_transformers_says_of_the_processors_input
     from budgetft.step.build import model_config
 
     model = load_model(name)
-    generate(make_source(name), videos, tmp_path / "p.jsonl", decoding=SHORT, batch=3, device="cpu")
+    for batch in (3, 1):  # with images in the batch, and alone
+        generate(make_source(name), videos, tmp_path / f"{batch}.jsonl", decoding=SHORT, batch=batch, device="cpu")
     torch.manual_seed(make_source(name).contract.seed)
     plain = AutoModelForImageTextToText.from_config(model_config(model), dtype=torch.float32).eval()
     processor = load_processor(model)
@@ -174,7 +175,7 @@ def test_of_a_video_it_says_what_plain_transformers_says_of_the_processors_input
     kept = {key: value for key, value in inputs.items() if key != "video_metadata"}
     tokens = plain.generate(**kept, max_new_tokens=SHORT.max_new_tokens, do_sample=False, pad_token_id=151_643)
     text = processor.tokenizer.decode(tokens[0, kept["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    assert texts(tmp_path / "p.jsonl")["film"] == text
+    assert texts(tmp_path / "3.jsonl")["film"] == texts(tmp_path / "1.jsonl")["film"] == text
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl"])
