@@ -116,6 +116,9 @@ def _warnings(plan: Plan, stock: Candidate, trainer: str, dataset: str | None) -
         found.append(f"load the model in {HALF[stock.knobs.base_precision]} and wrap it with the LoraConfig beside the file")
     elif dataset is None:
         found.append("no dataset is named: give --dataset as that trainer knows it")
+    if plan.workload.is_video:
+        frames, pixels = plan.workload.most_frames, plan.contract.max_pixels
+        found.append(f"examples are videos of up to {frames} frames of {pixels} pixels: its own video settings must say so")
     if trainer == "llamafactory":
         found.append("cutoff_len cuts longer examples; budgetft refuses them")
     return found

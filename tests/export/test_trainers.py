@@ -81,6 +81,14 @@ def test_the_levers_that_it_lacks_and_its_own_peak_are_told(plan):
     assert any("slower than the plan" in text for text in made.warnings)
 
 
+def test_it_says_that_videos_are_for_the_trainer_s_own_settings(plan):
+    shape = plan.workload.worst[0].replace(frames=2)
+    videos = plan.replace(workload=plan.workload.replace(worst=(shape,), typical=(shape,)))
+    said = [text for text in export_plan(videos, MODEL, "swift").warnings if "videos of up to 2 frames" in text]
+    assert len(said) == 1
+    assert not any("videos" in text for text in export_plan(plan, MODEL, "swift").warnings)
+
+
 def test_it_warns_when_the_stock_recipe_will_not_fit(plan):
     tight = plan.model_copy(update={"baseline": None, "gpu": plan.gpu.replace(budget_bytes=9 * 2**30)})
     made = export_plan(tight, MODEL, "llamafactory")
