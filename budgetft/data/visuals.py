@@ -5,7 +5,8 @@ Visual tokens come in blocks of one picture size: an image, or a temporal slice 
 v visual tokens, f numbers in a visual token's features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
@@ -96,12 +97,14 @@ def placeholders(input_ids: "torch.Tensor", processor: "ProcessorMixin") -> "tor
 def with_patches(example: Example, processor: "ProcessorMixin", model: Model, contract: Contract) -> "dict[str, torch.Tensor]":
     """The ``prompt`` (t,), ``pixel_values`` (p, d) and ``image_grid_thw`` (n, 3), as the processor makes them."""
     call: Any = processor  # its keyword arguments are not typed
-    pictures = [_resized_image(path, example, model, contract) for path in example.images]
+    with _named(example):
+        pictures = [resized_image(path, model, contract) for path in example.images]
+        if example.video_fps is not None:
+            block_sizes(example, model, contract)  # the processor has no good word for frames of several sizes
     if example.video_fps is None:
         # Resized above; a second resize would follow other pixel bounds.
         given: dict[str, Any] = {"images": pictures, "images_kwargs": {"do_resize": False}}
     else:
-        block_sizes(example, model, contract)  # the processor has no good word for frames of several sizes
         given = {"videos": [pictures], "videos_kwargs": _as_it_is([_metadata(example)])}
     inputs = call(text=[prompt_text(example, processor)], return_tensors="pt", **given)
     video = example.video_fps is not None
@@ -130,7 +133,8 @@ def with_features(
 
     call: Any = processor
     step, patch = model.pixel_step, model.patch_size
-    blocks, sizes = blocks_of(example, model), block_sizes(example, model, contract)
+    with _named(example):
+        blocks, sizes = blocks_of(example, model), block_sizes(example, model, contract)
     tokens = torch.tensor([(width // step) * (height // step) for width, height in sizes])
     features = [features_of(block) for block in blocks]
     for block, wanted, found in zip(blocks, tokens.tolist(), map(len, features), strict=True):
@@ -163,9 +167,11 @@ def block_patches(
     return inputs["pixel_values_videos"], inputs["video_grid_thw"]
 
 
-def _resized_image(path: str, example: Example, model: Model, contract: Contract) -> "PilImage":
+@contextmanager
+def _named(example: Example) -> Iterator[None]:
+    """A refusal inside names the example."""
     try:
-        return resized_image(path, model, contract)
+        yield
     except UsageError as error:
         raise UsageError(f"example {example.id!r}: {error.message}", hint=error.hint) from None
 

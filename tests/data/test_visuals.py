@@ -142,7 +142,10 @@ def test_frames_of_several_sizes_are_refused_by_name(example, frames, tmp_path):
     Image.new("RGB", (60, 100)).save(other)
     video = video_of(example, frames, 2)
     odd = video.replace(images=(*video.images, str(other)))
-    with pytest.raises(UsageError, match=r"of one size: the first is 448x224, .*other\.png is 56x112"):
+    with pytest.raises(
+        UsageError,
+        match=r"example 'one': .* one size: the first is 448x224, .*other\.png is 56x112",
+    ):
         encode(odd, processor, model, CONTRACT)
     with pytest.raises(UsageError, match=r"example 'one': frames of one video must be of one size"):
         measure_shapes([odd], processor, model, CONTRACT)
