@@ -45,7 +45,7 @@ PATHS = {
 
 def job_of(frames: int) -> Job:
     """One example of so many frames a micro-batch."""
-    shape = FIRST.with_images(frames)
+    shape = FIRST.with_frames(frames, MODEL, video=False)
     contract = Contract(rank=16, effective_batch=2, max_length=MODEL.max_positions, frames_per_example=frames)
     return Job(
         gpu=load_gpu("v100-16g"),
@@ -93,7 +93,7 @@ def predict() -> None:
             return found[frames] <= BUDGET_BYTES
 
         frames = most(fits)
-        tokens = FIRST.with_images(frames).visual_tokens(MODEL.pixel_step)
+        tokens = FIRST.with_frames(frames, MODEL, video=False).visual_tokens(MODEL.pixel_step)
         row = {"path": name, "frames": frames, "visual_tokens": tokens, "predicted_bytes": found.get(frames)}
         print(json.dumps({**row, "knobs": knobs.model_dump()}), flush=True)
 
@@ -104,7 +104,7 @@ def measure(path: Path) -> None:
         knobs = Knobs.read(row["knobs"], source=path.name)
         for frames in (row["frames"], row["frames"] + max(1, row["frames"] // 10)):
             told: dict[str, Any] = {"path": row["path"], "frames": frames}
-            told["visual_tokens"] = FIRST.with_images(frames).visual_tokens(MODEL.pixel_step)
+            told["visual_tokens"] = FIRST.with_frames(frames, MODEL, video=False).visual_tokens(MODEL.pixel_step)
             with Prober(job_of(frames), stack=current_stack("cuda"), timed_steps=1) as prober:
                 outcome = prober.probe(knobs)
             kept = ("status", "phase", "evidence", "allocated_peak_bytes", "process_peak_bytes", "micro_seconds")
