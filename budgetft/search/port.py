@@ -18,7 +18,7 @@ from budgetft.search.planner import Event
 from budgetft.search.run import PlanRequest, find_place, make_estimator, make_job, make_plan
 from budgetft.search.space import settings
 from budgetft.search.transfer import Transferred, describe_lessons, learn, plan_evidence
-from budgetft.units import format_gib
+from budgetft.units import MIB, format_gib
 from budgetft.value import Value
 
 MOST_PROBES = 3
@@ -116,6 +116,8 @@ def explain(before: Knobs, after: Knobs, estimator: Estimator | Transferred) -> 
             reason = f"what {gpu.name} runs natively, as was asked for; it changes the numerics of what is learned"
         elif name == "grad_accum":
             reason = "follows from micro_batch: the effective batch stays"
+        elif name == "batching" and after.micro_batch == 1:
+            reason = "follows from micro_batch: one example is not padded"
         else:
             accumulated = {"grad_accum": after.grad_accum} if name == "micro_batch" else {}
             alone = there.replace(**{name: getattr(after, name)}, **accumulated)
@@ -135,8 +137,11 @@ def _effect(before: Estimate, after: Estimate) -> str:
     was, now = ({term.name: term.memory_bytes for term in estimate.terms} for estimate in (before, after))
     moved = max(was | now, key=lambda name: abs(now.get(name, 0) - was.get(name, 0)))
     text = f"alone it {'takes' if grown > 0 else 'frees'} {format_gib(abs(grown))}, most of it {moved}"
+    if abs(grown) < MIB:
+        text = "alone it takes and frees nothing"
     if before.samples_per_second and after.samples_per_second:
-        text += f", and makes {after.samples_per_second / before.samples_per_second - 1:+.0%} samples/s (predicted)"
+        gained = round(100 * (after.samples_per_second / before.samples_per_second - 1))
+        text += f", and makes {gained:+d} % samples/s (predicted)" if gained else ", and the speed stays (predicted)"
     return text
 
 
