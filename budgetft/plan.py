@@ -16,7 +16,7 @@ from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate, Evidence, Outcome
 from budgetft.value import Value, read_json
-from budgetft.workload import Workload
+from budgetft.workload import Workload, frames_label
 
 SCHEMA_VERSION = 1
 
@@ -61,6 +61,10 @@ class Candidate(Value):
     knobs: Knobs
     estimate: Estimate
     outcome: Outcome | None = None
+
+
+FRAMES = "frames_per_example"
+"""An axis of the price list that is a fact of the data, not a floor of the contract."""
 
 
 class PriceRow(Value):
@@ -116,6 +120,12 @@ class Plan(Value):
     data: str | None = None
     features: Features | None = None
     environment: dict[str, str]
+
+    def is_own(self, row: PriceRow) -> bool:
+        """Whether ``row`` of the price list is the plan itself."""
+        if row.axis == FRAMES:
+            return row.value == frames_label(self.workload.most_frames, video=self.workload.is_video)
+        return row.value == str(getattr(self.contract, row.axis, None))
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":

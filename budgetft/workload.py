@@ -6,6 +6,11 @@ from budgetft.model import Model
 from budgetft.value import Value
 
 
+def frames_label(count: int, *, video: bool) -> str:
+    """What examples of so many images, or of a video of so many frames, are called in a price list."""
+    return f"{count} as video" if video else str(count)
+
+
 class Shape(Value):
     """One example as the step sees it: image sizes after resizing, and token counts."""
 

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from budgetft.knobs import Knobs, is_stock
 from budgetft.outcome import Estimate, Outcome
-from budgetft.plan import PriceRow
+from budgetft.plan import Plan, PriceRow
 from budgetft.report.axes import Axes, legend, padded
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
@@ -182,8 +182,8 @@ def _points(story: Story) -> list[tuple[float, float, Knobs]]:
     return [(x, y, knobs) for knobs, (x, y) in found.items()]
 
 
-def price_chart(rows: Sequence[PriceRow], width: float) -> Drawing:
-    """Samples per second of every step along one axis of the contract."""
+def price_chart(rows: Sequence[PriceRow], plan: Plan, width: float) -> Drawing:
+    """Samples per second of every step along one axis of the contract; the plan's own in its colour."""
     bars = [
         (
             row.value,
@@ -191,9 +191,9 @@ def price_chart(rows: Sequence[PriceRow], width: float) -> Drawing:
             "does not fit"
             if row.samples_per_second is None
             else f"{row.samples_per_second:.2f}/s, {format_gib(row.process_peak_bytes)} ({row.evidence})",
-            "plan" if number == 0 else "probe",
+            "plan" if plan.is_own(row) else "probe",
         )
-        for number, row in enumerate(rows)
+        for row in rows
     ]
     return bars_chart(bars, width, f"Samples per second by {rows[0].axis}")
 

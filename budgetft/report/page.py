@@ -218,11 +218,11 @@ def _frontier(story: Story) -> str:
     for axis, group in groupby(rows, key=lambda row: row.axis):
         priced = list(group)
         parts.append(f"<h3>{escape(axis)}</h3>")
-        parts.append(_figure(lambda width, priced=priced: charts.price_chart(priced, width)))
+        parts.append(_figure(lambda width, priced=priced: charts.price_chart(priced, story.plan, width)))
     if not rows:
         parts.append(_note("No range was asked for (--rank LOW..HIGH, --max-pixels LOW..HIGH), so there is no price list."))
     elif story.probes:
-        parts.append(_note("The first bar of each is what was probed, the others are predicted: compare them with care."))
+        parts.append(_note("The plan's own bar is what was probed, the others are predicted: compare them with care."))
     return "".join(parts)
 
 

@@ -144,7 +144,7 @@ def _more(plan: Plan) -> str:
         f"Nothing was given up: images up to {contract.max_pixels} pixels, {contract.max_length} tokens, rank {contract.rank}"
         f" and effective batch {contract.effective_batch} are as asked."
     )
-    priced = [_priced(row, plan) for row in plan.price_list if row.value != str(getattr(contract, row.axis, None))]
+    priced = [_priced(row, plan) for row in plan.price_list if not plan.is_own(row)]
     if priced:
         return f"{kept} " + " ".join(priced)
     faster = [c for c in plan.runners_up if (c.estimate.samples_per_second or 0) > 0]
@@ -161,7 +161,7 @@ def _priced(row: PriceRow, plan: Plan) -> str:
         return f"{row.axis} {row.value} does not fit ({row.evidence})."
     needs = f"{row.samples_per_second:.2f} samples/s, {format_gib(row.process_peak_bytes)}"
     text = f"{row.axis} {row.value}: {needs} ({row.evidence})."
-    floor = next((r for r in plan.price_list if r.axis == row.axis), row)
-    if floor.samples_per_second and not plan.evidence.outcomes:
-        text = text.removesuffix(".") + f", {row.samples_per_second / floor.samples_per_second - 1:+.0%} against the plan."
+    own = next((r for r in plan.price_list if r.axis == row.axis and plan.is_own(r)), row)
+    if own is not row and own.samples_per_second and not plan.evidence.outcomes:
+        text = text.removesuffix(".") + f", {row.samples_per_second / own.samples_per_second - 1:+.0%} against the plan."
     return text

@@ -20,7 +20,7 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
-from budgetft.plan import Candidate, Plan, PriceRow, Proof, Target, refer
+from budgetft.plan import FRAMES, Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.features import weigh
@@ -29,9 +29,7 @@ from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
-from budgetft.workload import Workload
-
-FRAMES = "frames_per_example"
+from budgetft.workload import Workload, frames_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +235,7 @@ def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequen
     workload, rows = job.workload, []
     own = (workload.most_frames, workload.is_video)
     for count, video in frame_steps(workload, counts):
-        value = f"{count} as video" if video else str(count)
+        value = frames_label(count, video=video)
         if (count, video) == own:
             rows.append(_row(FRAMES, value, choice.winner, choice.winner.estimate.evidence))
             continue

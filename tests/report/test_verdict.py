@@ -1,6 +1,10 @@
 """The verdict never calls a number by a better name than it has earned."""
 
+import re
+
+from budgetft.model import load_model
 from budgetft.plan import PriceRow
+from budgetft.report.charts import price_chart
 from budgetft.report.verdict import headline, verdict
 from budgetft.units import GIB
 
@@ -71,6 +75,29 @@ def test_a_price_list_says_what_each_step_costs_and_what_does_not_fit(unprobed, 
     assert "rank 32: 18.00 samples/s, 13.50 GiB (predicted), -10% against the plan." in said
     assert "rank 64 does not fit (predicted)." in said
     assert "rank 16:" not in said, "the plan itself is no price"
+
+
+def test_frames_are_priced_beside_those_that_the_data_has_wherever_they_stand(unprobed, tell):
+    def row(value: str, speed: float) -> PriceRow:
+        return PriceRow(
+            axis="frames_per_example",
+            value=value,
+            knobs=unprobed.knobs,
+            samples_per_second=speed,
+            process_peak_bytes=GIB,
+            evidence="predicted",
+        )
+
+    two = unprobed.workload.with_frames(2, load_model("qwen2.5-vl-3b"), video=False)
+    plan = unprobed.replace(workload=two, price_list=(row("1", 20.0), row("2", 10.0), row("4", 5.0)))
+    assert [plan.is_own(price) for price in plan.price_list] == [False, True, False]
+    said = answers(tell(plan))["What would have to be given up for more?"]
+    assert "frames_per_example 1: 20.00 samples/s, 1.00 GiB (predicted), +100% against the plan." in said
+    assert "frames_per_example 2:" not in said
+    drawn = price_chart(plan.price_list, plan, 600.0).svg()
+    bars = re.findall(r'<polygon points="[^"]*" fill="([^"]+)"', drawn)
+    assert len(bars) == 3
+    assert bars[0] == bars[2] != bars[1]
 
 
 def test_without_ranges_it_says_how_to_ask_for_prices(plan, tell):
