@@ -125,15 +125,22 @@ def wts(
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="JSON or JSONL: canonical rows, LLaVA or ShareGPT conversations, messages.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="JSON or JSONL: canonical rows, images with captions, LLaVA or ShareGPT conversations, messages."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked where a row is an image and its caption; 'Describe the image.' when left out."),
+    ] = None,
     frames: Annotated[
         str | None, typer.Option(help="Of each video, spread evenly over it: N images, or video:N for one video of N frames.")
     ] = None,
     force: _Force = False,
 ) -> None:
     """Convert a file and the images or videos it names; relative paths start at the file's folder."""
-    from budgetft.data.convert import convert_file, sample_videos
+    from budgetft.data.convert import DESCRIBE, convert_file, sample_videos
     from budgetft.data.examples import check_target, write_dataset
 
     check_target(out, force)
@@ -142,7 +149,8 @@ def convert(
         raise UsageError(f"--frames must be a number or video:N, not {frames!r}")
     work = out.parent / f".{out.name}.frames"
     with _progress("decoding") as (start, advance):
-        examples = sample_videos(convert_file(file), file.parent, work, count, as_video=video, on_start=start, on_video=advance)
+        rows = convert_file(file, prompt=prompt or DESCRIBE)
+        examples = sample_videos(rows, file.parent, work, count, as_video=video, on_start=start, on_video=advance)
     written = write_dataset(examples, out, images_root=file.parent, overwrite=force)
     shutil.rmtree(work, ignore_errors=True)
     typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")

@@ -1,4 +1,4 @@
-"""Other people's files as canonical examples: JSON or JSONL, three layouts, one turn each; images, or videos as frames."""
+"""Other people's files as canonical examples: JSON or JSONL, four layouts, one turn each; images, or videos as frames."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +10,20 @@ from budgetft.errors import UsageError
 
 _TAG, _VIDEO_TAG = "<image>", "<video>"
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-_LAYOUTS = "a row needs {id, images, prompt, answer}, {image, conversations} or {messages}"
+_LAYOUTS = "a row needs {id, images, prompt, answer}, {image, caption}, {image, conversations} or {messages}"
+DESCRIBE = "Describe the image."
+"""What is asked of rows that are an image and its caption."""
 
 
 class _BadRow(Exception):
     """One row cannot be used: ``field: reason``."""
 
 
-def convert_file(path: Path) -> list[Example]:
-    """The examples in ``path``: canonical rows, LLaVA conversations or chat messages, freely mixed.
+def convert_file(path: Path, *, prompt: str = DESCRIBE) -> list[Example]:
+    """The examples in ``path``: canonical rows, captions, LLaVA conversations or chat messages, freely mixed.
+
+    Captions are asked for by ``prompt``. ``file_name`` and ``text``, as in the metadata of an image folder, are other names of
+    ``image`` and ``caption``.
 
     Image paths are kept as they are written (relative ones start at the file's folder); a video stands among them as
     its path, until :func:`sample_videos` puts frames in its place. Rows without an id get ``row-<number>``.
@@ -29,7 +34,7 @@ def convert_file(path: Path) -> list[Example]:
         try:
             if isinstance(row, _BadRow):
                 raise row
-            example = _example(row, number)
+            example = _example(row, number, prompt)
         except _BadRow as bad:
             problems.append(f"row {number}: {bad}")
             continue
@@ -142,7 +147,7 @@ def _line(line: str) -> Any:
         return _BadRow(f"not JSON: {error}")
 
 
-def _example(row: Any, number: int) -> Example:
+def _example(row: Any, number: int, describe: str) -> Example:
     if not isinstance(row, Mapping):
         raise _BadRow(f"a JSON {type(row).__name__}, not an object; {_LAYOUTS}")
     name = row.get("id", f"row-{number:06d}")
@@ -158,6 +163,8 @@ def _example(row: Any, number: int) -> Example:
         if not isinstance(row.get("images"), list):
             raise _BadRow("images: must be a list of paths")
         return Example.read({**row, "id": name}, source="row")
+    elif "caption" in row or "text" in row:
+        images, prompt, answer = _media(row), describe, row.get("caption", row.get("text"))
     else:
         raise _BadRow(f"keys {', '.join(sorted(row)) or 'none'}; {_LAYOUTS}")
     extra = {key: row[key] for key in ("source_id", "weight", *LATER) if key in row}
@@ -190,7 +197,7 @@ def _from_messages(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
 
 def _media(row: Mapping[str, Any]) -> list[str]:
     """The images beside the text, or the videos: which of both comes first could not be told."""
-    found = {key: _paths(row[key], key) for key in ("image", "images", "video", "videos") if row.get(key)}
+    found = {key: _paths(row[key], key) for key in ("image", "images", "file_name", "video", "videos") if row.get(key)}
     if len(found) > 1:
         raise _BadRow(f"{' and '.join(found)}: only one of them is supported")
     for key, paths in found.items():

@@ -93,7 +93,7 @@ def check_architecture(weights: str, model: Model) -> None:
     except Exception as error:  # each configuration class checks its fields in its own way
         raise UsageError(
             f"cannot read the config of the weights {weights!r}: {(str(error).splitlines() or [''])[0]}",
-            hint="give --weights FOLDER with config.json and *.safetensors",
+            hint="give --weights FOLDER with config.json and *.safetensors, or --weights random to try the machinery",
         ) from None
     planned = model_config(model)
     differing = _differences(found.get_text_config(), planned.get_text_config(), _TEXT_SIZES)

@@ -50,6 +50,21 @@ def test_chat_messages_may_name_their_images_beside_the_text(tmp_path):
     assert (example.images, example.prompt) == (("a.jpg", "b.jpg"), "What?")
 
 
+@pytest.mark.parametrize("row", [{"image": "a.jpg", "caption": "A car."}, {"file_name": "a.jpg", "text": "A car.", "size": 3}])
+def test_an_image_and_its_caption_are_enough(tmp_path, row):
+    assert converted(tmp_path, [row]) == [
+        Example(id="row-000001", images=("a.jpg",), prompt="Describe the image.", answer="A car.")
+    ]
+    path = tmp_path / "rows.jsonl"
+    assert convert_file(path, prompt="What is there?")[0].prompt == "What is there?"
+
+
+@pytest.mark.parametrize("row", [{"caption": "A car."}, {"image": "a.jpg", "caption": 3}, {"image": "a.jpg", "caption": " "}])
+def test_a_caption_without_its_image_or_text_is_refused(tmp_path, row):
+    with pytest.raises(UsageError, match="row 1"):
+        converted(tmp_path, [row])
+
+
 def test_the_mark_of_a_single_image_may_stand_at_the_end(tmp_path):
     assert converted(tmp_path, [llava("What?\n<image>", image="a.jpg")])[0].prompt == "What?"
 
