@@ -1,4 +1,6 @@
-"""Does a plan's LoRA run learn? Made-up winter streets, a base that only saw days: python reports/convergence/converge.py
+"""Does a plan's LoRA run learn to tell what is seen? Made-up winter streets, a base that only saw days.
+
+    python reports/convergence/converge.py
 
 Every step is a budgetft command, printed as it runs, but the base model (base.py). What is in the work folder is kept,
 so that an interrupted run goes on. Writes results.json, table.md and curve.png beside this file.
@@ -6,26 +8,34 @@ so that an interrupted run goes on. Writes results.json, table.md and curve.png 
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pictures import MAX_SIDE, SIZE
 from wording import facts_of
 
-from budgetft.data.examples import read_dataset
-from budgetft.evaluate.predictions import Prediction, read_predictions
+from budgetft.data.examples import Example, read_dataset, write_dataset
+from budgetft.evaluate.predictions import read_predictions
 from budgetft.report.axes import Axes, legend
 from budgetft.report.drawing import Drawing
 
 HERE = Path(__file__).parent
-VIDEO = ("--size", "224x168", "--seconds", "2", "--fps", "5", "--split-fractions", "1,0,0")
-FRAMES = ("--split", "train", "--tasks", "captions", "--max-side", "112")
-BASE = ("--steps", "250", "--batch", "16")
-PLAN = ("--gpu", "rtx3060-12g", "--rank", "32", "--effective-batch", "4", "--learning-rate", "4e-3", "--probe", "never")
-GENERATE = ("--batch", "128", "--max-new-tokens", "160", "--device", "cpu")
-STEPS = (480,)
-SHOWN_FACTS = ("weather", "time", "crossing", "side", "where", "moving", "noticed", "car", "top", "gender")
+TWIN = ("--style", "winter", "--scenarios", "240", "--seed", "2", "--split-fractions", "1,0,0")
+VIDEO = ("--size", f"{SIZE[0]}x{SIZE[1]}", "--seconds", "2", "--fps", "5")
+FRAMES = ("--split", "train", "--tasks", "captions", "--frames", "crop", "--max-side", str(MAX_SIDE), "--no-external")
+BASE = ("--tower-steps", "750", "--steps", "700")
+PLAN = ("--gpu", "rtx3060-12g", "--rank", "32", "--effective-batch", "8", "--learning-rate", "4e-3", "--probe", "never")
+GENERATE = ("--batch", "128", "--max-new-tokens", "200", "--device", "cpu")
+STEPS = (50, 150, 300, 600, 1000)
+"""Of one run: its checkpoints on the way, and its end."""
+SAVE_EVERY = 50
+HOLDOUT = "0.1"
+SHOWN_FACTS = ("car", "top", "trousers", "side", "where", "moving", "noticed", "crossing", "weather", "time")
 
 
 def run(*command: str) -> str:
@@ -40,47 +50,76 @@ def budgetft(*command: str | Path) -> str:
 
 
 def prepare(work: Path) -> None:
-    """Two twins of other colours and cameras, their datasets, the base model and the plan."""
-    for name, style, scenarios, seed in (("a", "day", 240, 1), ("b", "winter", 90, 2)):
-        twin = work / f"twin-{name}"
-        if not twin.exists():
-            budgetft("data", "twin", twin, "--style", style, "--scenarios", str(scenarios), "--seed", str(seed), *VIDEO)
-        if not (work / name).exists():
-            cut = ("--cameras", "all") if name == "a" else ("--holdout", "0.15")
-            budgetft("data", "wts", twin, "--out", work / name, *FRAMES, *cut)
+    """The winter twin and its datasets, the base model and the plan."""
+    if not (work / "twin").exists():
+        budgetft("data", "twin", work / "twin", *TWIN, *VIDEO)
+    if not (work / "winter").exists():
+        budgetft("data", "wts", work / "twin", "--out", work / "winter", *FRAMES, "--holdout", HOLDOUT)
+    if not (work / "winter-swapped").exists():
+        swap_pictures(work / "winter-holdout", work / "winter-swapped")
     if not (work / "base/model.safetensors").exists():
-        run(str(HERE / "base.py"), str(work / "a"), str(work / "base"), *BASE)
+        print(f"$ {HERE.name}/base.py", work / "base", *BASE, file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, HERE / "base.py", work / "base", *BASE], stdout=sys.stderr, check=True)
     if not (work / "plan.json").exists():
-        budgetft("plan", "--model", work / "base", "--data", work / "b", *PLAN, "--out", work / "plan.json")
+        budgetft("plan", "--model", work / "base", "--data", work / "winter", *PLAN, "--out", work / "plan.json")
 
 
-def score(work: Path, name: str, *source: str | Path) -> dict[str, Any]:
-    """What ``source`` scores on the held-out scenarios; without a source its predictions are there."""
-    predictions, held = work / f"{name}.jsonl", work / "b-holdout"
-    if source:
-        budgetft("predict", *source, "--data", held, "--out", predictions, *GENERATE)
+def swap_pictures(data: Path, out: Path) -> None:
+    """The dataset ``data`` with the pictures of another scenario in every example, of the same phase, actor and view."""
+    alike: dict[tuple[Any, ...], list[Example]] = {}
+    for one in sorted(read_dataset(data), key=lambda one: (one.scenario or "", one.id)):
+        alike.setdefault((one.actor, one.phase, one.view), []).append(one)
+    swapped = [one.replace(images=group[place - 1].images) for group in alike.values() for place, one in enumerate(group)]
+    write_dataset(swapped, out, images_root=data)
+
+
+def train(work: Path) -> None:
+    """The plan's run; adapters that it saved after some of ``STEPS`` are kept as runs of their own, ``work/at-N``."""
+    out = work / "run"
+    if not (out / "summary.json").exists():
+        command = ["-m", "budgetft", "train", "--plan", str(work / "plan.json"), "--out", str(out), "--device", "cpu"]
+        command += ["--steps", str(STEPS[-1]), "--save-every", str(SAVE_EVERY), "--quiet"]
+        command += ["--resume"] if (out / "run.json").exists() else []
+        print("$", " ".join(command), file=sys.stderr, flush=True)
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            keep_adapters(work)
+            time.sleep(0.2)
+        if process.returncode:
+            sys.exit(f"the run failed with exit status {process.returncode}")
+    keep_adapters(work)
+
+
+def keep_adapters(work: Path) -> None:
+    """Copy what the newest checkpoints have of ``STEPS``: older checkpoints are dropped by the run."""
+    out = work / "run"
+    for steps in STEPS:
+        saved, kept, partial = out / f"checkpoints/step-{steps}/adapter", work / f"at-{steps}", work / f".at-{steps}"
+        if saved.is_dir() and not kept.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(saved, partial / "adapter")
+            for name in ("plan.json", "run.json"):
+                shutil.copy(out / name, partial / name)
+            partial.rename(kept)
+
+
+def score(work: Path, name: str, data: str, *source: str | Path) -> dict[str, Any]:
+    """What ``source`` scores on the dataset ``data``; its predictions are kept as ``name``."""
+    predictions, held = work / f"{name}.jsonl", work / data
+    budgetft("predict", *source, "--data", held, "--out", predictions, *GENERATE)
     found = json.loads(budgetft("evaluate", predictions, "--data", held, "--json"))
     captions = found["captions"]
     parts = {metric: round(value, 4) for metric, value in captions["scores"].items()}
-    return {"s1": round(found["s1"], 2), **parts, "captions": captions["captions"], "length_ratio": captions["length_ratio"]}
-
-
-def swap_scenarios(work: Path, name: str) -> str:
-    """Predictions ``name``, each given to the next scenario of the same phase, actor and view: right words, wrong street."""
-    rows, swapped = read_predictions(work / f"{name}.jsonl"), f"{name}-swapped"
-    alike: dict[tuple[Any, ...], list[Prediction]] = {}
-    for row in sorted(rows, key=lambda row: (row.scenario or "", row.id)):
-        alike.setdefault((row.actor, row.phase, row.view), []).append(row)
-    moved = [one.replace(text=group[index - 1].text) for group in alike.values() for index, one in enumerate(group)]
-    lines = (one.model_dump_json(exclude_none=True) + "\n" for one in moved)
-    (work / f"{swapped}.jsonl").write_text("".join(lines))
-    return swapped
+    texts = {row.text for row in read_predictions(predictions)}
+    told = {"captions": captions["captions"], "length_ratio": captions["length_ratio"], "distinct": len(texts)}
+    shares = right_facts(work, name).values()
+    return {"s1": round(found["s1"], 2), **parts, **told, "facts": round(sum(shares) / len(shares), 1)}
 
 
 def right_facts(work: Path, name: str) -> dict[str, float]:
     """Percent of the facts in the held-out captions that the predictions ``name`` tell rightly, by kind of fact."""
     texts = {row.id: row.text for row in read_predictions(work / f"{name}.jsonl")}
-    told = [(facts_of(one.answer), facts_of(texts[one.id])) for one in read_dataset(work / "b-holdout")]
+    told = [(facts_of(one.answer), facts_of(texts[one.id])) for one in read_dataset(work / "winter-holdout")]
     shares = {}
     for fact in SHOWN_FACTS:
         asked = [(true[fact], found.get(fact)) for true, found in told if fact in true]
@@ -88,56 +127,68 @@ def right_facts(work: Path, name: str) -> dict[str, float]:
     return shares
 
 
+def commonest(work: Path) -> dict[str, float]:
+    """Percent of the same facts that are right when the commonest of the held-out captions is always told."""
+    told = [facts_of(one.answer) for one in read_dataset(work / "winter-holdout")]
+    counts = {fact: Counter(true[fact] for true in told if fact in true) for fact in SHOWN_FACTS}
+    return {fact: round(100 * max(count.values()) / count.total(), 1) for fact, count in counts.items()}
+
+
 def measure(work: Path) -> dict[str, Any]:
-    """Base, adapters of more and more steps, and the last adapter's captions with the streets swapped."""
-    plan = work / "plan.json"
+    """Base, the adapters along the run, and the last adapter on pictures of other scenarios."""
+    plan, last = work / "plan.json", f"adapter-{STEPS[-1]}"
     base = json.loads((work / "base/base_log.json").read_text())
-    rows = [{"steps": 0, **score(work, "base", "--plan", plan)}]
+    train(work)
+    log = [json.loads(line) for line in (work / "run/log.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in log if "loss" in row}
+    rows = [{"steps": 0, **score(work, "base", "winter-holdout", "--plan", plan)}]
     for steps in STEPS:
-        out = work / f"run-{steps}"
-        if not (out / "summary.json").exists():
-            budgetft("train", "--plan", plan, "--out", out, "--steps", str(steps), "--device", "cpu")
-        summary = json.loads((out / "summary.json").read_text())
-        losses = {"first_loss": round(summary["first_loss"], 4), "last_loss": round(summary["last_loss"], 4)}
-        rows.append({"steps": steps, **score(work, f"adapter-{steps}", "--run", out), **losses})
-    last = f"adapter-{STEPS[-1]}"
-    swapped = swap_scenarios(work, last)
-    samples = {row.id: row.text for row in read_predictions(work / f"{last}.jsonl")}
-    first = {row.id: row.text for row in read_predictions(work / "base.jsonl")}
-    shown = list(read_dataset(work / "b-holdout"))[:: max(1, len(samples) // 2)][:2]
-    told = [{"truth": one.answer, "base": first[one.id], "adapter": samples[one.id]} for one in shown]
-    planned = json.loads(plan.read_text())
+        near = [losses[step] for step in range(steps - 19, steps + 1)]
+        found = score(work, f"adapter-{steps}", "winter-holdout", "--run", work / f"at-{steps}")
+        rows.append({"steps": steps, **found, "loss": round(sum(near) / len(near), 4)})
+    swapped = score(work, "swapped", "winter-swapped", "--run", work / f"at-{STEPS[-1]}")
+    first, texts = ({row.id: row.text for row in read_predictions(work / f"{name}.jsonl")} for name in ("base", last))
+    shown = list(read_dataset(work / "winter-holdout"))[:: max(1, len(texts) // 2)][:2]
+    told = [{"truth": one.answer, "base": first[one.id], "adapter": texts[one.id]} for one in shown]
+    planned, summary = json.loads(plan.read_text()), json.loads((work / "run/summary.json").read_text())
     return {
-        "base": {name: base[name] for name in ("parameters", "batch", "seconds")} | {"losses": base["losses"][::10]},
+        "base": {name: base[name] for name in ("parameters", "pictures", "seconds", "sees", "losses")},
         "contract": planned["contract"],
         "knobs": planned["knobs"],
-        "train_examples": len(read_dataset(work / "b")),
-        "held_out_examples": len(samples),
+        "train_examples": len(read_dataset(work / "winter")),
+        "run_seconds": round(summary["train_seconds"]),
         "rows": rows,
-        "swapped": score(work, swapped),
-        "facts": {"adapter": right_facts(work, last), "swapped": right_facts(work, swapped)},
+        "swapped": swapped,
+        "facts": {"commonest": commonest(work), "adapter": right_facts(work, last), "swapped": right_facts(work, "swapped")},
         "samples": told,
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """The scores as a Markdown table, then the facts."""
+    """The scores as a Markdown table, then the facts in the captions, then what the base sees when it is asked."""
     meteor = next(name for name in results["rows"][0] if name.startswith("meteor"))
-    names = ("s1", "bleu", meteor, "rouge_l", "cider")
-    lines = [f"| | S1 | BLEU-4 | {meteor} | ROUGE-L | CIDEr | loss |", "|---|---|---|---|---|---|---|"]
+    names = ("s1", "bleu", meteor, "rouge_l", "cider", "distinct")
+    lines = [f"| | S1 | BLEU-4 | {meteor} | ROUGE-L | CIDEr | distinct texts | facts right, % | loss |", "|---" * 9 + "|"]
     rows = [("base" if not row["steps"] else f"adapter, {row['steps']} steps", row) for row in results["rows"]]
-    for title, row in [*rows, ("the last, streets swapped", results["swapped"])]:
-        lines.append(f"| {title} | {' | '.join(str(row[name]) for name in names)} | {row.get('last_loss', '')} |")
+    for title, row in [*rows, ("the last, pictures swapped", results["swapped"])]:
+        lines.append(f"| {title} | {' | '.join(str(row[name]) for name in names)} | {row['facts']} | {row.get('loss', '')} |")
     facts = results["facts"]
-    lines += ["", "| facts told rightly, % | last adapter | streets swapped |", "|---|---|---|"]
-    lines += [f"| {fact} | {share} | {facts['swapped'][fact]} |" for fact, share in facts["adapter"].items()]
+    lines += ["", "| facts told rightly, % | last adapter | pictures swapped | always the commonest |", "|---|---|---|---|"]
+    lines += [
+        f"| {fact} | {share} | {facts['swapped'][fact]} | {facts['commonest'][fact]} |"
+        for fact, share in facts["adapter"].items()
+    ]
+    sees = results["base"]["sees"]
+    lines += ["", "| base, asked for the fact, % right | day | winter |", "|---|---|---|"]
+    lines += [f"| {fact} | {share} | {sees['winter'][fact]} |" for fact, share in sees["day"].items()]
     return "\n".join(lines) + "\n"
 
 
 def curve(results: dict[str, Any]) -> Drawing:
-    """S1 over steps, base and control included."""
+    """S1 over the steps of the run, base and control included."""
     drawing = Drawing(640, 300, "S1 on held-out scenarios over the steps of the LoRA run")
-    top = legend(drawing, [("plan", "S1, held-out winter scenarios (measured)"), ("bad", "the last, streets swapped")], 16) + 22
+    shown = [("plan", "S1, held-out winter scenarios (measured)"), ("bad", "the last, pictures swapped")]
+    top = legend(drawing, shown, 16) + 22
     rows, swapped = results["rows"], results["swapped"]["s1"]
     highest = max(row["s1"] for row in rows) * 1.15
     axes = Axes(drawing=drawing, left=40, top=top, right=628, bottom=260, x_range=(0, rows[-1]["steps"]), y_range=(0, highest))

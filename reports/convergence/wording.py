@@ -1,10 +1,11 @@
-"""The facts in a caption of the twin, and the same facts in the other words that the base model is taught."""
+"""The facts in a caption of the twin, and the other words in which the base model is taught them."""
 
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from budgetft.data.examples import Example
+from pictures import Seen, visible
 
 _PEDESTRIAN = re.compile(
     r"The pedestrian is a (?P<gender>\w+) in \w+ (?P<age>\d+)s, about (?P<height>\d+) cm tall, wearing clothes of two"
@@ -32,23 +33,67 @@ def facts_of(caption: str) -> dict[str, str]:
     return found
 
 
-def plain(example: Example) -> Example:
-    """``example`` with another question and its facts as short notes: no sentence of the twin's captions is left."""
-    told = facts_of(example.answer)
-    sky = f"{told['weather']} {'night' if told.get('time') == 'at night' else 'day'}" if "time" in told else told["weather"]
-    stripes = "zebra stripes" if told["crossing"] == "yes" else "no stripes"
-    who = f"{told['gender']}, {told['age']}, {told['top']} shirt, {told['trousers']} trousers, {told['side']}"
-    if example.actor == "pedestrian":
-        seen = "sees the car" if told["noticed"] == "has noticed" else "unaware"
-        answer = f"Person: {who}, {told['metres']} m, {told['where']}, {told['moving']}, {seen}. {stripes}. Sky: {sky}."
-    else:
-        answer = (
-            f"Car: {told['car']}, {told['drive']}, {told['speed']}. Person: {who}, {told['metres']} m. {stripes}. Sky: {sky}."
-        )
-    return example.replace(prompt=f"Notes on the {example.actor}?", answer=answer)
+NAMES = {
+    "car": ("car", "vehicle colour"),
+    "top": ("shirt", "upper clothes"),
+    "trousers": ("trousers", "lower clothes"),
+    "side": ("side", "left or right"),
+    "where": ("place", "where"),
+    "moving": ("motion", "legs"),
+    "noticed": ("looks here", "sees the car"),
+    "crossing": ("stripes", "zebra"),
+    "weather": ("weather", "sky"),
+    "time": ("time", "light"),
+    "ground": ("ground", "surface"),
+    "lanes": ("lanes", "lane count"),
+    "view": ("camera", "view"),
+    "near": ("distance", "how near"),
+}
+"""What each fact is called in questions; the first in notes."""
+NOTES_ALONE = 0.4
 
 
-def repeating(example: Example, words: Sequence[str], rng: random.Random) -> Example:
-    """``example`` as an exercise in words: some of ``words`` in no order, to be repeated. It teaches words, no sentence."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the base model is asked of a picture, and what it is to answer."""
+
+    prompt: str
+    answer: str
+
+
+def asked(seen: Seen, names: Sequence[str], rng: random.Random | None = None, heading: str = "") -> Task:
+    """The facts ``names``, asked for and told in their order; a fact has its first name without ``rng``."""
+    facts = visible(seen)
+    called = [rng.choice(NAMES[name]) if rng else NAMES[name][0] for name in names]
+    told = [f"{each} {facts[name]}" for each, name in zip(called, names, strict=True)]
+    return Task(prompt=f"{heading}{'? '.join(called)}?", answer=". ".join(told))
+
+
+def noted(seen: Seen, heading: str = "") -> Task:
+    """All facts, each under its first name."""
+    return Task(prompt=f"{heading}Notes?", answer=asked(seen, list(NAMES)).answer)
+
+
+def repeated(words: Sequence[str], rng: random.Random) -> Task:
+    """An exercise in words: some of ``words`` in no order, to be repeated. It teaches words, no sentence."""
     said = " ".join(rng.choices(words, k=16))
-    return example.replace(prompt=f"Repeat: {said}", answer=said)
+    return Task(prompt=f"Repeat: {said}", answer=said)
+
+
+def tasks_of(pictures: Sequence[Seen], words: Sequence[str], rng: random.Random, *, done: float) -> list[Task]:
+    """A task for each picture: notes of all facts, always in one order, until ``done``, a share, is ``NOTES_ALONE``.
+
+    After that also some facts in no order and words to repeat; and every other time all tasks follow what a dataset's
+    prompt says of the images.
+    """
+    mixed = done >= NOTES_ALONE
+    headed, tasks = mixed and rng.random() < 0.5, []
+    for one in pictures:
+        heading, kind = f"{one.heading}\n" if headed else "", rng.random()
+        if mixed and kind < 0.15:
+            tasks.append(repeated(words, rng))
+        elif mixed and kind < 0.55:
+            tasks.append(asked(one, rng.sample(sorted(NAMES), rng.choice((1, 2, 4))), rng, heading))
+        else:
+            tasks.append(noted(one, heading))
+    return tasks
