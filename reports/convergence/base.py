@@ -12,6 +12,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 import transformers
 from pictures import Seen, draw, visible
 from torch.nn.functional import cross_entropy
-from wording import NAMES, Task, asked, repeated, tasks_of
+from wording import NAMES, Task, asked, noted, repeated, tasks_of
 
 from budgetft.contract import Contract
 from budgetft.data.collate import IGNORED, answer_text, prompt_text
@@ -187,19 +188,22 @@ class Base:
 
     @torch.no_grad()
     def examine(self, style: str, count: int = 192) -> dict[str, float]:
-        """Percent of the pictures in which the model names each fact when asked for it alone, every token the likeliest."""
+        """Percent of the pictures in which each fact of the notes is the likeliest text, the right facts before it given."""
         pictures = list(itertools.islice(shuffled(style, 120, CHECKED_SEED), count))
-        right = {}
-        for name in visible(pictures[0]):
-            found = []
-            for first in range(0, count, 64):
-                part = pictures[first : first + 64]
-                inputs = self.inputs(part, [asked(one, [name]) for one in part])
-                labels = inputs.pop("labels")[:, 1:]
-                told = self.network(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
-                found += ((told == labels) | (labels == IGNORED)).all(1).tolist()
-            right[name] = round(100 * sum(found) / count, 1)
-        return right
+        right = Counter()
+        for first in range(0, count, 64):
+            part = pictures[first : first + 64]
+            inputs = self.inputs(part, [noted(one) for one in part])
+            labels = inputs.pop("labels")[:, 1:]
+            same = self.network(**inputs, use_cache=False).logits[:, :-1].argmax(-1) == labels
+            for one, row, label in zip(part, same, labels, strict=True):
+                answered, place = row[label != IGNORED].tolist(), 0
+                for name in NAMES:
+                    said = ("" if name == next(iter(NAMES)) else ". ") + asked(one, [name]).answer
+                    length = len(self.processor.tokenizer(said, add_special_tokens=False).input_ids)
+                    right[name] += all(answered[place : place + length])
+                    place += length
+        return {name: round(100 * right[name] / count, 1) for name in NAMES}
 
 
 def main() -> None:

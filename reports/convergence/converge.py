@@ -28,13 +28,13 @@ HERE = Path(__file__).parent
 TWIN = ("--style", "winter", "--scenarios", "240", "--seed", "2", "--split-fractions", "1,0,0")
 VIDEO = ("--size", f"{SIZE[0]}x{SIZE[1]}", "--seconds", "2", "--fps", "5")
 FRAMES = ("--split", "train", "--tasks", "captions", "--frames", "crop", "--max-side", str(MAX_SIDE), "--no-external")
-BASE = ("--tower-steps", "750", "--steps", "700")
+BASE = ("--tower-steps", "550", "--steps", "600")
 PLAN = ("--gpu", "rtx3060-12g", "--rank", "32", "--effective-batch", "8", "--learning-rate", "4e-3", "--probe", "never")
 GENERATE = ("--batch", "128", "--max-new-tokens", "200", "--device", "cpu")
-STEPS = (50, 150, 300, 600, 1000)
+STEPS = (60, 120, 240, 480)
 """Of one run: its checkpoints on the way, and its end."""
-SAVE_EVERY = 50
-HOLDOUT = "0.1"
+SAVE_EVERY = 60
+HOLDOUT = "0.07"
 SHOWN_FACTS = ("car", "top", "trousers", "side", "where", "moving", "noticed", "crossing", "weather", "time")
 
 
@@ -143,7 +143,7 @@ def measure(work: Path) -> dict[str, Any]:
     losses = {row["step"]: row["loss"] for row in log if "loss" in row}
     rows = [{"steps": 0, **score(work, "base", "winter-holdout", "--plan", plan)}]
     for steps in STEPS:
-        near = [losses[step] for step in range(steps - 19, steps + 1)]
+        near = [losses[step] for step in range(steps - 9, steps + 1)]
         found = score(work, f"adapter-{steps}", "winter-holdout", "--run", work / f"at-{steps}")
         rows.append({"steps": steps, **found, "loss": round(sum(near) / len(near), 4)})
     swapped = score(work, "swapped", "winter-swapped", "--run", work / f"at-{STEPS[-1]}")
