@@ -102,7 +102,7 @@ def test_one_object_a_line_is_read_under_the_name_json(tmp_path):
         ({"id": "a", "images": ["a.jpg"], "prompt": "p"}, "answer:"),
         ({"id": "a", "images": ["a.jpg"], "prompt": "p", "answer": "q", "wieght": 2}, "wieght: unknown key"),
         ({"id": None, "images": ["a.jpg"], "prompt": "p", "answer": "q"}, "id:"),
-        ({"text": "hello"}, "keys text; a row needs"),
+        ({"note": "hello"}, "keys note; a row needs"),
         (["a"], "a JSON list, not an object"),
     ],
 )
