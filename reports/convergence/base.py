@@ -24,10 +24,11 @@ from torch.nn.functional import cross_entropy
 from wording import NAMES, Task, asked, noted, repeated, tasks_of
 
 from budgetft.contract import Contract
-from budgetft.data.collate import IGNORED, answer_text, prompt_text
+from budgetft.data.collate import IGNORED, answer_text
 from budgetft.data.examples import Example
 from budgetft.data.processor import CHAT_TEMPLATE
 from budgetft.data.tokens import resized_size
+from budgetft.data.visuals import prompt_text
 from budgetft.data.vocabulary import load_tokenizer
 from budgetft.model import Model, load_model
 
