@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,22 @@ def test_torch_is_loaded_only_where_it_is_used(folder):
         if any(at_once and name.split(".")[0] in ("torch", "transformers", "peft") for name, at_once in imports(path))
     ]
     assert loads == [], loads
+
+
+def _is_there(name: str) -> bool:
+    module, _, attribute = name.rpartition(".")
+    return hasattr(import_module(module), attribute) or find_spec(name) is not None
+
+
+def test_scripts_of_the_reports_import_what_is_there():
+    """Evidence whose script no longer runs is none."""
+    gone = []
+    for path in sorted((ROOT.parent / "reports").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("budgetft"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                gone += [f"{path.name}: {name}" for name in names if not _is_there(name)]
+    assert gone == []
 
 
 def test_the_reader_of_imports_sees_what_it_must(tmp_path):
