@@ -131,7 +131,7 @@ def _gib_of(estimate: Estimate, name: str) -> str:
 
 def _probes(story: Story) -> str:
     if not story.probes:
-        return f"<p>Nothing was probed: every number here is predicted. {escape(story.plan.evidence.statement)}.</p>"
+        return f"<p>Nothing was probed: every number here is predicted ({escape(story.plan.evidence.statement)}).</p>"
     return _figure(lambda width: charts.probes_chart(story, width)) + _note(story.prediction_note)
 
 
