@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -47,14 +47,19 @@ class Value(BaseModel):
         return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; a missing, unreadable or truncated file is a ``UsageError``."""
+def read_parsed(path: Path, parse: Callable[[str], Any], kind: str, *, encoding: str = "utf-8") -> Any:
+    """What ``parse`` makes of the text in ``path``; a missing, unreadable or truncated file is a ``UsageError``."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding=encoding))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+        raise UsageError(f"{path} is not {kind}: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; anything else is a ``UsageError``."""
+    data = read_parsed(path, json.loads, "JSON")
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
     return data
@@ -62,12 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in ``path``; a missing or unreadable file is a ``UsageError``."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
+    return read_parsed(path, tomllib.loads, "TOML")
 
 
 def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:

@@ -100,7 +100,8 @@ def with_patches(example: Example, processor: "ProcessorMixin", model: Model, co
     with _named(example):
         pictures = [resized_image(path, model, contract) for path in example.images]
         if example.video_fps is not None:
-            block_sizes(example, model, contract)  # the processor has no good word for frames of several sizes
+            known = dict(zip(example.images, (picture.size for picture in pictures), strict=True))
+            block_sizes(example, model, contract, known)  # the processor has no good word for frames of several sizes
     if example.video_fps is None:
         # Resized above; a second resize would follow other pixel bounds.
         given: dict[str, Any] = {"images": pictures, "images_kwargs": {"do_resize": False}}

@@ -10,6 +10,7 @@ from budgetft.data.examples import problem_report
 from budgetft.data.wts_notes import phase_digit
 from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
+from budgetft.value import read_parsed
 
 _SUFFIX = "_caption.json"
 _VEHICLE_VIEW = "vehicle_view"
@@ -38,12 +39,7 @@ def answer_letter(text: str) -> str | None:
 
 def load_json(path: Path) -> Any:
     """What ``path`` holds; a missing or truncated file is a ``UsageError``."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+    return read_parsed(path, json.loads, "JSON", encoding="utf-8-sig")
 
 
 def read_captions(path: Path) -> dict[Slot, str]:

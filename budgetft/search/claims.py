@@ -45,7 +45,7 @@ class Claims:
         self.shared = shared
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:4]}"
         """Not the process number alone: a container's is the same after every start."""
-        self._space = dict(space)
+        self.space = dict(space)
         self._beat_seconds = beat_seconds
         self._dead_seconds = dead_seconds
         self._seen: dict[int, tuple[int, float]] = {}
@@ -56,7 +56,7 @@ class Claims:
         claim = uuid4().hex
         marks = {"worker": self.worker, "claim": claim, "purpose": purpose, "worthwhile": worthwhile}
         self.study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=parameters(knobs), distributions=self._space, user_attrs=marks)
+            create_trial(state=TrialState.RUNNING, params=parameters(knobs), distributions=self.space, user_attrs=marks)
         )
         trials = self.study.get_trials(deepcopy=False)
         mine = next(trial for trial in reversed(trials) if trial.user_attrs.get("claim") == claim)

@@ -234,7 +234,7 @@ class Planner:
                 if trial is None:  # another worker was quicker
                     continue
             else:
-                trial = study.ask(distributions(list(estimates)))
+                trial = study.ask(claims.space)
                 knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
             estimate = estimates.get(knobs)
             if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
