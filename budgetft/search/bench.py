@@ -27,6 +27,7 @@ class Row(Value):
     path: Path_
     width: int
     height: int
+    contract: Contract
     knobs: Knobs
     samples_per_second: float
     speeds: tuple[float, ...]
@@ -42,7 +43,6 @@ class Bench(Value):
     gpu: str
     budget_bytes: int
     model: str
-    contract: Contract
     statement: str
     stack: Stack
     wall_seconds: float
@@ -83,7 +83,6 @@ def run_bench(
             gpu=request.gpu.name,
             budget_bytes=request.budget_bytes,
             model=request.model.name,
-            contract=request.contract,
             statement=statement,
             stack=stack,
             wall_seconds=round(time.monotonic() - started, 1),
@@ -141,6 +140,7 @@ def _rows(size: Size, found: dict[Path_, Knobs], outcomes: dict[Path_, list[Outc
             path=path,
             width=size.width,
             height=size.height,
+            contract=size.contract,
             knobs=knobs,
             samples_per_second=median(speeds[path]),
             speeds=tuple(speeds[path]),

@@ -1,20 +1,24 @@
-"""Do plans hold? Trains each for many steps on drawn examples of varied sizes, and holds the peak against the plan's.
+"""Do plans hold? Plans each request, trains the plan for many steps on drawn examples of varied sizes, compares the peaks.
 
-    budgetft plan --gpu v100-16g --model qwen2.5-vl-3b --image 448x448 --rank 16 --budget 14GiB --out soak/a.json   # and more
-    PYTHONPATH=. python reports/guard/soak.py soak/*.json --steps 1000 --device cuda --out soak/soak.json
+    PYTHONPATH=. python reports/guard/soak.py reports/guard/soak.txt --steps 1000 --device cuda --at-once 4 --out FOLDER
 
-The examples of a plan are drawn up to its heaviest shape: a few are exactly that, the others smaller, each in its own way.
+A request is a line of ``budgetft plan`` options after a name; its plan stays in FOLDER/NAME.json, and is not made again. The
+examples of a run are drawn up to the plan's heaviest shape: a few are exactly that, the others smaller, each in its own way.
 A step takes at most two micro-batches (accumulation holds no more with more of them), so that 1,000 steps take minutes.
-Weights are random: memory does not depend on their values. Every run is a process of its own under its plan's cap.
+Weights are random: memory does not depend on their values. Every run is a process of its own under its plan's cap. Several
+at once show what the peaks are, not the speeds.
 """
 
 import argparse
 import json
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -30,6 +34,8 @@ from budgetft.workload import Shape
 
 WORD = " the"
 """One token wherever it stands, but at the start."""
+ONE_AT_A_TIME = threading.Lock()
+"""transformers cannot be imported by two threads at once."""
 
 
 def picture(size: tuple[int, int], path: Path, draw: random.Random) -> None:
@@ -98,30 +104,61 @@ def shortened(plan: Plan, folder: Path, examples: int) -> Plan:
     )
 
 
-def soak(path: Path, folder: Path, chosen: argparse.Namespace) -> dict:
-    """Train the plan in ``path``; what came of it."""
-    plan = read_plan(path)
-    write_plan(shortened(plan, folder, chosen.examples), folder / "plan.json")
+def make_plan(name: str, words: list[str], chosen: argparse.Namespace) -> Path:
+    """The file of the plan called ``name``, made now unless it is there."""
+    path = chosen.out / f"{name}.json"
+    if not path.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "budgetft",
+            "plan",
+            *words,
+            "--out",
+            path,
+            "--max-probes",
+            chosen.max_probes,
+            "--quiet",
+        ]
+        command += ["--ledger", chosen.out / f"{name}.sqlite3"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"no plan: {done.stderr.strip()[-1500:]}")
+    return path
+
+
+def soak(name: str, words: list[str], folder: Path, chosen: argparse.Namespace) -> dict:
+    """Plan and train; what came of it."""
+    began = time.monotonic()
+    try:
+        plan = read_plan(make_plan(name, words, chosen))
+    except RuntimeError as error:
+        return {"plan": name, "error": str(error)}
+    planned = time.monotonic()
+    with ONE_AT_A_TIME:
+        write_plan(shortened(plan, folder, chosen.examples), folder / "plan.json")
     command = [sys.executable, "-m", "budgetft", "train", "--plan", folder / "plan.json", "--out", folder / "run"]
     command += ["--weights", "random", "--steps", chosen.steps, "--device", chosen.device, "--save-every", chosen.steps]
-    began = time.monotonic()
-    done = subprocess.run(
-        [*map(str, command), "--ledger", str(folder / "ledger.sqlite3"), "--json", "--quiet"], capture_output=True, text=True
-    )
+    command += ["--ledger", folder / "ledger.sqlite3", "--json", "--quiet"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     row = {
-        "plan": path.name, "model": plan.model.name, "rank": plan.contract.rank, "max_pixels": plan.contract.max_pixels,
-        "knobs": plan.knobs.model_dump(), "budget_bytes": plan.gpu.budget_bytes, "planned_evidence": plan.estimate.evidence,
-        "planned_peak_bytes": plan.estimate.process_peak_bytes, "seconds": time.monotonic() - began,
+        "plan": name, "model": plan.model.name, "gpu": plan.gpu.name, "rank": plan.contract.rank,
+        "images": [list(size) for size in plan.workload.worst[0].images], "knobs": plan.knobs.model_dump(),
+        "budget_bytes": plan.gpu.budget_bytes, "planned_evidence": plan.estimate.evidence,
+        "planned_peak_bytes": plan.estimate.process_peak_bytes, "planning_seconds": planned - began,
+        "seconds": time.monotonic() - planned,
     }  # fmt: skip
     if done.returncode:
         return {**row, "error": done.stderr.strip()[-1500:]}
     summary = json.loads(done.stdout)
     kept = ("steps", "process_peak_bytes", "preflight_peak_bytes", "over_budget", "ooms", "alloc_retries", "skipped_steps",
-            "evidence", "note", "samples_per_second", "neighbours", "islands")  # fmt: skip
+            "evidence", "note", "samples_per_second", "neighbours", "islands", "stack")  # fmt: skip
     return {**row, **{name: summary[name] for name in kept}, "fallbacks": len(summary["fallbacks"])}
 
 
 def line(row: dict) -> str:
+    if "model" not in row:
+        return f"{row['plan']:<24}  {row['error'].splitlines()[-1]}"
     head = f"{row['plan']:<24}  {row['model']:<16}  {format_gib(row['budget_bytes']):>9}"
     head += f"  {format_gib(row['planned_peak_bytes']):>9} ({row['planned_evidence']})"
     if "error" in row:
@@ -135,24 +172,33 @@ def line(row: dict) -> str:
     )
 
 
+def read_requests(path: Path) -> list[tuple[str, list[str]]]:
+    lines = [shlex.split(text, comments=True) for text in path.read_text().splitlines()]
+    return [(words[0], words[1:]) for words in lines if words]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plans", nargs="+", type=Path)
+    parser.add_argument("requests", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--examples", type=int, default=96, help="drawn besides the heaviest")
+    parser.add_argument("--max-probes", type=int, default=5)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--out", type=Path, help="JSON, written after every plan")
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the plans and of soak.json, written after every run")
     chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    print("plan, model, budget, planned peak, peak of the run, difference")
-    with tempfile.TemporaryDirectory() as temporary:
-        for number, path in enumerate(chosen.plans):
-            folder = Path(temporary) / str(number)
-            folder.mkdir()
-            rows.append(soak(path, folder, chosen))
+    print("plan, model, budget, planned peak, peak of the run, difference", flush=True)
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.at_once) as pool:
+        runs = []
+        for name, words in read_requests(chosen.requests):
+            (folder := Path(temporary) / name).mkdir()
+            runs.append(pool.submit(soak, name, words, folder, chosen))
+        for run in as_completed(runs):
+            rows.append(run.result())
             print(line(rows[-1]), flush=True)
-            if chosen.out:
-                chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
+            (chosen.out / "soak.json").write_text(json.dumps(rows, indent=1) + "\n")
     bad = [row for row in rows if "error" in row or row["over_budget"] or row["fallbacks"]]
     print(f"{len(rows) - len(bad)} of {len(rows)} plans held for {chosen.steps} steps without running out of memory")
     raise SystemExit(bool(bad))

@@ -63,6 +63,7 @@ def test_a_failed_probe_has_no_speed_and_a_path_without_any_is_an_error():
     outcomes = {"planned": [outcome(OURS, 9.0), outcome(OURS, 1.0, status="oom")]}
     (row,) = _rows(SIZE, {"planned": OURS}, outcomes)
     assert (row.samples_per_second, row.ratio_to_stock) == (9.0, None)
+    assert row.contract == SIZE.contract
     with pytest.raises(BudgetftError, match="no probe of planned succeeded: the card said no"):
         _rows(SIZE, {"planned": OURS}, {"planned": [outcome(OURS, 1.0, status="oom")]})
 
@@ -78,7 +79,6 @@ def test_the_table_names_the_evidence_of_every_row():
         gpu="v100-16g",
         budget_bytes=2 * GIB,
         model="tiny-qwen2.5-vl",
-        contract=Contract(),
         statement="emulated on a test",
         stack=STACK,
         wall_seconds=1.0,
