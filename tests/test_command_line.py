@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from budgetft.cards import first_visible
 from budgetft.cli import main
 from budgetft.gpu import gpu_names
 from budgetft.model import model_names
 from budgetft.plan import Plan, read_plan
-from budgetft.search.run import _cuda_card
 from budgetft.units import GIB, MIB
 
 JOB = ["--gpu", "v100-16g", "--model", "tiny-qwen2.5-vl", "--image", "56x56", "--text-tokens", "40"]
@@ -327,7 +327,7 @@ def test_a_plan_that_cannot_be_written_is_refused_by_name(planned, said, tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(_cuda_card() is not None, reason="with a card, probes run on the card")
+@pytest.mark.skipif(first_visible(os.environ) is not None, reason="with a card, probes run on the card")
 def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_ledger(said, tmp_path, cache):
     path = tmp_path / "plan.json"
     words = ["plan", *JOB, "--rank", "4", "--probe", "always", "--max-probes", "5", "--out", str(path)]

@@ -12,7 +12,21 @@ import budgetft
 
 ROOT = Path(budgetft.__file__).resolve().parent
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-NOUNS = ("errors", "units", "value", "profiles", "gpu", "model", "contract", "knobs", "workload", "outcome", "plan", "lock")
+NOUNS = (
+    "errors",
+    "units",
+    "value",
+    "profiles",
+    "gpu",
+    "model",
+    "contract",
+    "knobs",
+    "workload",
+    "outcome",
+    "plan",
+    "lock",
+    "cards",
+)
 ABOVE = {
     "meter": {"export", "evaluate", "data", "step", "predict", "measure", "search", "train", "report", "cli"},
     "data": {"export", "evaluate", "meter", "step", "predict", "measure", "search", "train", "report", "cli"},

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from budgetft.cards import Card, visible_cards
 from budgetft.doctor.builds import Build, Capability, carries, choose_build, load_builds, numbers
 from budgetft.doctor.causes import cause_of
 from budgetft.doctor.children import Reply
@@ -85,22 +86,23 @@ def _alternatives(capability: Capability, best: Build) -> list[Build]:
 
 def visible_card(facts: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Finding]]:
     """The card that a run would take, as CUDA_VISIBLE_DEVICES has it, and what is odd about the choice."""
-    cards = facts.get("cards", [])
-    if not cards:
+    by_uuid = {card["uuid"]: card for card in facts.get("cards", [])}
+    if not by_uuid:
         return None, []
+    cards = [Card(uuid=card["uuid"], name=card["name"], speed=card.get("speed") or 0) for card in by_uuid.values()]
+    chosen = next(iter(visible_cards(cards, environment)), None)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        if len({tuple(card["capability"]) for card in cards}) > 1:
-            names = ", ".join(f"{card['index']}: {card['name']}" for card in cards)
-            text = f"cards of several kinds ({names}) and no CUDA_VISIBLE_DEVICES: the fastest is taken"
-            fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=N"
-            return cards[0], [Finding(kind="card", level="warning", text=text, fix=fix)]
-        return cards[0], []
-    first = visible.split(",")[0].strip()
-    by_name = [card for card in cards if first in (str(card["index"]), card["uuid"])]
-    if by_name or first.startswith("MIG-"):
-        return (by_name or cards)[0], []
-    text = f"CUDA_VISIBLE_DEVICES={visible!r} names no card here ({len(cards)} present): torch will see none"
+    if visible is not None and visible.startswith("MIG-"):
+        return by_uuid[cards[0].uuid], []
+    if chosen is not None:
+        by_number = visible is None or visible.strip()[:1].isdigit()
+        if not by_number or len({card.name for card in cards}) < 2 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+            return by_uuid[chosen.uuid], []
+        names = ", ".join(f"{card['index']}: {card['name']}" for card in by_uuid.values())
+        text = f"cards of several kinds ({names}), which CUDA numbers the fastest first and nvidia-smi along the bus"
+        fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=N"
+        return by_uuid[chosen.uuid], [Finding(kind="card", level="warning", text=text, fix=fix)]
+    text = f"CUDA_VISIBLE_DEVICES={visible!r} names no card here ({len(by_uuid)} present): torch will see none"
     fix = "unset CUDA_VISIBLE_DEVICES, or ask the scheduler for a card (SLURM: --gres=gpu:1)"
     return None, [Finding(kind="card", level="problem", text=text, fix=fix)]
 

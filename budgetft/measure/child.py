@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from budgetft.cards import driver_version, first_visible
 from budgetft.data.bucket import padded_tokens
+from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Phase, Stack
@@ -191,16 +193,15 @@ def _cuda_meter(job: Job) -> Any:
 
 
 def current_stack(device: str) -> Stack:
-    """The software and hardware of this process, without loading torch."""
+    """The software and hardware of this process, without loading torch. Raises ``UsageError`` for ``cuda`` without a card."""
     from importlib.metadata import version
 
     card, driver = platform.processor() or platform.machine(), None
     if device == "cuda":
-        import pynvml
-
-        pynvml.nvmlInit()
-        card = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        found = first_visible(os.environ)
+        if found is None:
+            raise UsageError("no CUDA card is visible here", hint="budgetft doctor says why")
+        card, driver = found.name, driver_version()
     names = ("torch", "transformers", "peft")
     return Stack(card=card, driver=driver, python=platform.python_version(), **{name: version(name) for name in names})
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
+from budgetft.cards import pinned
 from budgetft.errors import BudgetftError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
@@ -68,7 +69,8 @@ class Prober:
         if self._child is not None and (fresh or self._child.key != key):
             self.close()
         if self._child is None:
-            self._child = _Child(self._command, key, knobs.allocator, self._on_phase)
+            environment = {**os.environ, **(pinned(os.environ) if self.job.device == "cuda" else {})}
+            self._child = _Child(self._command, key, knobs.allocator, self._on_phase, environment)
             first = {"job": self.job.model_dump(mode="json"), "knobs": knobs.model_dump(mode="json")}
             failed = self._child.talk(first, "ready", self._load_seconds)
             if "ready" not in failed:
@@ -110,7 +112,14 @@ class Prober:
 
 
 class _Child:
-    def __init__(self, command: Sequence[str], key: str, allocator: str, on_phase: Callable[[Phase], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        key: str,
+        allocator: str,
+        on_phase: Callable[[Phase], None],
+        environment: dict[str, str],
+    ) -> None:
         self.key = key
         self.phase: Phase = "load"
         self._on_phase = on_phase
@@ -118,7 +127,6 @@ class _Child:
         self._stderr: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as the child
         read_end, write_end = os.pipe()
         self._results = read_end
-        environment = dict(os.environ)
         if allocator == "expandable":
             for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the older name is what torch < 2.9 reads
                 environment[name] = "expandable_segments:True"

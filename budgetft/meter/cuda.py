@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pynvml
 import torch
 
+from budgetft.cards import Card, card_with, list_cards, visible_cards, with_slices
+from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
 
 SLACK_BYTES = 32 * 2**20
@@ -38,34 +40,20 @@ class CudaMeter:
     """Create before the first CUDA call of the process: what others hold on the card is read then."""
 
     def __init__(self, device_index: int = 0) -> None:
-        pynvml.nvmlInit()
         self.device = torch.device("cuda", device_index)
-        self._used_before: int | None = None
-        self._pids_before: set[int] | None = None
-        if not torch.cuda.is_initialized():
-            self._used_before = int(pynvml.nvmlDeviceGetMemoryInfo(self._visible(device_index)).used)
-            self._pids_before = {process.pid for process in _processes(self._visible(device_index))}
-        self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
-        self.handle = self._handle_of(self.uuid)
+        cards = list_cards()
+        before = {} if torch.cuda.is_initialized() else {one.uuid: _use_of(one) for one in with_slices(cards)}
+        card = card_with(cards, str(torch.cuda.get_device_properties(self.device).uuid))
+        card = card or next(iter(visible_cards(cards, os.environ)[device_index:]), None)
+        if card is None:
+            raise BudgetftError("torch finds a CUDA card that NVML does not know", hint="nvidia-smi must list the card")
+        self.handle = card.handle
+        self._used_before, self._pids_before = before.get(card.uuid, (None, None))
         self.total_bytes = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
         self._retries_before = 0
         self._own_pids = self._find_own_pids()
-
-    def _visible(self, index: int) -> object:
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        visible = names[index].strip() if index < len(names) else ""
-        if visible.startswith("GPU-"):
-            return pynvml.nvmlDeviceGetHandleByUUID(visible)
-        return pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else index)
-
-    @staticmethod
-    def _handle_of(uuid: str) -> object:
-        try:
-            return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        except pynvml.NVMLError:
-            return pynvml.nvmlDeviceGetHandleByIndex(0)
 
     def _find_own_pids(self) -> set[int]:
         """This process as NVML numbers it: inside a container that can be another number than its own."""
@@ -90,7 +78,7 @@ class CudaMeter:
         """Bytes this process holds on the card; by NVML's process list, else by what the card's use grew by."""
         try:
             for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
-                if process.pid == os.getpid() and process.usedGpuMemory:
+                if {process.pid} == self._own_pids and process.usedGpuMemory:
                     return int(process.usedGpuMemory)
         except pynvml.NVMLError:
             pass
@@ -127,6 +115,12 @@ class CudaMeter:
             alloc_retries=stats.get("num_alloc_retries", 0) - self._retries_before,
             ooms=stats.get("num_ooms", 0),
         )
+
+
+def _use_of(card: Card) -> tuple[int, set[int]]:
+    """Bytes in use, and by whom."""
+    used = int(pynvml.nvmlDeviceGetMemoryInfo(card.handle).used)
+    return used, {process.pid for process in _processes(card.handle)}
 
 
 def _processes(handle: object) -> list[Process]:

@@ -1,5 +1,6 @@
 """A plan from a request: decide where probes run, plan, price the ranges, and write down the proof."""
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from budgetft import __version__
+from budgetft.cards import first_visible, memory_of
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
@@ -76,13 +78,13 @@ def find_place(request: PlanRequest) -> Place | None:
     """None when nothing is to be probed. ``auto`` probes on a CUDA card only; ``always`` falls to the CPU's byte meter."""
     if request.probe == "never":
         return None
-    card = _cuda_card()
+    card = first_visible(os.environ)  # asking torch would load it
     if card is None:
         if request.probe == "auto":
             return None
         statement = "real steps on the CPU with its byte meter; bytes are those of the tensors, seconds are this CPU's"
         return Place(device="cpu", evidence="predicted", stack=current_stack("cpu"), statement=statement)
-    name, memory_bytes = card
+    name, memory_bytes = card.name, memory_of(card)
     stack = current_stack("cuda")
     if request.gpu.is_card(name, memory_bytes):
         return Place(device="cuda", evidence="measured", stack=stack, statement=f"measured on {name}")
@@ -113,18 +115,6 @@ def check_packages(contract: Contract, place: Place | None) -> None:
             "four-bit weights and the eight-bit optimizer need bitsandbytes, which is not installed",
             hint='pip install "budgetft[nf4]", or plan without --allow-nf4 and --allow-adamw8bit',
         )
-
-
-def _cuda_card() -> tuple[str, int] | None:
-    """Name and bytes of the first card, by NVML: asking torch would load it."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except pynvml.NVMLError:
-        return None
 
 
 def make_plan(request: PlanRequest) -> Plan:

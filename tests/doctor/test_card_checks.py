@@ -136,8 +136,17 @@ def test_the_visible_card_is_the_one_that_the_variable_names():
         card, (found,) = visible_card(facts, {"CUDA_VISIBLE_DEVICES": wrong})
         assert card is None
         assert found.level == "problem"
-    _, (mixed,) = visible_card({"cards": [CARD, {**other, "capability": [8, 6]}]}, {})
-    assert mixed.level == "warning"
+
+
+def test_cards_of_several_kinds_are_warned_of_unless_the_bus_numbers_them():
+    slow, fast = {**CARD, "speed": 7}, {**CARD, "index": 1, "uuid": "GPU-2", "name": "Faster", "speed": 9}
+    facts = {"cards": [slow, fast]}
+    for environment in ({}, {"CUDA_VISIBLE_DEVICES": "0"}):
+        card, (mixed,) = visible_card(facts, environment)
+        assert card == fast
+        assert mixed.level == "warning"
+        assert visible_card(facts, {**environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == (slow, [])
+    assert visible_card(facts, {"CUDA_VISIBLE_DEVICES": "GPU-1"}) == (slow, [])
 
 
 def test_what_else_is_on_the_card_is_told():

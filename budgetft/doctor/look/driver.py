@@ -28,6 +28,9 @@ def card(index: int) -> dict[str, object]:
         "ecc": lambda: bool(pynvml.nvmlDeviceGetEccMode(handle)[0]),
         "mig": lambda: bool(pynvml.nvmlDeviceGetMigMode(handle)[0]),
         "display": lambda: bool(pynvml.nvmlDeviceGetDisplayActive(handle)),
+        "speed": lambda: (
+            pynvml.nvmlDeviceGetNumGpuCores(handle) * pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+        ),
         "compute_mode": lambda: int(pynvml.nvmlDeviceGetComputeMode(handle)),
     }
     for name, ask in optional.items():

@@ -1,0 +1,135 @@
+"""Which of a host's cards a process uses: NVML counts them along the PCI bus, CUDA the fastest first unless told otherwise."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card as NVML has it, or a MIG slice of one."""
+
+    uuid: str
+    name: str
+    speed: float
+    """Cores times the highest clock, for comparing cards of a host; 0 when the driver does not say."""
+    handle: Any = None
+    slices: tuple["Card", ...] = ()
+    """With MIG on: a process sees only these, and CUDA gives it one."""
+
+
+def in_cuda_order(cards: Sequence[Card], environment: Mapping[str, str]) -> list[Card]:
+    """``cards`` (along the bus) as CUDA numbers them before CUDA_VISIBLE_DEVICES.
+
+    Without CUDA_DEVICE_ORDER=PCI_BUS_ID the fastest is the first; the order of the others is not documented, nor how speed is
+    judged, so that among cards of different kinds this is a guess: ask torch for the uuid once it has started CUDA.
+    """
+    if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({card.name for card in cards}) < 2:
+        return list(cards)
+    fastest = max(cards, key=lambda card: card.speed)
+    return [fastest, *(card for card in cards if card is not fastest)]
+
+
+def visible_cards(cards: Sequence[Card], environment: Mapping[str, str]) -> list[Card]:
+    """Those of ``cards`` (along the bus) that CUDA gives a process, in the order in which it numbers them.
+
+    CUDA_VISIBLE_DEVICES has numbers or the beginnings of uuids; the first that is no card hides the rest, and a repeated one
+    hides all (CUDA C++ Programming Guide, environment variables).
+    """
+    ordered, named = in_cuda_order(cards, environment), environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [_usable(card) for card in ordered]
+    found: list[Card] = []
+    for word in named.split(","):
+        card = _named(word.strip(), ordered)
+        if card is None:
+            break
+        if card in found:
+            return []
+        found.append(card)
+    return found
+
+
+def _named(word: str, ordered: Sequence[Card]) -> Card | None:
+    if word.startswith(("GPU-", "MIG-")):
+        matching = [one for one in with_slices(ordered) if one.uuid.startswith(word)]
+        return _usable(matching[0]) if len(matching) == 1 else None
+    number = re.match(r"\+?\d+", word)
+    within = number is not None and int(number[0]) < len(ordered)
+    return _usable(ordered[int(number[0])]) if number is not None and within else None
+
+
+def _usable(card: Card) -> Card:
+    return card.slices[0] if card.slices else card
+
+
+def card_with(cards: Sequence[Card], uuid: str) -> Card | None:
+    """The card or slice that torch calls ``uuid``, which it may give without the kind before it."""
+    return next((one for one in with_slices(cards) if uuid.endswith(one.uuid.removeprefix("GPU-").removeprefix("MIG-"))), None)
+
+
+def with_slices(cards: Sequence[Card]) -> list[Card]:
+    return [one for card in cards for one in (card, *card.slices)]
+
+
+def list_cards() -> list[Card]:
+    """All cards of the host along the bus; none without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [_card(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def _card(handle: Any) -> Card:
+    import pynvml
+
+    speed = 0.0
+    with suppress(pynvml.NVMLError):
+        speed = float(pynvml.nvmlDeviceGetNumGpuCores(handle) * pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM))
+    uuid, name = _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle))
+    return Card(uuid=uuid, name=name, speed=speed, handle=handle, slices=tuple(_slices(handle)))
+
+
+def _slices(handle: Any) -> Iterator[Card]:
+    import pynvml
+
+    with suppress(pynvml.NVMLError):  # most cards have no MIG
+        if pynvml.nvmlDeviceGetMigMode(handle)[0]:
+            for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with suppress(pynvml.NVMLError):  # fewer slices than there could be
+                    yield _card(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def first_visible(environment: Mapping[str, str]) -> Card | None:
+    """The card that a process with ``environment`` takes as its first, as far as can be told without starting CUDA."""
+    return next(iter(visible_cards(list_cards(), environment)), None)
+
+
+def driver_version() -> str:
+    """Of the NVIDIA driver, which must be there."""
+    import pynvml
+
+    return _text(pynvml.nvmlSystemGetDriverVersion())
+
+
+def memory_of(card: Card) -> int:
+    """Bytes in all, by NVML."""
+    import pynvml
+
+    return int(pynvml.nvmlDeviceGetMemoryInfo(card.handle).total)
+
+
+def pinned(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to a child's ``environment`` so that its first card is the one that ``first_visible`` names."""
+    cards = list_cards()
+    visible = visible_cards(cards, environment)
+    return {"CUDA_VISIBLE_DEVICES": visible[0].uuid} if visible and len(cards) > 1 else {}

@@ -1,0 +1,50 @@
+"""The meter on a card, in a fresh process: it must look before anything else touches CUDA."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import budgetft
+from budgetft.cards import list_cards
+from budgetft.units import GIB, MIB
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA card here")]
+
+METER = """
+import json, os
+from budgetft.cards import first_visible
+judged = first_visible(os.environ).uuid
+import pynvml
+from budgetft.meter.cuda import CudaMeter
+meter = CudaMeter()
+held = meter.process_bytes()
+import torch
+kept = torch.zeros(2**29, device=meter.device, dtype=torch.uint8)
+torch.cuda.synchronize()
+read = pynvml.nvmlDeviceGetUUID(meter.handle)
+print(json.dumps({"judged": judged, "read": read, "held": held, "grown": meter.process_bytes() - held}))
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("by_uuid", [False, True])
+def test_the_card_that_is_read_is_the_one_that_is_used_and_was_judged_by(number, by_uuid):
+    cards = list_cards()
+    if number >= len(cards):
+        pytest.skip(f"needs {number + 1} cards, there are {len(cards)}")
+    if len({card.name for card in cards}) > 1:
+        pytest.skip("cards of several kinds: which number is which is not known without CUDA")
+    named = cards[number].uuid if by_uuid else str(number)
+    path = os.pathsep.join([str(Path(budgetft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": named}
+    done = subprocess.run([sys.executable, "-c", METER], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["read"] == told["judged"] == cards[number].uuid
+    assert 50 * MIB < told["held"] < 2 * GIB
+    assert 512 * MIB <= told["grown"] < 600 * MIB

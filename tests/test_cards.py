@@ -1,0 +1,190 @@
+"""Which card of a host a process takes: as CUDA and its variables have it, not as NVML counts."""
+
+import pynvml
+import pytest
+
+from budgetft import cards
+from budgetft.cards import Card, card_with, first_visible, list_cards, pinned, visible_cards
+from budgetft.errors import UsageError
+from budgetft.measure.child import current_stack
+from budgetft.search.run import find_place
+
+SLOW = Card(uuid="GPU-aa11", name="Tesla P4", speed=2e6)
+FAST = Card(uuid="GPU-ab22", name="Tesla V100-SXM2-16GB", speed=8e6)
+TWIN = Card(uuid="GPU-cd33", name="Tesla V100-SXM2-16GB", speed=8e6)
+HOST = (SLOW, FAST, TWIN)
+BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def chosen(named=None, host=HOST, **more):
+    environment = more if named is None else {"CUDA_VISIBLE_DEVICES": named, **more}
+    return visible_cards(host, environment)
+
+
+def test_the_bus_orders_cards_of_one_kind_and_the_fastest_of_several_kinds_is_first():
+    assert chosen(host=(FAST, TWIN)) == [FAST, TWIN]
+    assert chosen() == [FAST, SLOW, TWIN]
+    assert chosen(**BUS) == [SLOW, FAST, TWIN]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("1", [FAST]),
+        ("2, 0", [TWIN, SLOW]),
+        ("GPU-ab22", [FAST]),
+        ("GPU-c,GPU-aa", [TWIN, SLOW]),
+        ("GPU-ab,0", [FAST, SLOW]),
+        ("1gpu,+2", [FAST, TWIN]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("7,1", []),
+        ("1,7,0", [FAST]),
+        ("GPU-a", []),
+        ("MIG-x", []),
+        ("1,1", []),
+    ],
+)
+def test_the_variable_is_read_as_cuda_reads_it(named, expected):
+    assert chosen(named, **BUS) == expected
+
+
+def test_of_a_card_in_slices_a_process_gets_one_slice():
+    first, second = (Card(uuid=f"MIG-{name}", name="a slice", speed=0) for name in ("55", "66"))
+    host = (Card(uuid="GPU-ee44", name="Big", speed=1, slices=(first, second)),)
+    assert chosen(host=host) == chosen("0", host=host) == [first]
+    assert chosen("MIG-66", host=host) == [second]
+    assert card_with(host, "66") == card_with(host, "MIG-66") == second
+
+
+def test_a_card_is_found_by_what_torch_calls_it():
+    assert card_with(HOST, "ab22") == card_with(HOST, "GPU-ab22") == FAST
+    assert card_with(HOST, "ff99") is None
+
+
+class Driver:
+    """NVML of a host with ``HOST``; handles are their positions on the bus."""
+
+    def __init__(self, host=HOST, bytes_each=(8, 16, 32)):
+        self.host, self.bytes_each = host, bytes_each
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlSystemGetDriverVersion(self):
+        return "570.1"
+
+    def nvmlDeviceGetCount(self):
+        return len(self.host)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetUUID(self, handle):
+        return self.host[handle].uuid
+
+    def nvmlDeviceGetName(self, handle):
+        return self.host[handle].name.encode()
+
+    def nvmlDeviceGetNumGpuCores(self, handle):
+        return int(self.host[handle].speed)
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind):
+        return 1
+
+    def nvmlDeviceGetMigMode(self, handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        info = pynvml.c_nvmlMemory_t()
+        info.total = self.bytes_each[handle] * 2**30
+        return info
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A made-up driver in NVML's place."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+
+    def install(made):
+        for name in dir(type(made)):
+            if name.startswith("nvml"):
+                monkeypatch.setattr(pynvml, name, getattr(made, name))
+
+    return install
+
+
+def test_the_stack_of_a_probe_names_the_card_that_the_variable_chooses(driver, monkeypatch):
+    driver(Driver())
+    assert current_stack("cuda").card == FAST.name
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa")
+    stack = current_stack("cuda")
+    assert (stack.card, stack.driver) == (SLOW.name, "570.1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match="no CUDA card is visible"):
+        current_stack("cuda")
+
+
+def test_what_a_plan_is_probed_on_is_judged_by_the_visible_card(driver, monkeypatch, make_request):
+    driver(Driver())
+    request = make_request("v100-16g")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ab22")
+    place = find_place(request)
+    assert place is not None
+    assert (place.evidence, place.statement) == ("measured", f"measured on {FAST.name}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-cd33")
+    place = find_place(request)
+    assert place is not None
+    assert place.evidence == "emulated"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa11")
+    with pytest.raises(UsageError, match=r"Tesla P4 has 8\.00 GiB: too little"):
+        find_place(request)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_place(request) is None
+
+
+@pytest.fixture
+def make_request():
+    """A request for a plan of a bundled model, and nothing else said."""
+    from budgetft.contract import Contract
+    from budgetft.gpu import load_gpu
+    from budgetft.model import load_model
+    from budgetft.search.run import PlanRequest
+    from budgetft.workload import Shape, Workload
+
+    def make(name):
+        gpu, shape = load_gpu(name), Shape(images=(), text_tokens=8, supervised_tokens=4)
+        model, contract = load_model("tiny-qwen2.5-vl"), Contract(rank=4, effective_batch=1)
+        return PlanRequest(
+            gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract,
+            workload_under=lambda contract: Workload.uniform(shape),
+        )  # fmt: skip
+
+    return make
+
+
+def test_probes_are_pinned_to_the_card_that_the_parent_judged_by(driver):
+    driver(Driver())
+    for environment in ({}, {"CUDA_VISIBLE_DEVICES": "2,0", **BUS}):
+        judged = first_visible(environment)
+        assert judged is not None
+        child = {**environment, **pinned(environment)}
+        assert child["CUDA_VISIBLE_DEVICES"] == judged.uuid
+        assert first_visible(child) == judged
+    assert pinned({"CUDA_VISIBLE_DEVICES": ""}) == {}
+
+
+def test_on_a_host_of_one_card_or_none_nothing_is_pinned(driver, monkeypatch):
+    driver(Driver((FAST,)))
+    assert [card.name for card in list_cards()] == [FAST.name]
+    assert pinned({}) == {}
+
+    def absent():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    assert list_cards() == []
+    assert cards.first_visible({}) is None
+    assert pinned({}) == {}
