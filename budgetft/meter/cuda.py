@@ -53,7 +53,7 @@ class CudaMeter:
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
         self._retries_before = 0
-        self._own_pids = self._find_own_pids()
+        self.own_pids = self._find_own_pids()
 
     def _find_own_pids(self) -> set[int]:
         """This process as NVML numbers it: inside a container that can be another number than its own."""
@@ -64,7 +64,7 @@ class CudaMeter:
 
     def other_processes(self) -> list[Process]:
         """Everyone else on the card, by NVML's process lists."""
-        return [process for process in _processes(self.handle) if process.pid not in self._own_pids]
+        return [process for process in _processes(self.handle) if process.pid not in self.own_pids]
 
     def free_bytes(self) -> int:
         """What nobody holds on the card."""
@@ -78,7 +78,7 @@ class CudaMeter:
         """Bytes this process holds on the card; by NVML's process list, else by what the card's use grew by."""
         try:
             for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
-                if {process.pid} == self._own_pids and process.usedGpuMemory:
+                if {process.pid} == self.own_pids and process.usedGpuMemory:
                     return int(process.usedGpuMemory)
         except pynvml.NVMLError:
             pass
