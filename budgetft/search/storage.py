@@ -1,9 +1,11 @@
 """Where studies are kept: one worker's SQLite file, or a journal or a database server that several workers share."""
 
 import logging
+import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from random import uniform
 from typing import Any
 
 import optuna
@@ -31,16 +33,31 @@ def open_storage(url: str | BaseStorage) -> BaseStorage:
             return url
         if url.startswith(JOURNAL):
             return JournalStorage(_Journal(Path(url.removeprefix(JOURNAL)).absolute()))
-        return RDBStorage(url)
+        return _open_database(url)
     except Exception as error:
         raise unusable(url, error) from None
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Of workers that start together in a new database one makes the tables; the others fail at that, and find them made."""
+    from sqlalchemy.exc import DBAPIError
+
+    for pause in (0.3, 0.6, 1.2) if is_shared(url) else ():
+        try:
+            return RDBStorage(url)
+        except DBAPIError:
+            time.sleep(pause * uniform(0.5, 1))
+    return RDBStorage(url)
 
 
 def unusable(url: str | BaseStorage, error: Exception) -> UsageError:
     """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
     hint = None
     if isinstance(error, ImportError):
-        hint = "install the driver that the URL names: pip install psycopg2-binary (postgresql), pymysql (mysql+pymysql)"
+        hint = (
+            "install the driver that the URL names, for postgresql+psycopg: pip install 'psycopg[binary]'; for mysql+pymysql:"
+        )
+        hint += " pip install pymysql"
     if isinstance(error, FileNotFoundError):
         hint = "make its folder first; a path after journal:// that begins with / is absolute"
     return UsageError(f"cannot use {shown(url)!r} as the study's storage: {type(error).__name__}: {error}", hint=hint)

@@ -5,8 +5,8 @@
     python video_peak.py measure video_peak.jsonl > video_peak-measured.jsonl      # on a card
 
 Qwen2.5-VL-3B for a V100's 14 GiB, one example a micro-batch, four accumulated, rank 16, about 256 text tokens, 160 of them
-supervised; as few decoder layers are checkpointed as fit by the prediction for the images. Two frames make a temporal slice of a
-video, which costs what one image does: the peaks should be the same, and so should the seconds.
+supervised; as few decoder layers are checkpointed as fit by the prediction for the images. Two frames make a temporal slice
+of a video, which costs what one image does: the peaks should be the same, and so should the seconds.
 """
 
 import json

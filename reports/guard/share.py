@@ -42,9 +42,9 @@ PROBE_SECONDS = 4.0
 JOB = ("--gpu", "v100-16g", "--model", "tiny-qwen2.5-vl", "--rank", "4", "--effective-batch", "16", "--budget", "700MiB")
 
 
-def start(folder: Path, data: Path, number: int, *more: str) -> subprocess.Popen:
-    """A worker; what it prints goes to a file of its own."""
-    files = ("--storage", f"journal://{folder / 'study.log'}", "--ledger", str(folder / f"ledger-{number}.sqlite3"))
+def start(folder: Path, data: Path, number: int, *more: str, storage: str | None = None) -> subprocess.Popen:
+    """A worker, in a journal unless told otherwise; what it prints goes to a file of its own."""
+    files = ("--storage", storage or f"journal://{folder / 'study.log'}", "--ledger", str(folder / f"ledger-{number}.sqlite3"))
     command = [sys.executable, "-m", "budgetft", "plan", *JOB, "--data", str(data), *files, *more]
     cache = str(folder.parent / "cache")
     environment = {**os.environ, "BUDGETFT_CACHE": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

