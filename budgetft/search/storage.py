@@ -16,6 +16,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.lock import exclusive
 
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Packages of modules, where their names differ."""
 JOURNAL, SQLITE = "journal://", "sqlite:///"
 
 
@@ -54,10 +56,8 @@ def unusable(url: str | BaseStorage, error: Exception) -> UsageError:
     """SQLAlchemy, SQLite and Optuna raise their own kinds for a storage that is damaged or cannot be reached."""
     hint = None
     if isinstance(error, ImportError):
-        hint = (
-            "install the driver that the URL names, for postgresql+psycopg: pip install 'psycopg[binary]'; for mysql+pymysql:"
-        )
-        hint += " pip install pymysql"
+        module = str(error.name or getattr(error.__context__, "name", None))  # Optuna raises one of its own
+        hint = f"install the driver that the URL names: pip install {DRIVERS.get(module, module)}"
     if isinstance(error, FileNotFoundError):
         hint = "make its folder first; a path after journal:// that begins with / is absolute"
     return UsageError(f"cannot use {shown(url)!r} as the study's storage: {type(error).__name__}: {error}", hint=hint)
@@ -95,7 +95,7 @@ def held_study(name: str, storage: str) -> Iterator[None]:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise BudgetftError(
                 f"the study's storage {shown(storage)} failed: {reason}",
-                hint="finished probes are in the ledger: free some disk or end who holds it, and plan again",
+                hint="finished probes are in the ledger: once the storage can be reached and has room, plan again",
             ) from None
 
 

