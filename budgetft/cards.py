@@ -1,5 +1,7 @@
 """Which of a host's cards a process uses: NVML counts them along the PCI bus, CUDA the fastest first unless told otherwise."""
 
+import ctypes
+import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -112,6 +114,22 @@ def _text(value: str | bytes) -> str:
 def first_visible(environment: Mapping[str, str]) -> Card | None:
     """The card that a process with ``environment`` takes as its first, as far as can be told without starting CUDA."""
     return next(iter(visible_cards(list_cards(), environment)), None)
+
+
+def takes_expandable_segments() -> bool:
+    """Whether torch's allocator can map its segments page by page: on Linux, where the driver does so for the first card.
+
+    Asks the driver (CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, CUDA driver API), without starting a context.
+    """
+    if platform.system() != "Linux":
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    device, supported = ctypes.c_int(), ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+    return not failed and not driver.cuDeviceGetAttribute(ctypes.byref(supported), 102, device) and bool(supported.value)
 
 
 def driver_version() -> str:

@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.knobs import Knobs, Precision, Vision, is_stock
+from budgetft.knobs import Allocator, Knobs, Precision, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
@@ -69,6 +69,8 @@ class Planner:
     prober: Prober | None = None
     ledger: Ledger | None = None
     vision: Vision = "frozen"
+    allocator: Allocator = "expandable"
+    """That the place has; see :func:`budgetft.search.space.settings`."""
     sampler: SamplerName = "residual"
     storage: str = "sqlite:///:memory:"
     max_probes: int = 20
@@ -84,7 +86,10 @@ class Planner:
 
     def plan(self) -> Choice:
         """Raises ``NothingFits`` with the smallest budget that would work."""
-        grid, stock = self._wanted(settings(self.job, self.vision)), self._wanted(stock_settings(self.job))
+        grid, stock = (
+            self._wanted(settings(self.job, self.vision, allocator=self.allocator)),
+            self._wanted(stock_settings(self.job)),
+        )
         estimates = {knobs: self.estimator.estimate(knobs) for knobs in [*grid, *stock]}
         if self.prober is None:
             return self._predicted(grid, stock, estimates)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from budgetft import __version__
-from budgetft.cards import first_visible, memory_of
+from budgetft.cards import first_visible, memory_of, takes_expandable_segments
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.knobs import Knobs, Precision, Vision
+from budgetft.knobs import Allocator, Knobs, Precision, Vision
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
@@ -72,6 +72,8 @@ class Place:
     stack: Stack | None
     host: Gpu | None = None
     statement: str
+    allocator: Allocator = "expandable"
+    """The best that there is; ``default`` where torch cannot have expandable segments."""
 
 
 def find_place(request: PlanRequest) -> Place | None:
@@ -86,8 +88,11 @@ def find_place(request: PlanRequest) -> Place | None:
         return Place(device="cpu", evidence="predicted", stack=current_stack("cpu"), statement=statement)
     name, memory_bytes = card.name, memory_of(card)
     stack = current_stack("cuda")
+    allocator: Allocator = "expandable" if takes_expandable_segments() else "default"
+    without = "" if allocator == "expandable" else "; this platform has no expandable segments: the default allocator"
     if request.gpu.is_card(name, memory_bytes):
-        return Place(device="cuda", evidence="measured", stack=stack, statement=f"measured on {name}")
+        statement = f"measured on {name}{without}"
+        return Place(device="cuda", evidence="measured", stack=stack, statement=statement, allocator=allocator)
     if memory_bytes < request.budget_bytes:
         raise UsageError(
             f"{name} has {format_gib(memory_bytes)}: too little to stand in for {request.gpu.name}"
@@ -100,10 +105,10 @@ def find_place(request: PlanRequest) -> Place | None:
     off = f" with {' and '.join(lacks)} off" if lacks else ""
     statement = (
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
-        f" the speed is that card's, not {request.gpu.name}'s"
+        f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
     host = next((gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes)), None)
-    return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement)
+    return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
 def check_packages(contract: Contract, place: Place | None) -> None:
@@ -132,6 +137,7 @@ def make_plan(request: PlanRequest) -> Plan:
         estimator=estimator,
         on_event=request.on_event,
         vision="frozen" if weighed is None else weighed.vision,
+        allocator="expandable" if place is None else place.allocator,
         sampler=request.sampler,
         storage=request.storage,
         max_probes=request.max_probes,
@@ -247,7 +253,9 @@ def _price(job: Job, axis: str, value: object, like: Knobs) -> PriceRow:
     """The best predicted setting of ``job`` with the vision and the type of ``like``."""
     vision: Vision = "cached" if like.vision == "cached" else "frozen"
     try:
-        planner = Planner(job=job, estimator=Estimator(job), vision=vision, base_precision=like.base_precision)
+        planner = Planner(
+            job=job, estimator=Estimator(job), vision=vision, base_precision=like.base_precision, allocator=like.allocator
+        )
         return _row(axis, value, planner.plan().winner, "predicted")
     except NothingFits:
         return _row(axis, value, None, "predicted")

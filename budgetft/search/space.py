@@ -1,7 +1,7 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
 from budgetft.data.bucket import padded_tokens, padding_share
-from budgetft.knobs import Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
+from budgetft.knobs import Allocator, Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW
@@ -69,17 +69,18 @@ def offloads(job: Job, checkpointed_layers: int) -> list[Offload]:
     return ["none", "activations"] if heavy and checkpointed_layers == job.model.layers else ["none"]
 
 
-def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
+def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "expandable") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
 
-    ``vision`` is frozen or cached; which of the two is weighed before the search, as it is a matter of the whole run.
+    ``vision`` is frozen or cached; which of the two is weighed before the search, as it is a matter of the whole run. So is
+    ``allocator``: expandable segments are as fast, and over examples of varied sizes they keep to the peak of the worst batch,
+    where the default allocator's cached blocks pile up to the cap (reports/guard); another is for platforms without them.
 
     What another setting beats on bytes and seconds alike is left out: a loss that holds all logits, the tower inside the
     graph, grouped heads on the math kernel, peft's own LoRA forward, norms and activations in many kernels.
     """
     gpu, contract = job.gpu, job.contract
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
-    allocators = ("default", "expandable") if job.device == "cuda" else ("default",)
     precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
     optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
     chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
@@ -94,14 +95,13 @@ def settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
             lora="stock" if contract.lora_dropout > 0 else "lean",
             pointwise="fused",
             base_precision=precision,
-            allocator=allocator,
+            allocator=allocator if job.device == "cuda" else "default",
             batching=chosen[micro_batch],
             optimizer=optimizer,
             offload=offload,
         )
         for micro_batch in divisors(contract.effective_batch)
         for checkpointed in checkpoint_choices(job.model.layers)
-        for allocator in allocators
         for precision in precisions
         for optimizer in optimizers
         for offload in offloads(job, checkpointed)

@@ -98,7 +98,8 @@ def run_training(
         features_of, heldout_features = (
             None if one is None else planned_features(one, cache, device=device, on_note=on_note) for one in (job, held_out)
         )
-        memory = open_memory(plan.gpu, device, plan.knobs.allocator)  # first: it must see the card before this process does
+        # First: it must see the card before this process does.
+        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
         processor, step = load_step(job, memory, on_note)
         training = Training(
             job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,

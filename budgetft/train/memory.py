@@ -10,14 +10,17 @@ from typing import Literal, Protocol
 
 import torch
 
+from budgetft.cards import takes_expandable_segments
 from budgetft.errors import UsageError
 from budgetft.knobs import Allocator
 from budgetft.meter.live import LiveBytes
-from budgetft.outcome import Evidence, Stack
+from budgetft.outcome import Estimate, Evidence, Stack
 from budgetft.plan import Target
 from budgetft.train.record import Neighbour
 
 Device = Literal["auto", "cpu", "cuda"]
+MOST_OF_THE_CAP = 0.99
+"""A plan that takes so much leaves the allocator nothing to pile up in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class CpuMemory:
 class CudaMemory:
     """A card with torch's allocator capped. Create before anything else touches CUDA."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, lacking: str = "") -> None:
         from budgetft.meter.cuda import CudaMeter, restrict_to
 
         self._budget_bytes = target.budget_bytes
@@ -132,7 +135,8 @@ class CudaMemory:
         if not planned:
             restrict_to(target.profile)
         self.evidence: Evidence = "measured" if planned else "emulated"
-        self.note = f"ran on {card}" if planned else f"ran on {card}, restricted to what {target.profile.title} can do"
+        limited = "" if planned else f", restricted to what {target.profile.title} can do"
+        self.note = f"ran on {card}{limited}{lacking}"
         self.stack = _stack(card, self._meter.driver)
         self.cap_bytes = 0
         self.set_cap()
@@ -172,8 +176,11 @@ class CudaMemory:
         )
 
 
-def open_memory(target: Target, device: Device, allocator: Allocator) -> Memory:
+def open_memory(target: Target, device: Device, allocator: Allocator, *, planned: Estimate | None = None) -> Memory:
     """The memory of the device to train on, capped at the target's budget; ``auto`` takes a card where there is one.
+
+    Without expandable segments the cached blocks of batches of varied sizes pile up to the cap: with ``planned``, torch gives
+    those that it has not used for longest back to the card where it would hold more than was planned.
 
     Raises ``UsageError`` for ``cuda`` without a card.
     """
@@ -185,17 +192,26 @@ def open_memory(target: Target, device: Device, allocator: Allocator) -> Memory:
         )
     if not available:
         return CpuMemory(target)
-    _choose_allocator(allocator)
-    return CudaMemory(target)
+    lacks = allocator == "expandable" and not takes_expandable_segments()
+    expandable = allocator == "expandable" and not lacks
+    _choose_allocator(expandable, 1.0 if expandable or planned is None else held_share(planned, target.budget_bytes))
+    return CudaMemory(target, "; this platform has no expandable segments: the default allocator" if lacks else "")
 
 
-def _choose_allocator(allocator: Allocator) -> None:
+def held_share(planned: Estimate, budget_bytes: int) -> float:
+    """What the allocator was planned to reserve, as a share of what the cap lets it."""
+    outside_bytes = planned.process_peak_bytes - planned.reserved_peak_bytes
+    return planned.reserved_peak_bytes / max(1, budget_bytes - outside_bytes)
+
+
+def _choose_allocator(expandable: bool, share: float) -> None:
     """Settle the allocator's kind before CUDA starts; torch reads it from the environment."""
     # The variable had another name before 2.9, and the old name would still be read where the new one is absent.
     old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
     os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
     name = "PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"
-    os.environ[name] = f"expandable_segments:{allocator == 'expandable'}"
+    collecting = f",garbage_collection_threshold:{share:.3f}" if 0.0 < share < MOST_OF_THE_CAP else ""
+    os.environ[name] = f"expandable_segments:{expandable}{collecting}"
 
 
 def _stack(card: str, driver: str | None) -> Stack:

@@ -26,7 +26,7 @@ from typing import Any
 
 from drawn import draw_examples
 from ground_truth import BUDGET_BYTES, CALIBRATION
-from replay import Replay, default_settings, noise_of, truth_of
+from replay import ALLOCATOR, Replay, noise_of, truth_of
 
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
@@ -34,7 +34,6 @@ from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
 from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
-from budgetft.search import planner as planning
 from budgetft.search.planner import Planner, describe
 
 PREDICTION = Path(__file__).resolve().parent.parent / "prediction"
@@ -120,7 +119,7 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
     def work(number: int) -> None:
         prober: Any = Waiting(known.job, known.truth, known.noise, 100 * seed + number)
         storage = f"journal://{folder / 'study.log'}"
-        choice = Planner(job=known.job, estimator=known.estimator, prober=prober, storage=storage).plan()
+        choice = Planner(job=known.job, estimator=known.estimator, prober=prober, storage=storage, allocator=ALLOCATOR).plan()
         answers.put((prober.asked, choice.winner.knobs))
 
     began = time.monotonic()
@@ -159,7 +158,6 @@ def print_real(folder: Path, numbers: list[int]) -> None:
 
 
 def print_replayed(folder: Path, numbers: list[int], seeds: int) -> None:
-    planning.settings = default_settings
     known = measured_grid(folder)
     print(f"\nreplayed: {len(known.truth)} settings measured on an H100, {PROBE_SECONDS:.0f} s a probe, {seeds} seeds")
     print("| workers | most probes of one | all | settings twice | seconds | different plans at most | worst regret |")

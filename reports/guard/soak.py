@@ -2,11 +2,10 @@
 
     PYTHONPATH=. python reports/guard/soak.py reports/guard/soak.txt --steps 1000 --device cuda --at-once 4 --out FOLDER
 
-A request is a line of ``budgetft plan`` options after a name; its plan stays in FOLDER/NAME.json, and is not made again. The
-examples of a run are drawn up to the plan's heaviest shape: a few are exactly that, the others smaller, each in its own way.
-A step takes at most two micro-batches (accumulation holds no more with more of them), so that 1,000 steps take minutes.
-Weights are random: memory does not depend on their values. Every run is a process of its own under its plan's cap. Several
-at once show what the peaks are, not the speeds.
+A request is a line of options after a name: a card, a model, and the heaviest example. A dataset is drawn for it, a few
+examples of exactly that shape and others smaller, each in its own way; it is planned for, and trained on. The plan stays in
+FOLDER/NAME.json, and is not made again. Weights are random: memory does not depend on their values. Every run is a process
+of its own under its plan's cap. Several at once show what the peaks are, not the speeds.
 """
 
 import argparse
@@ -26,10 +25,11 @@ from PIL import Image, ImageDraw
 from budgetft.contract import Contract
 from budgetft.data.examples import Example, Examples, write_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.stats import measure_shapes, measure_workload
-from budgetft.model import Model
-from budgetft.plan import Plan, load_planned_model, read_plan, write_plan
-from budgetft.units import format_gib
+from budgetft.data.stats import measure_shapes
+from budgetft.errors import BudgetftError
+from budgetft.model import Model, load_model
+from budgetft.plan import Plan, read_plan
+from budgetft.units import format_gib, parse_size
 from budgetft.workload import Shape
 
 WORD = " the"
@@ -90,63 +90,79 @@ def examples_of(shapes: list[Shape], folder: Path, model: Model, contract: Contr
     return write(words, folder)
 
 
-def shortened(plan: Plan, folder: Path, examples: int) -> Plan:
-    """``plan`` with at most two micro-batches a step, on drawn data up to its own heaviest shape."""
-    model, draw = load_planned_model(plan), random.Random(plan.contract.rank)
-    accumulate = min(2, plan.knobs.grad_accum)
-    contract = plan.contract.replace(effective_batch=plan.knobs.micro_batch * accumulate)
-    worst = [plan.workload.worst[n % len(plan.workload.worst)] for n in range(plan.knobs.micro_batch * accumulate)]
-    others = [smaller(draw.choice(plan.workload.worst), model.pixel_step, draw) for _ in range(examples)]
-    drawn = examples_of(worst + others, folder / "data", model, contract, draw)
-    workload = measure_workload(drawn, load_processor(model), model, contract)
-    return plan.replace(
-        contract=contract, knobs=plan.knobs.replace(grad_accum=accumulate), workload=workload, data=str(drawn.folder)
-    )
+def drawn_data(shape: Shape, folder: Path, model: Model, contract: Contract, count: int) -> Examples:
+    """A few examples of exactly ``shape`` and ``count`` smaller ones, drawn anew for every rank."""
+    draw = random.Random(contract.rank)
+    shapes = [shape] * contract.effective_batch + [smaller(shape, model.pixel_step, draw) for _ in range(count)]
+    draw.shuffle(shapes)
+    with ONE_AT_A_TIME:
+        return examples_of(shapes, folder / "data", model, contract, draw)
 
 
-def make_plan(name: str, words: list[str], chosen: argparse.Namespace) -> Path:
-    """The file of the plan called ``name``, made now unless it is there."""
-    path = chosen.out / f"{name}.json"
-    if not path.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "budgetft",
-            "plan",
-            *words,
-            "--out",
-            path,
-            "--max-probes",
-            chosen.max_probes,
-            "--quiet",
-        ]
-        command += ["--ledger", chosen.out / f"{name}.sqlite3"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+def options_of(words: list[str]) -> argparse.Namespace:
+    """A request's line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gpu", required=True)
+    parser.add_argument("--budget")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--image", type=parse_size, required=True)
+    parser.add_argument("--images", type=int, default=1)
+    for name in ("text-tokens", "supervised-tokens", "rank", "effective-batch"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    return parser.parse_args(words)
+
+
+def plan_on(data: Path, out: Path, asked: argparse.Namespace, chosen: argparse.Namespace) -> Plan:
+    """The plan in ``out``, made now unless it is there, for the examples in ``data``."""
+    if not out.exists():
+        words = ["plan", "--data", data, "--out", out, "--gpu", asked.gpu, "--model", asked.model, "--rank", asked.rank]
+        words += ["--effective-batch", asked.effective_batch, "--max-pixels", asked.image[0] * asked.image[1], "--quiet"]
+        words += ["--budget", asked.budget] if asked.budget else []
+        words += ["--max-probes", chosen.max_probes, "--ledger", out.with_suffix(".sqlite3"), "--probe", chosen.probe]
+        done = budgetft(words)
         if done.returncode:
             raise RuntimeError(f"no plan: {done.stderr.strip()[-1500:]}")
-    return path
+    return read_plan(out)
+
+
+def budgetft(words: list) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "budgetft", *map(str, words)], capture_output=True, text=True)
 
 
 def soak(name: str, words: list[str], folder: Path, chosen: argparse.Namespace) -> dict:
-    """Plan and train; what came of it."""
-    began = time.monotonic()
+    """Draw, plan and train; what came of it."""
+    began, asked = time.monotonic(), options_of(words)
+    model = load_model(asked.model)
+    contract = Contract(
+        rank=asked.rank, alpha=2 * asked.rank, effective_batch=asked.effective_batch, max_pixels=asked.image[0] * asked.image[1]
+    )
+    heaviest = Shape(
+        images=(asked.image,) * asked.images, text_tokens=asked.text_tokens, supervised_tokens=asked.supervised_tokens
+    )
     try:
-        plan = read_plan(make_plan(name, words, chosen))
-    except RuntimeError as error:
+        data = drawn_data(heaviest, folder, model, contract, chosen.examples)
+        plan = plan_on(data.folder, chosen.out / f"{name}.json", asked, chosen)
+    except (RuntimeError, BudgetftError) as error:
         return {"plan": name, "error": str(error)}
     planned = time.monotonic()
-    with ONE_AT_A_TIME:
-        write_plan(shortened(plan, folder, chosen.examples), folder / "plan.json")
-    command = [sys.executable, "-m", "budgetft", "train", "--plan", folder / "plan.json", "--out", folder / "run"]
-    command += ["--weights", "random", "--steps", chosen.steps, "--device", chosen.device, "--save-every", chosen.steps]
-    command += ["--ledger", folder / "ledger.sqlite3", "--json", "--quiet"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    words = [
+        "train",
+        "--plan",
+        chosen.out / f"{name}.json",
+        "--data",
+        data.folder,
+        "--out",
+        folder / "run",
+        "--json",
+        "--quiet",
+    ]
+    words += ["--weights", "random", "--steps", chosen.steps, "--device", chosen.device, "--save-every", chosen.steps]
+    done = budgetft([*words, "--ledger", folder / "ledger.sqlite3"])
     row = {
-        "plan": name, "model": plan.model.name, "gpu": plan.gpu.name, "rank": plan.contract.rank,
-        "images": [list(size) for size in plan.workload.worst[0].images], "knobs": plan.knobs.model_dump(),
-        "budget_bytes": plan.gpu.budget_bytes, "planned_evidence": plan.estimate.evidence,
-        "planned_peak_bytes": plan.estimate.process_peak_bytes, "planning_seconds": planned - began,
-        "seconds": time.monotonic() - planned,
+        "plan": name, "model": plan.model.name, "gpu": plan.gpu.name, "rank": plan.contract.rank, "images": asked.images,
+        "image": list(asked.image), "knobs": plan.knobs.model_dump(), "budget_bytes": plan.gpu.budget_bytes,
+        "planned_evidence": plan.estimate.evidence, "planned_peak_bytes": plan.estimate.process_peak_bytes,
+        "planning_seconds": planned - began, "seconds": time.monotonic() - planned,
     }  # fmt: skip
     if done.returncode:
         return {**row, "error": done.stderr.strip()[-1500:]}
@@ -183,8 +199,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--examples", type=int, default=96, help="drawn besides the heaviest")
     parser.add_argument("--max-probes", type=int, default=5)
+    parser.add_argument("--probe", choices=("auto", "always"), default="auto", help="always: plan with the CPU's meter too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="names, separated by commas")
     parser.add_argument("--out", type=Path, required=True, help="folder of the plans and of soak.json, written after every run")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -193,6 +211,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.at_once) as pool:
         runs = []
         for name, words in read_requests(chosen.requests):
+            if chosen.only and name not in chosen.only:
+                continue
             (folder := Path(temporary) / name).mkdir()
             runs.append(pool.submit(soak, name, words, folder, chosen))
         for run in as_completed(runs):

@@ -21,23 +21,19 @@ from typing import Any, get_args
 from ground_truth import BUDGET_BYTES, CALIBRATION, GIB, Setting, job_of, read
 
 from budgetft.gpu import load_gpu
-from budgetft.knobs import Knobs, Vision, is_stock
+from budgetft.knobs import Allocator, Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
 from budgetft.predict.estimator import Estimator
-from budgetft.search import planner as planning
 from budgetft.search.planner import Event, Planner
 from budgetft.search.sampler import ResidualSampler, peak_prior
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import SamplerName, open_study, study_name, told
 
 MAX_PROBES = 14
-
-
-def default_settings(job: Job, vision: Vision = "frozen") -> list[Knobs]:
-    """The half of the planner's grid that was measured: torch's default allocator."""
-    return [knobs for knobs in settings(job, vision) if knobs.allocator == "default"]
+ALLOCATOR: Allocator = "default"
+"""Of the half of the grid that was measured by one process at a time."""
 
 
 class Replay:
@@ -87,7 +83,6 @@ def noise_of(truth: dict[Knobs, Outcome]) -> float:
 def main() -> None:
     """Print one line a sampler, and the errors after six probes."""
     ledger, path = Path(sys.argv[1]), sys.argv[2]
-    planning.settings = default_settings
     seeds = int(sys.argv[3]) if len(sys.argv) > 3 else 20
     job, truth = truth_of(ledger, path)
     noise = min(0.03, noise_of(truth))
@@ -124,6 +119,7 @@ def search(
         lost += event.outcome is not None and event.outcome.status == "oom"
 
     planner = Planner(
+        allocator=ALLOCATOR,
         job=seeded,
         estimator=estimator,
         prober=replay,
@@ -137,14 +133,14 @@ def search(
 def after_six(job: Job, truth: dict[Knobs, Outcome], estimator: Estimator, noise: float) -> None:
     """Errors of predicted process peaks of unseen settings, with the first six probes of a search known."""
     replay: Any = Replay(job, truth, noise, 0)
-    grid = [*default_settings(job), *stock_settings(job)]
+    grid = [*settings(job, allocator=ALLOCATOR), *stock_settings(job)]
     estimates = [estimator.estimate(knobs) for knobs in grid]
     sampler = ResidualSampler(
         grid, estimates, budget_bytes=BUDGET_BYTES, peak_prior=peak_prior(estimator.calibration.uncertainty_share)
     )
     with tempfile.TemporaryDirectory() as folder:
         storage = f"sqlite:///{folder}/study.sqlite3"
-        Planner(job=job, estimator=estimator, prober=replay, max_probes=7, storage=storage).plan()
+        Planner(job=job, estimator=estimator, prober=replay, max_probes=7, storage=storage, allocator=ALLOCATOR).plan()
         study = open_study(study_name(job, None, "residual", vision="frozen", base_precision=None), storage, sampler)
         trials = study.get_trials()[:6]
         known = frozenset(outcome.knobs for outcome in told(study)[:6])

@@ -40,7 +40,8 @@ def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, 
     modern = job.gpu.capability >= (8, 0)
     assert {knobs.attention for knobs in grid} == {"flash" if modern else "efficient"}
     assert {knobs.base_precision for knobs in [*grid, *stock]} == {"bf16" if modern else "fp16"}
-    assert {knobs.allocator for knobs in grid} == {"default", "expandable"}
+    assert {knobs.allocator for knobs in grid} == {"expandable"}
+    assert {knobs.allocator for knobs in stock} == {"default"}
 
 
 def test_bucketing_is_tried_where_lengths_differ_and_examples_share_a_micro_batch(make_job):
@@ -123,3 +124,9 @@ def test_divisors_are_all_of_them():
     assert divisors(1) == [1]
     assert divisors(7) == [1, 7]
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+
+
+def test_a_platform_without_expandable_segments_has_the_same_settings_with_the_default_allocator(make_job):
+    plain = settings(make_job(), allocator="default")
+    assert {knobs.allocator for knobs in plain} == {"default"}
+    assert [knobs.replace(allocator="expandable") for knobs in plain] == settings(make_job())

@@ -125,7 +125,7 @@ def test_every_sampler_can_be_chosen_and_continues_the_same_study(open_again, na
     study, grid, truth = open_again(name)
     expected = {"residual": "ResidualSampler", "tpe": "TPESampler", "gp": "GPSampler"}[name]
     assert type(study.sampler).__name__ == expected
-    for knobs in (grid[0], grid[40], grid[80], grid[120], grid[-3]):
+    for knobs in (grid[0], grid[20], grid[40], grid[60], grid[-3]):
         report(study, truth, grid, truth.outcome(knobs))
     trial = open_again(name)[0].ask(distributions(grid))
     assert set(trial.params) == set(distributions(grid))

@@ -1,0 +1,56 @@
+"""How the allocator is settled before CUDA starts."""
+
+import os
+
+import pytest
+import torch
+
+from budgetft.outcome import Estimate
+from budgetft.train import memory
+from budgetft.train.memory import held_share, open_memory
+from budgetft.units import GIB
+
+
+@pytest.fixture
+def on_card(monkeypatch):
+    """Opens memory as on a card, and gives the allocator's settings and what is said; CUDA itself is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "CudaMemory", lambda target, lacking: lacking)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+
+    def opened(target, allocator, *, takes=True, **options):
+        monkeypatch.setattr(memory, "takes_expandable_segments", lambda: takes)
+        said = open_memory(target, "cuda", allocator, **options)
+        return os.environ["PYTORCH_ALLOC_CONF"], said
+
+    yield opened
+    os.environ.pop("PYTORCH_ALLOC_CONF", None)
+
+
+def planned(reserved, process):
+    return Estimate(
+        tensor_peak_bytes=reserved, reserved_peak_bytes=reserved, process_peak_bytes=process, step_seconds=1.0,
+        samples_per_second=1.0, fits=True, terms=(),
+    )  # fmt: skip
+
+
+def test_expandable_segments_are_used_where_the_platform_has_them(on_card, make_plan):
+    plan = make_plan(budget_bytes=4 * GIB)
+    assert on_card(plan.gpu, "expandable", planned=planned(2 * GIB, 3 * GIB)) == ("expandable_segments:True", "")
+
+
+def test_without_them_it_is_said_and_blocks_beyond_the_plan_are_given_back(on_card, make_plan):
+    plan = make_plan(budget_bytes=4 * GIB)
+    settings, said = on_card(plan.gpu, "expandable", takes=False, planned=planned(2 * GIB, 3 * GIB))
+    assert settings == "expandable_segments:False,garbage_collection_threshold:0.667"
+    assert "no expandable segments" in said
+
+
+def test_a_plan_that_fills_the_budget_and_generation_collect_nothing(on_card, make_plan):
+    plan = make_plan(budget_bytes=4 * GIB)
+    assert on_card(plan.gpu, "default", planned=planned(3 * GIB, 4 * GIB)) == ("expandable_segments:False", "")
+    assert on_card(plan.gpu, "default") == ("expandable_segments:False", "")
+
+
+def test_the_share_is_of_what_the_budget_leaves_the_allocator():
+    assert held_share(planned(6 * GIB, 7 * GIB), 13 * GIB) == pytest.approx(0.5)
