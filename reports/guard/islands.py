@@ -1,7 +1,7 @@
 """The full-size model with two MLPs that overflow fp16, trained under a V100's cap: found, put right, and what that takes.
 
     PYTHONPATH=.:tests/train python reports/guard/islands.py > islands.json           # on a card, under 90 s
-    PYTHONPATH=.:tests/train python reports/guard/islands.py --model tiny-qwen2.5-vl --device cpu     # the machinery
+    PYTHONPATH=.:tests/train python reports/guard/islands.py --model tiny-qwen2.5-vl --device cpu --steps 2
 
 A checkpoint of random weights, two decoder layers' MLPs scaled so that the product before `down_proj` overflows, goes through
 `budgetft train`: precision probe, pre-flight, 20 steps of 8 drawn examples. Beside it the same with sound random weights. The

@@ -226,11 +226,7 @@ def _group(setting: Setting) -> str:
 
 def _own_process_is_listed() -> bool:
     """Whether NVML can tell this process's bytes from another's; asked in a child, so that no context stays behind."""
-    code = (
-        "import os, torch, pynvml; torch.zeros(1, device='cuda'); pynvml.nvmlInit();"
-        "found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0));"
-        "print(any(p.pid == os.getpid() and p.usedGpuMemory for p in found))"
-    )
+    code = "import os; from budgetft.meter.cuda import CudaMeter; print(CudaMeter().own_pids == {os.getpid()})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
 
 
