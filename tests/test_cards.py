@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import sys
 from types import SimpleNamespace
 
 import pynvml
@@ -10,8 +11,10 @@ import pytest
 from budgetft import cards
 from budgetft.cards import Card, card_with, first_visible, list_cards, pinned, takes_expandable_segments, visible_cards
 from budgetft.errors import UsageError
+from budgetft.knobs import Knobs
 from budgetft.measure.child import current_stack
-from budgetft.search.run import find_place
+from budgetft.measure.probe import Prober
+from budgetft.search.run import find_place, make_job
 
 SLOW = Card(uuid="GPU-aa11", name="Tesla P4", speed=2e6)
 FAST = Card(uuid="GPU-ab22", name="Tesla V100-SXM2-16GB", speed=8e6)
@@ -179,6 +182,19 @@ def test_probes_are_pinned_to_the_card_that_the_parent_judged_by(driver):
         assert child["CUDA_VISIBLE_DEVICES"] == judged.uuid
         assert first_visible(child) == judged
     assert pinned({"CUDA_VISIBLE_DEVICES": ""}) == {}
+
+
+def test_a_probe_s_process_sees_that_card_first_and_on_the_cpu_what_the_parent_sees(driver, make_request):
+    driver(Driver())
+    request, child = (
+        make_request("v100-16g"),
+        "import os, sys; sys.exit('sees ' + os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))",
+    )
+    job = make_job(request, request.contract, None)
+    knobs = Knobs(micro_batch=1, grad_accum=1, checkpointed_layers=0)
+    for device, seen in (("cuda", f"sees {FAST.uuid}"), ("cpu", "sees all")):
+        with Prober(job.replace(device=device), stack=None, command=(sys.executable, "-c", child)) as prober:
+            assert seen in prober.probe(knobs).detail
 
 
 def test_on_a_host_of_one_card_or_none_nothing_is_pinned(driver, monkeypatch):
