@@ -28,6 +28,7 @@ from budgetft.plan import read_plan
 from budgetft.search.planner import describe
 
 PATIENCE_SECONDS = 400
+STARTED: list[subprocess.Popen] = []
 
 
 class Part:
@@ -41,7 +42,8 @@ class Part:
         self.began = time.monotonic()
 
     def start(self, number: int) -> subprocess.Popen:
-        return start(self.folder, self.data, number, "--probe", "always", storage=self.storage)
+        STARTED.append(start(self.folder, self.data, number, "--probe", "always", storage=self.storage))
+        return STARTED[-1]
 
     def probes(self, number: int) -> list[Outcome]:
         path = self.folder / f"ledger-{number}.sqlite3"
@@ -150,6 +152,9 @@ def main() -> None:
             print("The server is stopped during a probe:\n", flush=True)
             print(stopped(Part(folder, data, server, "stopped"), server), flush=True)
         finally:
+            for worker in STARTED:
+                worker.kill()
+                worker.wait()
             server.cleanup()
 
 
