@@ -1,7 +1,8 @@
 """Inputs of checkpointed layers on the host: they leave the card after forward and come back, one at a time, in backward.
 
 What is kept on the card of a checkpointed layer is its input, 2 bytes a token and hidden unit. The copy out runs beside the
-layer's own work, on a stream of its own; the copy back is waited for.
+layer's own work, on a stream of its own; the copy back is waited for. An input is let go when the next one leaves, and the
+work waits for its copy then: left to the allocator (``record_stream``), inputs would pile up as far as the host runs ahead.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,6 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     with torch.cuda.stream(stream):
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
-    tensor.record_stream(stream)
     return host
 
 
@@ -59,11 +59,26 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+_leaving: list[torch.Tensor] = []
+"""The input whose copy may still run: its memory must not be used again before that has ended."""
+
+
+def _let_go() -> None:
+    for tensor in _leaving:
+        if tensor.is_cuda:
+            torch.cuda.current_stream(tensor.device).wait_stream(_copies(tensor.device))
+    _leaving.clear()
+
+
 def checkpoint_on_host(run: Callable[..., Any], x: torch.Tensor, *rest: Any) -> Any:
     """``run(x, *rest)`` without keeping what it computes, as ``torch.utils.checkpoint`` does, nor ``x`` on its device."""
+    _let_go()
     host, device, first = to_host(x.detach()), x.device, [x.detach()]
+    _leaving.append(x.detach())
 
     def rerun(anchor: torch.Tensor, *others: Any) -> Any:
+        if not first:
+            _let_go()
         value = first.pop() if first else from_host(host, device)
         return run(_Restored.apply(anchor, value), *others)
 
