@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
 from budgetft.step.quantise import quantise_layers
+from budgetft.step.shared import SharedLayers
 from budgetft.step.tower import remove_tower, towerless_class, without_blocks
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.float16}
@@ -26,18 +28,21 @@ def build_model(
     weights: str | None = None,
     layers: int | None = None,
     vision: Vision = "frozen",
+    shared: SharedLayers | None = None,
 ) -> Any:
     """A ``PeftModel`` in training mode on ``device``: base frozen in ``base_precision``, adapters in fp32.
 
     ``weights`` None means random ones, seeded by the contract: memory and time do not depend on their values.
     ``layers`` shortens the language model (tracing only). With ``vision`` cached there is no tower, nor is it loaded.
+    With ``shared`` the model is read on the host, and its decoder layers go to the device one by one, in parts.
     """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(contract.seed)
     dtype = DTYPES[base_precision]
-    if base_precision == "nf4":
-        base = _before_quantising(model_config(model, layers), dtype, device, weights, tower=vision != "cached")
+    if base_precision == "nf4" or shared is not None:
+        together = None if shared is None else shared.every
+        base = _on_the_host(model_config(model, layers), dtype, device, weights, tower=vision != "cached", every=together)
     elif weights is None:
         base = _random(model_config(model, layers), dtype, device, tower=vision != "cached")
     else:
@@ -56,24 +61,46 @@ def build_model(
         peft_model = get_peft_model(base, config)
     for parameter in trainable(peft_model):
         parameter.data = parameter.data.float()
-    if base_precision == "nf4":
-        quantise_layers(base.model.language_model.layers, device)
+    if base_precision == "nf4" or shared is not None:
+        for layer in base.model.language_model.layers:
+            if base_precision == "nf4":
+                quantise_layers(layer, device)
+            if shared is not None:
+                shared.add(layer)
         peft_model.to(device)
-        torch.cuda.empty_cache()  # of the 16-bit weights
+        torch.cuda.empty_cache()  # of the whole or 16-bit weights
     return peft_model.train()
 
 
-def _before_quantising(config: Any, dtype: torch.dtype, device: torch.device, weights: str | None, *, tower: bool) -> Any:
-    """The model in 16 bits: on the host when it is read from files, or when the card cannot hold it."""
+def _on_the_host(
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: str | None,
+    *,
+    tower: bool,
+    every: Callable[[bool], bool] | None,
+) -> Any:
+    """The model whole and in 16 bits: on the host when it is read from files, or when the card cannot hold it.
+
+    ``every``: whether something is so in all processes that must come to the same weights.
+    """
     host = torch.device("cpu")
     if weights is not None:
         return _pretrained(weights, dtype, host, tower=tower)
+    base = None
     try:
-        return _random(copy.deepcopy(config), dtype, device, tower=tower)
+        base = _random(copy.deepcopy(config), dtype, device, tower=tower)
     except torch.OutOfMemoryError:
         if device.type != "cuda":
             raise
+    if base is not None and (every is None or every(True)):
+        return base
+    if base is None and every is not None:
+        every(False)
+    del base
     torch.cuda.empty_cache()
+    torch.manual_seed(torch.initial_seed())  # how far the try came must not decide the values
     return _random(config, dtype, host, tower=tower)
 
 

@@ -43,6 +43,19 @@ def states_like(parameters: Sequence[torch.Tensor], kind: Optimizer) -> list[tor
     return found
 
 
+def make_states(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """What AdamW's first update would make, all or none; raises ``torch.OutOfMemoryError``."""
+    made = [
+        {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        for parameter in parameters
+    ]
+    optimizer.state.update(zip(parameters, made, strict=True))
+
+
 def own_states(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """The states of ``parameter`` alone, as tensors; none before the first update."""
     states = optimizer.state.get(parameter, {})

@@ -4,7 +4,7 @@ Shapes: B examples, S tokens, N supervised tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,8 @@ from budgetft.step.build import DTYPES, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.loss import chunked_loss, summed_loss, supervised_loss, weighted_full_loss
 from budgetft.step.offload import checkpoint_on_host
-from budgetft.step.optimizer import make_optimizer
+from budgetft.step.optimizer import make_optimizer, make_states
+from budgetft.step.shared import SharedLayers
 from budgetft.step.tower import CachedTower
 
 
@@ -40,8 +41,17 @@ class Update:
 class Step:
     """Forward and backward of micro-batches, then an update. ``phase`` says where it is, for whoever reports a failure."""
 
-    def __init__(self, peft_model: Any, contract: Contract, knobs: Knobs, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        peft_model: Any,
+        contract: Contract,
+        knobs: Knobs,
+        *,
+        device: torch.device,
+        shared: SharedLayers | None = None,
+    ) -> None:
         self.peft_model = peft_model
+        self.shared = shared
         self.contract = contract
         self.device = device
         self.phase: Phase = "load"
@@ -109,27 +119,36 @@ class Step:
         dtype = DTYPES[self.knobs.base_precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
+    def one_pass(self, *, backward: bool) -> AbstractContextManager[None]:
+        """The block of one forward, and ``backward`` its backward; see :meth:`SharedLayers.one_pass`."""
+        return nullcontext() if self.shared is None else self.shared.one_pass(backward=backward)
+
+    def even(self, passes: int, *, backward: bool) -> AbstractContextManager[None]:
+        """The block in which every process makes as many ``passes``; see :meth:`SharedLayers.even`."""
+        return nullcontext() if self.shared is None else self.shared.even(passes, backward=backward)
+
     def micro(self, inputs: Inputs, *, total_supervised: float) -> torch.Tensor:
-        """Forward and backward of one micro-batch.
+        """Forward and backward of one micro-batch: one pass, where layers are shared.
 
         Gradients accumulate those of the loss summed over tokens, each with the weight of its example, and divided by
         ``total_supervised``, the supervised tokens of the whole effective batch counted with those weights, so that they do
         not depend on how it was split. Returns this share of the loss (fp32, detached, on the device).
         """
-        self._enter("forward")
-        with self.autocast():
-            if self.knobs.loss == "full":
-                loss = self._stock_loss(inputs, total_supervised)
-            else:
-                hidden_ND = self._hidden(inputs)
-                self._enter("loss")
-                head_VD = self.base.lm_head.weight
-                compute = chunked_loss if self.knobs.loss == "chunked" else supervised_loss
-                loss = compute(hidden_ND, head_VD, inputs.targets_N, inputs.sample_weights_N) / total_supervised
-                del hidden_ND
-        self._enter("backward")
-        self.scaler.scale(loss).backward()
-        return loss.detach()
+        with self.one_pass(backward=True):
+            self._enter("forward")
+            with self.autocast():
+                if self.knobs.loss == "full":
+                    loss = self._stock_loss(inputs, total_supervised)
+                else:
+                    hidden_ND = self._hidden(inputs)
+                    self._enter("loss")
+                    head_VD = self.base.lm_head.weight
+                    compute = chunked_loss if self.knobs.loss == "chunked" else supervised_loss
+                    loss = compute(hidden_ND, head_VD, inputs.targets_N, inputs.sample_weights_N) / total_supervised
+                    del hidden_ND
+            self._enter("backward")
+            self.scaler.scale(loss).backward()
+            return loss.detach()
 
     @torch.no_grad()
     def evaluate(self, inputs: Inputs) -> torch.Tensor:
@@ -140,7 +159,7 @@ class Step:
         self._enter("forward")
         self.peft_model.eval()
         try:
-            with self.autocast():
+            with self.one_pass(backward=False), self.autocast():
                 hidden_ND = self._hidden(inputs)
                 self._enter("loss")
                 return summed_loss(hidden_ND, self.base.lm_head.weight, inputs.targets_N, inputs.sample_weights_N)
@@ -177,6 +196,16 @@ class Step:
         """Hidden states (N, D) that predict a supervised token."""
         hidden_BSD = self.base.model(**self._model_inputs(inputs)).last_hidden_state
         return hidden_BSD.flatten(0, 1).index_select(0, inputs.target_index_N)
+
+    def make_room(self) -> None:
+        """Make every gradient and state that is not there yet: of several processes, none may lack memory for them once others
+        have updated. AdamW's in eight bits are left to it. Raises ``torch.OutOfMemoryError``, with no state left half made.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.knobs.optimizer == "adamw" and not self.optimizer.state:
+            make_states(self.optimizer, self.parameters)
 
     def update(self, *, learning_rate: float | None = None) -> Update:
         """Clip, step the optimizer and clear the gradients; a non-finite step is skipped and said.

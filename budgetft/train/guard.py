@@ -14,11 +14,11 @@ _MAX_IDS = 8
 
 
 def out_of_memory(
-    error: Exception, *, phase: Phase, where: str, ids: Sequence[str], cap_bytes: int, budget_bytes: int, hint: str
+    error: Exception | str, *, phase: Phase, where: str, ids: Sequence[str], cap_bytes: int, budget_bytes: int, hint: str
 ) -> BudgetftError:
-    """The error for a ``torch.OutOfMemoryError``: phase, place, examples, cap."""
+    """The error for a ``torch.OutOfMemoryError``, or for what it said: phase, place, examples, cap."""
     shown = ", ".join(ids[:_MAX_IDS]) + (f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else "")
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = (str(error).splitlines() or ["memory ran out"])[0][:200]
     return BudgetftError(
         f"out of memory in phase {phase!r} of {where}"
         + (f" (examples {shown})" if shown else "")

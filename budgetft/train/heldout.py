@@ -1,9 +1,11 @@
-"""Held-out loss while training: in the same precision, without a graph, and never with more than a chunk of logits."""
+"""Held-out loss while training: in the same precision, without a graph, and never with more than a chunk of logits.
 
-from collections import deque
+Several processes share the examples.
+"""
+
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from budgetft.train.job import Job
 from budgetft.train.loader import Micro, make_micro, prefetched
 from budgetft.train.memory import Held, Memory
 from budgetft.train.preflight import checked_shapes, heaviest_batches
-from budgetft.train.recover import StillOutOfMemory
+from budgetft.train.ranks import Ranks
+from budgetft.train.recover import Refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +35,17 @@ class HeldOut:
     on_note: Callable[[str], None]
     features_of: FeaturesOf | None = None
     """Of their images, when the plan has cached vision."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def due(self, step: int) -> bool:
         return step % self.every == 0 or step == self.job.steps
 
     def fly(self) -> Held:
         """Evaluate the heaviest batches before the first step; raises ``torch.OutOfMemoryError``."""
-        for part in heaviest_batches(self.job, checked_shapes(self.job, self.processor)):
-            self._sum(self._make(part))
+        parts = heaviest_batches(self.job, checked_shapes(self.job, self.processor))
+        with self.step.even(len(parts), backward=False):
+            for part in parts:
+                self._sum(self._make(part))
         held = self.memory.read()
         self.memory.forget_peaks()
         return held
@@ -49,39 +55,42 @@ class HeldOut:
 
         Raises ``StillOutOfMemory`` when one example does not fit.
         """
-        total, tokens = 0.0, 0.0
-        parts = split(range(len(self.job.examples)), self.job.plan.knobs.micro_batch)
-        with closing(prefetched(([part] for part in parts), self._make)) as planned:  # pyright: ignore[reportArgumentType]
-            for (micro,) in planned:
-                total += self._all_of(micro)
-                tokens += micro.inputs.supervised_tokens
-        return total / tokens
+        device = self.step.device
+        total, tokens, refused = 0.0, 0.0, None
+        waiting = self.ranks.share(split(range(len(self.job.examples)), self.job.plan.knobs.micro_batch))
+        while passes := int(self.ranks.highest(len(waiting), device)):
+            halves: list[Sequence[int]] = []
+            batches = prefetched(([part] for part in waiting), self._make)
+            with self.step.even(passes, backward=False), closing(batches) as planned:  # pyright: ignore[reportArgumentType]
+                for (micro,) in planned:
+                    found = self._try(micro)
+                    if isinstance(found, float):
+                        total, tokens = total + found, tokens + micro.inputs.supervised_tokens
+                    elif len(micro.indices) == 1:
+                        refused = found
+                    else:
+                        halves += self._halved(micro)
+            refused = self.ranks.first_of(refused, device)
+            if refused is not None:
+                raise refused.ends()
+            waiting = halves
+        return self.ranks.sum(total, device) / self.ranks.sum(tokens, device)
 
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
-    def _all_of(self, micro: Micro) -> float:
-        total, waiting = 0.0, deque([micro])
-        while waiting:
-            part = waiting.popleft()
-            found = self._try(part)
-            if not isinstance(found, str):
-                total += found
-            elif len(part.indices) == 1:
-                raise StillOutOfMemory(found, phase=self.step.phase, ids=part.ids)
-            else:
-                self.memory.release()
-                half = len(part.indices) // 2
-                self.on_note(f"warning: out of memory evaluating {len(part.indices)} examples; going on with {half} at a time")
-                waiting.extendleft(map(self._make, reversed(split(part.indices, half))))
-        return total
+    def _halved(self, micro: Micro) -> list[Sequence[int]]:
+        self.memory.release()
+        half = len(micro.indices) // 2
+        self.on_note(f"warning: out of memory evaluating {len(micro.indices)} examples; going on with {half} at a time")
+        return list(split(micro.indices, half))
 
-    def _try(self, micro: Micro) -> float | str:
-        """The sum of the losses, or what torch said when memory ran out."""
+    def _try(self, micro: Micro) -> float | Refused:
+        """The sum of the losses, or how memory ran out."""
         try:
             return float(self._sum(micro))
         except torch.OutOfMemoryError as error:
-            return (str(error).splitlines() or ["out of memory"])[0][:300]
+            return Refused.of(error, micro.ids, self.step, self.memory, self.ranks)
 
     def _sum(self, micro: Micro) -> torch.Tensor:
         with self.memory.working():

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -29,16 +29,18 @@ from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
-from budgetft.train.opening import load_step, open_accelerator, start_trackers
+from budgetft.train.opening import connect, load_step, open_accelerator, start_trackers, tell_shared
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, summarize
-from budgetft.train.recover import Done, Recovery, StillOutOfMemory, refusal
+from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, refusal
 from budgetft.train.schedule import learning_rate
 from budgetft.train.track import unharmed
 from budgetft.units import format_gib
 from budgetft.value import read_json
 from budgetft.workload import Shape
+
+T = TypeVar("T")
 
 
 def run_training(
@@ -82,8 +84,7 @@ def run_training(
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
     ranks = launched_ranks(plan.knobs.grad_accum)
     if not ranks.first:
-        heldout, silent = None, lambda told: None
-        on_progress, on_note, on_refused = silent, silent, silent
+        on_progress = on_note = on_refused = lambda told: None
     with claimed_by_first(out, ranks, resume=resume) as folder:
         if resume:
             known = folder.read_identity()
@@ -100,16 +101,18 @@ def run_training(
         )
         # First: it must see the card before this process does.
         memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
-        processor, step = load_step(job, memory, on_note)
+        accelerator = open_accelerator(memory, trackers, out)
+        connection_bytes = connect(ranks, memory)
+        processor, step = load_step(job, memory, ranks, on_note)
         training = Training(
             job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
             on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
-            accelerator=open_accelerator(memory, trackers, out),
+            accelerator=accelerator, shared_peak_bytes=tell_shared(step, plan, connection_bytes, on_note),
         )  # fmt: skip
         if held_out is not None:
             training.heldout = HeldOut(
                 job=held_out, processor=processor, step=step, memory=memory, every=heldout_every, on_note=on_note,
-                features_of=heldout_features,
+                features_of=heldout_features, ranks=ranks,
             )  # fmt: skip
         try:
             return training.run(resume)
@@ -145,11 +148,15 @@ class Training:
     peak_bytes: int = -1
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0
-    """Of the process."""
+    """Of the process; of several, the highest."""
+    own_peak_bytes: int = 0
+    """Of this process, pre-flight included."""
     islands: tuple[str, ...] = ()
     """Blocks that run in fp32."""
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
+    shared_peak_bytes: int | None = None
+    """Of the process, as predicted; None where it holds the whole base."""
     saved: int = 0
     """The step of the newest checkpoint."""
     shapes: list[Shape] = field(default_factory=list)
@@ -203,35 +210,43 @@ class Training:
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
-    def _probe_precision(self, heaviest: list[Micro]) -> None:
+    def _together(self, run: Callable[[], T], where: str, ids: Sequence[str], hint: str, *, blamed: bool = False) -> T:
+        """``run()``; where memory runs out in a process it ends in all of them, before any waits for it."""
+        done, refused = None, None
         try:
-            self.islands = probe_precision(self.step, self.memory, heaviest, self.on_note)
+            done = run()
         except torch.OutOfMemoryError as error:
-            ids = [name for micro in heaviest for name in micro.ids]
-            hint = "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32"
-            raise self._out_of_memory(error, self.step.phase, "the precision probe", ids, hint=hint) from error
+            refused = Refused.of(error, ids, self.step, self.memory, self.ranks)
+        refused = self.ranks.first_of(refused, self.step.device)
+        if refused is not None:
+            if blamed:
+                self._refused(refused.phase, f"in {where}", ids)
+            raise self._out_of_memory(refused.ends(), where, hint=hint)
+        return cast(T, done)
+
+    def _probe_precision(self, heaviest: list[Micro]) -> None:
+        self.islands = self._together(
+            lambda: probe_precision(self.step, self.memory, heaviest, self.on_note),
+            "the precision probe", _ids(heaviest),
+            "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32",
+        )  # fmt: skip
 
     def _preflight(self, micros: list[Micro]) -> None:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
-        try:
-            held = fly(self.step, self.memory, micros, self._micro)
-        except torch.OutOfMemoryError as error:
-            ids = [name for micro in micros for name in micro.ids]
-            hint = "plan again: budgetft plan --data ... --probe always"
-            self._refused(self.step.phase, "in the pre-flight", ids)
-            raise self._out_of_memory(error, self.step.phase, "the pre-flight", ids, hint=hint) from error
-        self.preflight_peak_bytes = held.process_peak_bytes
+        held = self._together(
+            lambda: fly(self.step, self.memory, micros, self._micro),
+            "the pre-flight", _ids(micros), "plan again: budgetft plan --data ... --probe always", blamed=True,
+        )  # fmt: skip
+        self.own_peak_bytes = held.process_peak_bytes
+        self.preflight_peak_bytes = int(self.ranks.highest(held.process_peak_bytes, self.step.device))
         budget = format_gib(self.job.plan.gpu.budget_bytes)
-        self.on_note(f"pre-flight: peak {format_gib(held.process_peak_bytes)} of {budget}")
+        self.on_note(f"pre-flight: peak {format_gib(self.preflight_peak_bytes)} of {budget}")
 
     def _preflight_heldout(self) -> None:
         if self.heldout is None:
             return
-        try:
-            self.heldout_peak_bytes = self.heldout.fly().process_peak_bytes
-        except torch.OutOfMemoryError as error:
-            hint = "evaluate other data, or none"
-            raise self._out_of_memory(error, self.step.phase, "the pre-flight of the held-out data", (), hint=hint) from error
+        held = self._together(self.heldout.fly, "the pre-flight of the held-out data", (), "evaluate other data, or none")
+        self.heldout_peak_bytes = int(self.ranks.highest(held.process_peak_bytes, self.step.device))
         self.on_note(f"pre-flight: evaluation peaks at {format_gib(self.heldout_peak_bytes)}")
 
     def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
@@ -276,24 +291,22 @@ class Training:
         try:
             done = self.recovery.run(number, micros, begin=self._begin, learning_rate=rate)
         except StillOutOfMemory as error:
-            raise self._out_of_memory(
-                error, error.phase, f"step {number}, one example at a time", error.ids,
-                hint=f"plan again with a larger budget, or a contract with fewer pixels; {self._how_to_resume()}",
-            ) from None  # fmt: skip
+            hint = f"plan again with a larger budget, or a contract with fewer pixels; {self._how_to_resume()}"
+            raise self._out_of_memory(error, f"step {number}, one example at a time", hint=hint) from None
         self.neighbours.look(f"since step {number}")
         blamed = next((fallback for fallback in done.fallbacks if not fallback.crowded), None)
         if blamed is not None:
             self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
         heldout_loss = self._heldout_loss(number)
-        ids = [name for micro in micros for name in micro.ids]
-        record = self._record(number, done, rate, seconds, data_seconds, ids)
+        record = self._record(number, done, rate, seconds, data_seconds, _ids(micros))
         return record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
 
     def _first_nonfinite(self, record: Record, done: Done, micros: list[Micro]) -> str | None:
         """Where a step that was not finite first was so."""
         if record.loss is None:
-            return culprit(self.step, self.memory, micros)
+            passes = int(self.ranks.highest(len(micros), self.step.device))
+            return culprit(self.step, self.memory, micros, passes)
         return None if record.finite else f"the gradient of {done.update.culprit}"
 
     def _heldout_loss(self, number: int) -> float | None:
@@ -304,9 +317,8 @@ class Training:
             loss = self.heldout.loss()
         except StillOutOfMemory as error:
             hint = f"evaluate other data or none; {self._how_to_resume()}"
-            raise self._out_of_memory(
-                error, error.phase, f"evaluation after step {number}, one example at a time", error.ids, hint=hint
-            ) from None
+            where = f"evaluation after step {number}, one example at a time"
+            raise self._out_of_memory(error, where, hint=hint) from None
         self.on_note(f"held-out loss after step {number}: {loss:.4f}")
         return loss if math.isfinite(loss) else None
 
@@ -318,6 +330,7 @@ class Training:
     def _record(self, number: int, done: Done, rate: float, seconds: float, data_seconds: float, ids: list[str]) -> Record:
         loss, update = done.loss, done.update
         held = self.memory.read()
+        self.own_peak_bytes = max(self.own_peak_bytes, held.process_peak_bytes)
         new_peak = held.allocated_peak_bytes > self.peak_bytes
         self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
         batch = self.job.plan.contract.effective_batch
@@ -374,6 +387,8 @@ class Training:
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,
+            processes_peak_bytes=tuple(map(int, self.ranks.each(self.own_peak_bytes, self.step.device))),
+            shared_peak_bytes=self.shared_peak_bytes,
         )
         if self.ranks.first:
             write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
@@ -385,12 +400,12 @@ class Training:
             self.told_refusal = True
             self.on_refused(refusal(self.job.plan, self.memory, phase, f"{where}, examples {', '.join(ids)}"))
 
-    def _out_of_memory(self, error: Exception, phase: Phase, where: str, ids: Sequence[str], *, hint: str) -> BudgetftError:
+    def _out_of_memory(self, error: StillOutOfMemory, where: str, *, hint: str) -> BudgetftError:
         return out_of_memory(
             error,
-            phase=phase,
+            phase=error.phase,
             where=where,
-            ids=ids,
+            ids=error.ids,
             cap_bytes=self.memory.cap_bytes,
             budget_bytes=self.job.plan.gpu.budget_bytes,
             hint=hint,
@@ -400,3 +415,7 @@ class Training:
         data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
         after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
         return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
+
+
+def _ids(micros: Sequence[Micro]) -> list[str]:
+    return [name for micro in micros for name in micro.ids]

@@ -29,18 +29,19 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
     if step.knobs.base_precision != "fp16":
         return ()
     findings: dict[str, Finding] = {}
-    for micro in micros:
-        with memory.working(), watching(step.base, repair=True) as found:
-            loss = step.evaluate(micro.inputs.to(step.device))
-        for one in found:
-            before = findings.get(one.block)
-            findings[one.block] = one if before is None or one.largest > before.largest else before
-        if not torch.isfinite(loss):
-            raise BudgetftError(
-                f"the loss is not finite in fp16 even with {len(_islands(step))} blocks in fp32: first in"
-                f" {culprit(step, memory, [micro])} with examples {', '.join(micro.ids[:8])}",
-                hint="plan for a card that runs bf16 natively",
-            )
+    with step.even(len(micros), backward=False):
+        for micro in micros:
+            with memory.working(), watching(step.base, repair=True) as found:
+                loss = step.evaluate(micro.inputs.to(step.device))
+            for one in found:
+                before = findings.get(one.block)
+                findings[one.block] = one if before is None or one.largest > before.largest else before
+            if not torch.isfinite(loss):
+                raise BudgetftError(
+                    f"the loss is not finite in fp16 even with {len(_islands(step))} blocks in fp32: first in"
+                    f" {culprit(step, memory, [micro])} with examples {', '.join(micro.ids[:8])}",
+                    hint="plan for a card that runs bf16 natively",
+                )
     islands = _islands(step)
     top = max(findings.values(), key=lambda one: one.largest)
     on_note(f"precision: the largest magnitude is {top.largest:.3g} of fp16's {FP16_MAX}, in {top.block}")
@@ -61,9 +62,12 @@ def _islands(step: Step) -> tuple[str, ...]:
     return tuple(name for name, module in step.base.named_modules() if is_island(module))
 
 
-def culprit(step: Step, memory: Memory, micros: Sequence[Micro]) -> str | None:
-    """The first module whose output is not finite on ``micros``; None when a repeated forward is finite."""
-    with memory.working():
+def culprit(step: Step, memory: Memory, micros: Sequence[Micro], passes: int = 0) -> str | None:
+    """The first module whose output is not finite on ``micros``; None when a repeated forward is finite.
+
+    Every process that shares layers makes at least ``passes``.
+    """
+    with step.even(passes, backward=False), memory.working():
         for micro in micros:
             inputs = micro.inputs.to(step.device)
             found = first_nonfinite(step.base, lambda inputs=inputs: step.evaluate(inputs))

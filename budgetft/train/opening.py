@@ -7,41 +7,78 @@ from typing import Any
 import torch
 
 from budgetft.data.processor import load_processor
+from budgetft.plan import Plan
 from budgetft.step.build import build_model
+from budgetft.step.shared import SharedLayers
 from budgetft.step.step import Step
 from budgetft.train.guard import out_of_memory
 from budgetft.train.job import Job
 from budgetft.train.memory import Memory
+from budgetft.train.ranks import Ranks
 from budgetft.train.track import chosen_trackers
+from budgetft.units import format_gib
 
 
-def load_step(job: Job, memory: Memory, on_note: Callable[[str], None]) -> tuple[Any, Step]:
-    """The processor and the step of the job's model, on the device of ``memory``. Raises ``BudgetftError``."""
-    plan = job.plan
+def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], None]) -> tuple[Any, Step]:
+    """The processor and the step of the job's model, on the device of ``memory``. Raises ``BudgetftError``, in all processes
+    when one has not the memory."""
+    plan, device = job.plan, memory.device
     on_note(f"loading {job.model.name} ({job.weights or 'random weights'}) on {memory.stack.card}")
     processor = load_processor(job.model)
+    shared = SharedLayers(rank=ranks.rank, world=ranks.world, device=device) if ranks.shared else None
+    detail, peft_model = None, None
     try:
         peft_model = build_model(
             job.model,
             plan.contract,
             base_precision=plan.knobs.base_precision,
-            device=memory.device,
+            device=device,
             weights=job.weights,
             vision=plan.knobs.vision,
+            shared=shared,
         )
         memory.count(peft_model.parameters())
         memory.count(peft_model.buffers())
+        memory.count(() if shared is None else shared.tensors())
     except torch.OutOfMemoryError as error:
+        detail = str(error)
+    detail = ranks.first_of(detail, device)
+    if detail is not None:
         raise out_of_memory(
-            error,
+            detail,
             phase="load",
             where="building the model",
             ids=(),
             cap_bytes=memory.cap_bytes,
             budget_bytes=plan.gpu.budget_bytes,
             hint="plan again with a larger budget or a smaller model",
-        ) from error
-    return processor, Step(peft_model, plan.contract, plan.knobs, device=memory.device)
+        )
+    return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)
+
+
+def connect(ranks: Ranks, memory: Memory) -> int:
+    """Open what the run's collectives need; returns the bytes of the device that it takes (measured), which the cap then
+    allows for."""
+    before = memory.read().process_bytes
+    ranks.connect(memory.device)
+    memory.set_cap()
+    return memory.read().process_bytes - before
+
+
+def tell_shared(step: Step, plan: Plan, connection_bytes: int, on_note: Callable[[str], None]) -> int | None:
+    """Predicted peak of a process whose layers are shared: the planned one of the whole base, with what is held of the layers
+    in place of them all, and with the connection to the others. None where the base is whole."""
+    shared = step.shared
+    if shared is None:
+        return None
+    planned, whole = plan.estimate.process_peak_bytes, sum(shared.layer_bytes)
+    peak = planned - whole + shared.held_bytes + connection_bytes
+    on_note(
+        f"shared between {shared.world} processes: {format_gib(shared.held_bytes)} held of {len(shared.layer_bytes)} layers of"
+        f" {format_gib(whole)}, {format_gib(connection_bytes)} to connect (measured); peak {format_gib(peak)} predicted,"
+        f" planned {format_gib(planned)} with the whole base ({plan.estimate.evidence})"
+    )
+    return peak
 
 
 def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path) -> Any:

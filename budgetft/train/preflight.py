@@ -73,7 +73,7 @@ def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable
     """
     total = sum(micro.inputs.supervised_tokens for micro in micros)
     try:
-        with memory.working():
+        with step.even(len(micros), backward=True), memory.working():
             # The optimizer's states are there from its first step on.
             room = [] if step.optimizer.state else states_like(step.parameters, step.knobs.optimizer)
             for micro in micros:

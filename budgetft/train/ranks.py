@@ -1,14 +1,15 @@
 """One run in several processes, a card each: every one takes its share of a step's micro-batches, and gradients are summed.
 
-Only the adapter's gradients travel. A step has the contract's effective batch however many processes share it, and the
-first process alone writes the run folder. ``accelerate launch`` starts the processes and says in the environment which is
-which.
+Only the adapter's gradients travel, and the frozen layers where they are shared out. A step has the contract's effective
+batch however many processes share it, and the first process alone writes the run folder. ``accelerate launch`` starts the
+processes and says in the environment which is which.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,16 +17,24 @@ import torch
 from torch import distributed
 
 from budgetft.errors import UsageError
+from budgetft.step.shared import all_gather
 from budgetft.train.folder import RunFolder, claimed
 
 T = TypeVar("T")
+SHARED = "ACCELERATE_USE_FSDP"
+"""Where ``accelerate launch --use_fsdp`` says so."""
 SHARDINGS = {
-    "FSDP": "ACCELERATE_USE_FSDP",
     "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
     "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
     "tensor parallelism": "ACCELERATE_USE_PARALLELISM_CONFIG",
 }
-"""What ``accelerate launch`` may ask for, and where it says so."""
+"""What else ``accelerate launch`` may ask for, and where it says so."""
+
+
+@cache
+def _cell(device: torch.device) -> torch.Tensor:
+    """A number on its way through the processes. Made once: a process out of memory must be able to say so."""
+    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    shared: bool = False
+    """Each keeps a part of every frozen decoder layer, in place of all."""
 
     @property
     def first(self) -> bool:
@@ -53,39 +64,59 @@ class Ranks:
     def highest(self, value: float, device: torch.device) -> float:
         return self._reduced(value, device, distributed.ReduceOp.MAX)
 
+    def connect(self, device: torch.device) -> None:
+        """Open what the collectives of a run need, so that the memory it takes is held from here on."""
+        if not self.alone:
+            distributed.all_reduce(_cell(device).fill_(0))
+            own = torch.zeros(1, dtype=torch.uint8, device=device)
+            all_gather(own.new_zeros(self.world), own)
+
+    def each(self, value: float, device: torch.device) -> tuple[float, ...]:
+        """The value of every process, in their order."""
+        return tuple(self.sum(value if rank == self.rank else 0, device) for rank in range(self.world))
+
+    def first_of(self, problem: T | None, device: torch.device) -> T | None:
+        """The first process's problem that has one, told to all; None when none has."""
+        if self.alone or not self.highest(problem is not None, device):
+            return problem
+        found: list[T | None] = [None] * self.world
+        distributed.all_gather_object(found, problem)
+        return next(one for one in found if one is not None)
+
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Put the sum over all processes into every parameter's gradient."""
-        if self.alone:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        """Put the sum over all processes into every parameter's gradient; each must have one."""
+        for parameter in parameters if not self.alone else ():
             distributed.all_reduce(parameter.grad)
 
     def _reduced(self, value: float, device: torch.device, operation: distributed.ReduceOp.RedOpType) -> float:
         if self.alone:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device=device)
+        total = _cell(device).fill_(value)
         distributed.all_reduce(total, operation)
         return float(total)
 
 
 def launched_ranks(micro_batches: int) -> Ranks:
-    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, or are to share
-    the model, which no plan has traced or probed."""
+    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, or when the model
+    is to be cut in a way that this step is not made for."""
     for name, variable in SHARDINGS.items():
-        if os.environ.get(variable, "").lower() in ("true", "1"):
+        if _is_set(variable):
             raise UsageError(
-                f"launched with {name}; a plan is of a step that holds the whole base in every process",
-                hint=f"launch without {name}: base and adapter fit the budget of every card, and only gradients travel",
+                f"launched with {name}, which would do the step in its own way; a plan is of this one",
+                hint=f"launch without {name}; --use_fsdp shares the frozen layers out between the cards",
             )
-    ranks = Ranks(rank=int(os.environ.get("RANK", 0)), world=int(os.environ.get("WORLD_SIZE", 1)))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = Ranks(rank=int(os.environ.get("RANK", 0)), world=world, shared=world > 1 and _is_set(SHARED))
     if ranks.world > micro_batches:
         raise UsageError(
             f"launched as {ranks.world} processes; a step of this plan has {micro_batches} micro-batches to share",
             hint="launch fewer processes, or plan again with a larger --effective-batch",
         )
     return ranks
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
 
 
 @contextmanager

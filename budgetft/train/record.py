@@ -22,6 +22,8 @@ class Fallback(Value):
     """Memory ran out in a step, and the whole step was done again with smaller micro-batches."""
 
     step: int
+    process: int = 0
+    """Of several that share the run, the one whose memory ran out."""
     phase: Phase
     micro_batch: int
     """Examples in the micro-batch that failed."""
@@ -128,6 +130,10 @@ class Summary(Value):
     note: str
     """In words: what the bytes were measured on."""
     stack: Stack
+    processes_peak_bytes: tuple[int, ...] = ()
+    """The highest of each process, pre-flight included; empty in older runs."""
+    shared_peak_bytes: int | None = None
+    """Predicted before the run, from the planned peak; None where every process holds the whole base."""
 
 
 def summarize(records: Sequence[Record], plan: Plan, *, preflight_peak_bytes: int, **facts: Any) -> Summary:

@@ -1,7 +1,8 @@
 """An optimizer step that survives running out of memory: the same examples again, in smaller micro-batches.
 
 Nothing of what is learned changes: gradients are those of the sum over the step's examples however it is split, the
-examples stay, and the generators start from the step's own seed.
+examples stay, and the generators start from the step's own seed. Of several processes all do the step again when one ran
+out of memory: they agree on it between passes and update.
 """
 
 import gc
@@ -18,7 +19,7 @@ from budgetft.train import rng
 from budgetft.train.loader import Micro
 from budgetft.train.memory import Memory
 from budgetft.train.ranks import Ranks
-from budgetft.train.record import Fallback
+from budgetft.train.record import Fallback, Neighbour
 
 
 class StillOutOfMemory(Exception):
@@ -34,9 +35,29 @@ class StillOutOfMemory(Exception):
 class Refused:
     """Where a try ran out of memory. It holds no exception: a traceback would keep the tensors of the try alive."""
 
-    micro: Micro
+    process: int
+    ids: tuple[str, ...]
     phase: Phase
     detail: str
+    cap_bytes: int
+    crowded: bool
+    neighbours: tuple[Neighbour, ...]
+
+    @classmethod
+    def of(cls, error: torch.OutOfMemoryError, ids: Sequence[str], step: Step, memory: Memory, ranks: Ranks) -> "Refused":
+        return cls(
+            process=ranks.rank,
+            ids=tuple(ids),
+            phase=step.phase,
+            detail=(str(error).splitlines() or [type(error).__name__])[0][:300],
+            cap_bytes=memory.cap_bytes,
+            crowded=memory.crowded(),
+            neighbours=memory.neighbours(),
+        )
+
+    def ends(self) -> StillOutOfMemory:
+        """The error for when nothing is left to halve."""
+        return StillOutOfMemory(self.detail, phase=self.phase, ids=self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,58 +85,78 @@ class Recovery:
 
         Raises ``StillOutOfMemory`` when there is nothing left to halve.
         """
-        total = self.ranks.sum(sum(micro.inputs.supervised_tokens for micro in micros), self.step.device)
+        device = self.step.device
+        total = self.ranks.sum(sum(micro.inputs.supervised_tokens for micro in micros), device)
         fallbacks: list[Fallback] = []
         while True:
             rng.seed_step(self.step.contract.seed, number, self.ranks.rank)
-            tried = self._try(micros, total, begin, learning_rate)
+            passes = int(self.ranks.highest(len(micros), device))
+            tried = self._try(micros, passes, total, begin, learning_rate)
             if not isinstance(tried, Refused):
                 loss, update = tried
-                loss = self.ranks.sum(loss, self.step.device)
-                return Done(loss=loss, update=update, fallbacks=tuple(fallbacks))
-            fallbacks.append(self._fall_back(number, tried, micros))
+                return Done(loss=self.ranks.sum(loss, device), update=update, fallbacks=tuple(fallbacks))
+            largest = int(self.ranks.highest(max((len(micro.indices) for micro in micros), default=0), device))
+            fallbacks.append(self._fall_back(number, tried, largest))
             # Made again from the data: halves of tensors would keep the padding of the whole.
             micros = [self.make(part) for micro in micros for part in split(micro.indices, fallbacks[-1].reduced_to)]
 
     def _try(
-        self, micros: Sequence[Micro], total: float, begin: Callable[[], None], rate: float
+        self, micros: Sequence[Micro], passes: int, total: float, begin: Callable[[], None], rate: float
     ) -> tuple[float, Update] | Refused:
-        shares = [torch.zeros((), device=self.step.device)]  # one of several processes may have nothing in a short step
         micro = micros[0] if micros else None
         try:
+            loss = self._passes(micros, passes, total, begin)
+            if isinstance(loss, Refused):
+                return loss
             with self.memory.working():
-                for micro in micros:
-                    begin()
-                    shares.append(self.run_micro(micro, total))
-                loss = torch.stack(shares).sum()  # before the update: after it nothing may fail any more
                 self.ranks.sum_gradients(self.step.parameters)
                 update = self.step.update(learning_rate=rate)
                 return float(loss), update
         except torch.OutOfMemoryError as error:
-            detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            if micro is None:
-                raise
-            return Refused(micro=micro, phase=self.step.phase, detail=detail)
+            refused = self._refused(error, micro)
+            if not self.ranks.alone:  # the others have updated already
+                raise refused.ends() from None
+            return refused
         finally:
             self.step.optimizer.zero_grad(set_to_none=True)
 
-    def _fall_back(self, number: int, refused: Refused, micros: Sequence[Micro]) -> Fallback:
-        crowded, neighbours = self.memory.crowded(), self.memory.neighbours()
-        largest = max(len(micro.indices) for micro in micros)
-        if largest == 1 or (refused.phase == "optimizer" and not self.ranks.alone):  # the others have updated already
-            raise StillOutOfMemory(refused.detail, phase=refused.phase, ids=refused.micro.ids)
+    def _passes(self, micros: Sequence[Micro], passes: int, total: float, begin: Callable[[], None]) -> torch.Tensor | Refused:
+        """This process's part of the loss, all ``passes`` made; or where a process ran out of memory, the same in all."""
+        shares = [torch.zeros((), device=self.step.device)]  # one of several processes may have nothing in a short step
+        micro = None
+        try:
+            with self.step.even(passes, backward=True), self.memory.working():
+                for micro in micros:
+                    begin()
+                    shares.append(self.run_micro(micro, total))
+                found = torch.stack(shares).sum()  # before the update: after it nothing may fail any more
+                if not self.ranks.alone:
+                    self.step.make_room()
+        except torch.OutOfMemoryError as error:
+            found = self._refused(error, micro)
+            self.step.optimizer.zero_grad(set_to_none=True)
+        refused = self.ranks.first_of(found if isinstance(found, Refused) else None, self.step.device)
+        return found if refused is None else refused
+
+    def _refused(self, error: torch.OutOfMemoryError, micro: Micro | None) -> Refused:
+        return Refused.of(error, () if micro is None else micro.ids, self.step, self.memory, self.ranks)
+
+    def _fall_back(self, number: int, refused: Refused, largest: int) -> Fallback:
+        if largest <= 1:
+            raise refused.ends()
         gc.collect()
         self.memory.release()
         fallback = Fallback(
             step=number,
+            process=refused.process,
             phase=refused.phase,
-            micro_batch=len(refused.micro.indices),
+            micro_batch=len(refused.ids),
             reduced_to=largest // 2,
-            examples=refused.micro.ids,
+            examples=refused.ids,
             detail=refused.detail,
-            cap_bytes=self.memory.cap_bytes,
-            crowded=crowded,
-            neighbours=neighbours,
+            cap_bytes=refused.cap_bytes,
+            crowded=refused.crowded,
+            neighbours=refused.neighbours,
         )
         self.on_note(f"warning: {describe(fallback)}")
         return fallback
@@ -125,9 +166,10 @@ def describe(fallback: Fallback) -> str:
     """A fallback in one line."""
     shown = ", ".join(fallback.examples[:4]) + (", ..." if len(fallback.examples) > 4 else "")
     why = "; other processes hold the card's memory" if fallback.crowded else ""
+    where = f" in process {fallback.process}" if fallback.process else ""
     return (
-        f"out of memory in phase {fallback.phase!r} of step {fallback.step} with {fallback.micro_batch} examples ({shown})"
-        f"{why}; the step is done again with {fallback.reduced_to} at a time"
+        f"out of memory{where} in phase {fallback.phase!r} of step {fallback.step} with"
+        f" {fallback.micro_batch} examples ({shown}){why}; the step is done again with {fallback.reduced_to} at a time"
     )
 
 

@@ -2,19 +2,22 @@
 
 import functools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from drawn import draw_examples
 
+import budgetft
 from budgetft.contract import Contract
 from budgetft.data.examples import Examples, read_dataset
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.model import load_model
 from budgetft.outcome import Estimate
-from budgetft.plan import Plan, Proof, Target, refer
+from budgetft.plan import Plan, Proof, Target, refer, write_plan
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 
@@ -89,3 +92,25 @@ def train(tmp_path):
         return run_training(plan, **{"out": tmp_path / "run", "weights": "random", "device": "cpu", **options})
 
     return run
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """``budgetft train`` in two processes by ``accelerate launch`` on the CPU, into ``tmp_path/run``.
+
+    ``shared`` with ``--use_fsdp``; ``module`` in place of budgetft is run with its command line.
+    """
+
+    def start(plan: Plan, *options: str, shared: bool = False, module: str = "budgetft", weights: str = "random"):
+        write_plan(plan, tmp_path / "plan.json")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        command += [*(["--use_fsdp", "--fsdp_version", "2"] if shared else ["--cpu"]), "-m", module, "train"]
+        command += ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--weights", weights]
+        path = os.pathsep.join(map(str, (Path(budgetft.__file__).parent.parent, Path(__file__).parent)))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, "--device", "cpu", *options], env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    return start

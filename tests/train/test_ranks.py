@@ -1,37 +1,13 @@
 """Several processes share a run: the loss curve and the adapter of one process, whatever their number."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from safetensors.torch import load_file
 
-import budgetft
 from budgetft.errors import UsageError
-from budgetft.plan import write_plan
 from budgetft.train.ranks import Ranks
 
 ADAPTER = "adapter/adapter_model.safetensors"
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """Two processes by ``accelerate launch`` on the CPU, into ``tmp_path/run``."""
-
-    def start(plan, *options):
-        write_plan(plan, tmp_path / "plan.json")
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "budgetft", "train"]
-        command += ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--weights", "random"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(budgetft.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [*command, "--device", "cpu", "--quiet", *options], env=environment, capture_output=True, text=True, timeout=300
-        )
-
-    return start
 
 
 def losses(run):
