@@ -106,6 +106,8 @@ class SharedLayers:
             else:
                 module._buffers[name] = place.data
             offset += padded(tensor.nbytes, ALIGNMENT)
+        del tensor
+        torch.cuda.empty_cache()  # of a whole layer that was on the card: its part would leave holes there
         part = whole // self.world
         self._parts.append(slot[self.rank * part : (self.rank + 1) * part].clone())
         self.layer_bytes.append(size)

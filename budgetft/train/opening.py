@@ -1,5 +1,6 @@
 """What a run opens before its first step: the model on its device, and accelerate's view of the process."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from budgetft.step.step import Step
 from budgetft.train.guard import out_of_memory
 from budgetft.train.job import Job
 from budgetft.train.memory import Memory
-from budgetft.train.ranks import Ranks
+from budgetft.train.ranks import SHARED, Ranks
 from budgetft.train.track import chosen_trackers
 from budgetft.units import format_gib
 
@@ -53,12 +54,16 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
             budget_bytes=plan.gpu.budget_bytes,
             hint="plan again with a larger budget or a smaller model",
         )
+    if shared is not None:
+        memory.forget_peaks()  # random weights may have been whole on the card
     return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)
 
 
 def connect(ranks: Ranks, memory: Memory) -> int:
     """Open what the run's collectives need; returns the bytes of the device that it takes (measured), which the cap then
     allows for."""
+    if ranks.alone:
+        return 0
     before = memory.read().process_bytes
     ranks.connect(memory.device)
     memory.set_cap()
@@ -85,6 +90,7 @@ def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path) -> Any:
     """accelerate's view of the process, and the connection to the others where it is one of several."""
     from accelerate import Accelerator
 
+    os.environ.pop(SHARED, None)  # accelerate would prepare to share the model in its own way
     trackers = chosen_trackers(trackers)
     return Accelerator(
         cpu=memory.device.type == "cpu",

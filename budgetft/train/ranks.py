@@ -66,10 +66,9 @@ class Ranks:
 
     def connect(self, device: torch.device) -> None:
         """Open what the collectives of a run need, so that the memory it takes is held from here on."""
-        if not self.alone:
-            distributed.all_reduce(_cell(device).fill_(0))
-            own = torch.zeros(1, dtype=torch.uint8, device=device)
-            all_gather(own.new_zeros(self.world), own)
+        distributed.all_reduce(_cell(device).fill_(0))
+        own = torch.zeros(1, dtype=torch.uint8, device=device)
+        all_gather(own.new_zeros(self.world), own)
 
     def each(self, value: float, device: torch.device) -> tuple[float, ...]:
         """The value of every process, in their order."""

@@ -98,14 +98,14 @@ def train(tmp_path):
 def launch(tmp_path):
     """``budgetft train`` in two processes by ``accelerate launch`` on the CPU, into ``tmp_path/run``.
 
-    ``shared`` with ``--use_fsdp``; ``module`` in place of budgetft is run with its command line.
+    With ``--multi_gpu``, for with ``--cpu`` accelerate starts a single one; ``shared`` with ``--use_fsdp``; ``module`` in place of budgetft is run with its command line.
     """
 
     def start(plan: Plan, *options: str, shared: bool = False, module: str = "budgetft", weights: str = "random"):
         write_plan(plan, tmp_path / "plan.json")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
         command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-        command += [*(["--use_fsdp", "--fsdp_version", "2"] if shared else ["--cpu"]), "-m", module, "train"]
+        command += [*(["--use_fsdp", "--fsdp_version", "2"] if shared else ["--multi_gpu"]), "-m", module, "train"]
         command += ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--weights", weights]
         path = os.pathsep.join(map(str, (Path(budgetft.__file__).parent.parent, Path(__file__).parent)))
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -23,7 +23,9 @@ def test_two_processes_have_the_loss_curve_of_one_also_after_a_resume(make_plan,
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
     found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
-    assert json.loads((run / "summary.json").read_text())["examples"] == alone.examples
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(summary["processes_peak_bytes"]) == 2
+    assert summary["examples"] == alone.examples
     # As if it had been killed after step 4.
     adapter = (run / ADAPTER).read_bytes()
     (run / "summary.json").unlink()
@@ -45,12 +47,12 @@ def test_more_processes_than_micro_batches_are_refused(make_plan, train, monkeyp
         train(make_plan(micro_batch=2))
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_a_launch_that_would_share_the_model_out_is_refused_before_anything_is_written(
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_a_launch_that_would_do_the_step_in_its_own_way_is_refused_before_anything_is_written(
     make_plan, train, monkeypatch, tmp_path, variable
 ):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UsageError, match="a plan is of a step that holds the whole base in every process") as caught:
+    with pytest.raises(UsageError, match="which would do the step in its own way") as caught:
         train(make_plan(micro_batch=2))
-    assert "launch without" in (caught.value.hint or "")
+    assert "--use_fsdp shares the frozen layers" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()

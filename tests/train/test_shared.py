@@ -1,11 +1,44 @@
 """Processes share the frozen layers out: the run of the whole base, with fewer bytes in each, and none waits for ever."""
 
 import json
+import time
 
 import pytest
+from drawn import draw_examples
 from safetensors.torch import load_file
 
+from budgetft.model import load_model
+from budgetft.plan import refer
+from budgetft.profiles import profiles_folder
+
 ADAPTER = "adapter/adapter_model.safetensors"
+LAYERS = 8
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A folder with weights of a tiny model that is deep enough for sharing to save something."""
+    from transformers import AutoModelForImageTextToText
+
+    from budgetft.step.build import model_config
+
+    folder = tmp_path_factory.mktemp("weights") / "deep"
+    model = load_model("tiny-qwen2.5-vl")
+    text = {**model.text, "num_hidden_layers": LAYERS}
+    config = model_config(model.replace(config={**model.config, "text_config": text}))
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    described = profiles_folder() / "models" / "tiny-qwen2.5-vl" / "preprocessor_config.json"
+    (folder / described.name).write_text(described.read_text())
+    return folder
+
+
+@pytest.fixture
+def make_deep_plan(make_plan, deep):
+    def make(**options):
+        plan = make_plan(**{"learning_rate": 1e-4, **options})
+        return plan.replace(model=refer(load_model(str(deep))))
+
+    return make
 
 
 def lines(run):
@@ -16,15 +49,63 @@ def losses(run):
     return [line["loss"] for line in lines(run)]
 
 
-def test_a_shared_base_has_the_loss_curve_of_a_whole_one_also_where_micro_batches_do_not_divide_and_after_a_resume(
-    make_plan, train, launch, tmp_path
+def summary(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted(
+    make_deep_plan, train, launch, tmp_path, deep
 ):
-    plan = make_plan(micro_batch=1, effective_batch=3, learning_rate=1e-4)
-    train(plan, steps=4, out=tmp_path / "alone")
-    done = launch(plan, "--steps", "4", "--save-every", "2", shared=True)
+    """Three micro-batches of one step, and three of held-out data, do not divide between two."""
+    plan = make_deep_plan(micro_batch=1, effective_batch=3)
+    held = draw_examples(tmp_path / "held", 3, answer="one {colour} shape").folder
+    alone = train(plan, steps=3, out=tmp_path / "alone", weights=str(deep), heldout=held, heldout_every=2)
+    planned = plan.estimate.replace(process_peak_bytes=alone.preflight_peak_bytes)
+    options = ("--steps", "3", "--eval-data", str(held), "--eval-every", "2")
+    done = launch(plan.replace(estimate=planned), *options, shared=True, weights=str(deep))
     assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stderr)
     run = tmp_path / "run"
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    evaluated, expected = ([line["heldout_loss"] for line in lines(one)[1:]] for one in (run, tmp_path / "alone"))
+    assert evaluated == pytest.approx(expected, rel=1e-6)
     found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    shared = summary(run)
+    print(shared["processes_peak_bytes"], shared["shared_peak_bytes"], alone.preflight_peak_bytes, alone.process_peak_bytes)
+    assert len(shared["processes_peak_bytes"]) == 2
+    assert f"{LAYERS} layers" in done.stderr
+
+
+def test_memory_refused_in_one_process_makes_both_do_the_step_again(make_plan, train, launch, tmp_path, monkeypatch):
+    plan = make_plan(micro_batch=2, effective_batch=8, learning_rate=1e-4)
+    train(plan, steps=3, out=tmp_path / "alone")
+    monkeypatch.setenv("FAULTY_RANK", "1")
+    monkeypatch.setenv("FAULTY", "2 forward 30,2 backward 7,3 vision 2")
+    done = launch(plan, "--steps", "3", shared=True, module="faulty")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    told = [(one["step"], one["process"], one["phase"], one["reduced_to"]) for one in summary(tmp_path / "run")["fallbacks"]]
+    assert told == [(2, 1, "forward", 1), (3, 1, "vision", 1)]
+
+
+def test_memory_that_one_process_cannot_have_ends_both_at_once_by_name_and_keeps_the_checkpoint(
+    make_plan, launch, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FAULTY_RANK", "1")
+    monkeypatch.setenv("FAULTY", "3 backward 5,3 backward 5")
+    done = launch(make_plan(micro_batch=2), "--steps", "4", "--save-every", "1", shared=True, module="faulty")
+    assert done.returncode != 0
+    assert "out of memory in phase 'backward' of step 3, one example at a time (examples example-" in done.stderr
+    assert "--resume goes on after step 2" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+def test_a_preflight_that_one_process_cannot_make_ends_both_before_the_first_step(make_plan, launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAULTY_RANK", "1")
+    monkeypatch.setenv("FAULTY", "0 backward 3")
+    began = time.monotonic()
+    done = launch(make_plan(micro_batch=2), "--steps", "2", shared=True, module="faulty")
+    assert done.returncode != 0
+    assert "of the pre-flight" in done.stderr
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "run" / "log.jsonl").exists()
