@@ -49,6 +49,20 @@ def _frozen(layer: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
     return found
 
 
+def _move(layer: nn.Module, slot: torch.Tensor) -> None:
+    """Make the frozen tensors of ``layer`` views of ``slot``, with their values in it."""
+    offset = 0
+    for module, name, tensor in _frozen(layer):
+        place = slot[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        place.copy_(tensor.detach())
+        # ``data`` has a version counter of its own: gathering is no change of a weight that autograd has kept.
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = place.data
+        else:
+            module._buffers[name] = place.data
+        offset += padded(tensor.nbytes, ALIGNMENT)
+
+
 @dataclass(kw_only=True)
 class SharedLayers:
     """Layers in the order of their forward, all of one size. Every process must add the same, with the same weights."""
@@ -96,17 +110,8 @@ class SharedLayers:
         if whole > len(self._slots[0]):
             raise ValueError(f"a layer of {size} bytes is larger than the first")
         number = len(self._parts)
-        slot, offset = self._slots[number % SLOTS], 0
-        for module, name, tensor in _frozen(layer):
-            place = slot[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            place.copy_(tensor.detach())
-            # ``data`` has a version counter of its own: gathering is no change of a weight that autograd has kept.
-            if isinstance(tensor, nn.Parameter):
-                tensor.data = place.data
-            else:
-                module._buffers[name] = place.data
-            offset += padded(tensor.nbytes, ALIGNMENT)
-        del tensor
+        slot = self._slots[number % SLOTS]
+        _move(layer, slot)
         torch.cuda.empty_cache()  # of a whole layer that was on the card: its part would leave holes there
         part = whole // self.world
         self._parts.append(slot[self.rank * part : (self.rank + 1) * part].clone())

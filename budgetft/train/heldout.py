@@ -64,7 +64,7 @@ class HeldOut:
             with self.step.even(passes, backward=False), closing(batches) as planned:  # pyright: ignore[reportArgumentType]
                 for (micro,) in planned:
                     found = self._try(micro)
-                    if isinstance(found, float):
+                    if not isinstance(found, Refused):
                         total, tokens = total + found, tokens + micro.inputs.supervised_tokens
                     elif len(micro.indices) == 1:
                         refused = found

@@ -36,6 +36,11 @@ class Micro:
     inputs: Inputs
 
 
+def ids_of(micros: Iterable[Micro]) -> list[str]:
+    """Of all their examples."""
+    return [name for micro in micros for name in micro.ids]
+
+
 def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, features_of: FeaturesOf | None = None) -> Micro:
     """The micro-batch of the examples at ``indices``, pinned when it goes to a card; errors as in ``encode``."""
     encoded = [

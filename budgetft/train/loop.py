@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from budgetft.train.folder import RunFolder, write_folder
 from budgetft.train.guard import StopSignal, interrupted, out_of_memory
 from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, plan_fingerprint, settle
-from budgetft.train.loader import Micro, make_micro, prefetched, step_micro_batches
+from budgetft.train.loader import Micro, ids_of, make_micro, prefetched, step_micro_batches
 from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
@@ -32,8 +32,8 @@ from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
 from budgetft.train.opening import connect, load_step, open_accelerator, start_trackers, tell_shared
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
-from budgetft.train.record import Record, Summary, summarize
-from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, refusal
+from budgetft.train.record import Record, Summary, record_step, summarize
+from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, attempt, refusal
 from budgetft.train.schedule import learning_rate
 from budgetft.train.track import unharmed
 from budgetft.units import format_gib
@@ -84,7 +84,7 @@ def run_training(
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
     ranks = launched_ranks(plan.knobs.grad_accum)
     if not ranks.first:
-        on_progress = on_note = on_refused = lambda told: None
+        on_progress, on_note, on_refused = (lambda told: None,) * 3
     with claimed_by_first(out, ranks, resume=resume) as folder:
         if resume:
             known = folder.read_identity()
@@ -149,14 +149,12 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0
     """Of the process; of several, the highest."""
-    own_peak_bytes: int = 0
-    """Of this process, pre-flight included."""
+    own_peak_bytes: int = 0  # of this process, pre-flight included
     islands: tuple[str, ...] = ()
     """Blocks that run in fp32."""
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
-    shared_peak_bytes: int | None = None
-    """Of the process, as predicted; None where it holds the whole base."""
+    shared_peak_bytes: int | None = None  # predicted
     saved: int = 0
     """The step of the newest checkpoint."""
     shapes: list[Shape] = field(default_factory=list)
@@ -212,22 +210,17 @@ class Training:
 
     def _together(self, run: Callable[[], T], where: str, ids: Sequence[str], hint: str, *, blamed: bool = False) -> T:
         """``run()``; where memory runs out in a process it ends in all of them, before any waits for it."""
-        done, refused = None, None
-        try:
-            done = run()
-        except torch.OutOfMemoryError as error:
-            refused = Refused.of(error, ids, self.step, self.memory, self.ranks)
-        refused = self.ranks.first_of(refused, self.step.device)
-        if refused is not None:
+        done = attempt(run, ids, self.step, self.memory, self.ranks)
+        if isinstance(done, Refused):
             if blamed:
-                self._refused(refused.phase, f"in {where}", ids)
-            raise self._out_of_memory(refused.ends(), where, hint=hint)
-        return cast(T, done)
+                self._refused(done.phase, f"in {where}", ids)
+            raise self._out_of_memory(done.ends(), where, hint=hint)
+        return done
 
     def _probe_precision(self, heaviest: list[Micro]) -> None:
         self.islands = self._together(
             lambda: probe_precision(self.step, self.memory, heaviest, self.on_note),
-            "the precision probe", _ids(heaviest),
+            "the precision probe", ids_of(heaviest),
             "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32",
         )  # fmt: skip
 
@@ -235,12 +228,13 @@ class Training:
         self.on_note(f"pre-flight: the heaviest of {len(self.job.examples)} examples first")
         held = self._together(
             lambda: fly(self.step, self.memory, micros, self._micro),
-            "the pre-flight", _ids(micros), "plan again: budgetft plan --data ... --probe always", blamed=True,
+            "the pre-flight", ids_of(micros), "plan again: budgetft plan --data ... --probe always", blamed=True,
         )  # fmt: skip
         self.own_peak_bytes = held.process_peak_bytes
         self.preflight_peak_bytes = int(self.ranks.highest(held.process_peak_bytes, self.step.device))
-        budget = format_gib(self.job.plan.gpu.budget_bytes)
-        self.on_note(f"pre-flight: peak {format_gib(self.preflight_peak_bytes)} of {budget}")
+        self.on_note(
+            f"pre-flight: peak {format_gib(self.preflight_peak_bytes)} of {format_gib(self.job.plan.gpu.budget_bytes)}"
+        )
 
     def _preflight_heldout(self) -> None:
         if self.heldout is None:
@@ -299,14 +293,13 @@ class Training:
             self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
         heldout_loss = self._heldout_loss(number)
-        record = self._record(number, done, rate, seconds, data_seconds, _ids(micros))
+        record = self._record(number, done, rate, seconds, data_seconds, ids_of(micros))
         return record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
 
     def _first_nonfinite(self, record: Record, done: Done, micros: list[Micro]) -> str | None:
         """Where a step that was not finite first was so."""
         if record.loss is None:
-            passes = int(self.ranks.highest(len(micros), self.step.device))
-            return culprit(self.step, self.memory, micros, passes)
+            return culprit(self.step, self.memory, micros, int(self.ranks.highest(len(micros), self.step.device)))
         return None if record.finite else f"the gradient of {done.update.culprit}"
 
     def _heldout_loss(self, number: int) -> float | None:
@@ -316,9 +309,8 @@ class Training:
         try:
             loss = self.heldout.loss()
         except StillOutOfMemory as error:
-            hint = f"evaluate other data or none; {self._how_to_resume()}"
-            where = f"evaluation after step {number}, one example at a time"
-            raise self._out_of_memory(error, where, hint=hint) from None
+            where, hint = f"evaluation after step {number}, one example at a time", "evaluate other data or none"
+            raise self._out_of_memory(error, where, hint=f"{hint}; {self._how_to_resume()}") from None
         self.on_note(f"held-out loss after step {number}: {loss:.4f}")
         return loss if math.isfinite(loss) else None
 
@@ -328,29 +320,22 @@ class Training:
             raise _Stopped
 
     def _record(self, number: int, done: Done, rate: float, seconds: float, data_seconds: float, ids: list[str]) -> Record:
-        loss, update = done.loss, done.update
         held = self.memory.read()
         self.own_peak_bytes = max(self.own_peak_bytes, held.process_peak_bytes)
         new_peak = held.allocated_peak_bytes > self.peak_bytes
         self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
         batch = self.job.plan.contract.effective_batch
-        return Record(
+        return record_step(
+            done.loss,
+            done.update,
+            held,
             step=number,
             steps=self.job.steps,
             epoch=number * batch / len(self.job.examples),
-            loss=loss if math.isfinite(loss) else None,
-            grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
-            finite=update.finite and math.isfinite(loss),
-            scale=update.scale,
             learning_rate=rate,
             seconds=seconds,
             data_seconds=data_seconds,
             samples_per_second=batch / seconds,
-            allocated_bytes=held.allocated_bytes,
-            allocated_peak_bytes=held.allocated_peak_bytes,
-            reserved_bytes=held.reserved_bytes,
-            reserved_peak_bytes=held.reserved_peak_bytes,
-            process_bytes=held.process_bytes,
             process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
             fallbacks=done.fallbacks,
@@ -415,7 +400,3 @@ class Training:
         data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
         after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
         return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
-
-
-def _ids(micros: Sequence[Micro]) -> list[str]:
-    return [name for micro in micros for name in micro.ids]

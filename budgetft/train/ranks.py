@@ -84,8 +84,9 @@ class Ranks:
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Put the sum over all processes into every parameter's gradient; each must have one."""
-        for parameter in parameters if not self.alone else ():
-            distributed.all_reduce(parameter.grad)
+        for gradient in (parameter.grad for parameter in parameters if not self.alone):
+            assert gradient is not None
+            distributed.all_reduce(gradient)
 
     def _reduced(self, value: float, device: torch.device, operation: distributed.ReduceOp.RedOpType) -> float:
         if self.alone:

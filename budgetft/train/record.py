@@ -1,12 +1,17 @@
 """What a run says of itself: one record per optimizer step, and a summary at the end."""
 
+import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
 from budgetft.value import Value
+
+if TYPE_CHECKING:
+    from budgetft.step.step import Update
+    from budgetft.train.memory import Held
 
 
 class Neighbour(Value):
@@ -134,6 +139,22 @@ class Summary(Value):
     """The highest of each process, pre-flight included; empty in older runs."""
     shared_peak_bytes: int | None = None
     """Predicted before the run, from the planned peak; None where every process holds the whole base."""
+
+
+def record_step(loss: float, update: "Update", held: "Held", **facts: Any) -> Record:
+    """The record of a step; ``facts`` are fields that neither its update nor what is ``held`` says."""
+    return Record(
+        loss=loss if math.isfinite(loss) else None,
+        grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
+        finite=update.finite and math.isfinite(loss),
+        scale=update.scale,
+        allocated_bytes=held.allocated_bytes,
+        allocated_peak_bytes=held.allocated_peak_bytes,
+        reserved_bytes=held.reserved_bytes,
+        reserved_peak_bytes=held.reserved_peak_bytes,
+        process_bytes=held.process_bytes,
+        **facts,
+    )
 
 
 def summarize(records: Sequence[Record], plan: Plan, *, preflight_peak_bytes: int, **facts: Any) -> Summary:

@@ -8,6 +8,7 @@ out of memory: they agree on it between passes and update.
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ from budgetft.train.loader import Micro
 from budgetft.train.memory import Memory
 from budgetft.train.ranks import Ranks
 from budgetft.train.record import Fallback, Neighbour
+
+T = TypeVar("T")
 
 
 class StillOutOfMemory(Exception):
@@ -58,6 +61,15 @@ class Refused:
     def ends(self) -> StillOutOfMemory:
         """The error for when nothing is left to halve."""
         return StillOutOfMemory(self.detail, phase=self.phase, ids=self.ids)
+
+
+def attempt(run: Callable[[], T], ids: Sequence[str], step: Step, memory: Memory, ranks: Ranks) -> T | Refused:
+    """``run()``, or where the first process that did ran out of memory in it: the same in all, before any waits for it."""
+    try:
+        done = run()
+    except torch.OutOfMemoryError as error:
+        done = Refused.of(error, ids, step, memory, ranks)
+    return ranks.first_of(done if isinstance(done, Refused) else None, step.device) or done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +146,8 @@ class Recovery:
                     self.step.make_room()
         except torch.OutOfMemoryError as error:
             found = self._refused(error, micro)
-            self.step.optimizer.zero_grad(set_to_none=True)
-        refused = self.ranks.first_of(found if isinstance(found, Refused) else None, self.step.device)
-        return found if refused is None else refused
+            self.step.optimizer.zero_grad(set_to_none=True)  # telling the others takes memory too
+        return self.ranks.first_of(found if isinstance(found, Refused) else None, self.step.device) or found
 
     def _refused(self, error: torch.OutOfMemoryError, micro: Micro | None) -> Refused:
         return Refused.of(error, () if micro is None else micro.ids, self.step, self.memory, self.ranks)

@@ -170,9 +170,14 @@ def test_passes_that_are_lacking_are_made_empty_also_after_an_error(gathers, bac
     whole = list(gathers)
     del gathers[:]
     state = torch.get_rng_state()
-    with pytest.raises(ValueError, match="of the data"), step.even(3, backward=backward):
-        run()
-        raise ValueError("of the data")
+
+    def fail_in_the_second():
+        with step.even(3, backward=backward):
+            run()
+            raise ValueError("of the data")
+
+    with pytest.raises(ValueError, match="of the data"):
+        fail_in_the_second()
     assert gathers == whole
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in step.parameters)

@@ -98,7 +98,8 @@ def train(tmp_path):
 def launch(tmp_path):
     """``budgetft train`` in two processes by ``accelerate launch`` on the CPU, into ``tmp_path/run``.
 
-    With ``--multi_gpu``, for with ``--cpu`` accelerate starts a single one; ``shared`` with ``--use_fsdp``; ``module`` in place of budgetft is run with its command line.
+    With ``--multi_gpu``, for with ``--cpu`` accelerate starts a single one; ``shared`` with ``--use_fsdp``.
+    ``module`` in place of budgetft is run with its command line.
     """
 
     def start(plan: Plan, *options: str, shared: bool = False, module: str = "budgetft", weights: str = "random"):

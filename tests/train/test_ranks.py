@@ -1,6 +1,7 @@
 """Several processes share a run: the loss curve and the adapter of one process, whatever their number."""
 
 import json
+
 import pytest
 from safetensors.torch import load_file
 
