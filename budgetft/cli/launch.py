@@ -36,6 +36,9 @@ def launch(
     out: Annotated[Path, typer.Option("--out", help="The run folder.")],
     slurm: Annotated[Path, typer.Option("--slurm", help="The job script to write; give it to sbatch.")],
     gpus: Annotated[int, typer.Option(min=1, help="Cards of one node; they share a step's micro-batches.")] = 1,
+    share: Annotated[
+        bool, typer.Option("--share", help="Share the frozen layers out between the cards: each holds a part of every one.")
+    ] = False,
     cpus: Annotated[int, typer.Option(min=1, help="CPU cores.")] = 8,
     time: Annotated[str, typer.Option(help="The queue's time limit.")] = "24:00:00",
     weights: Annotated[str | None, typer.Option(help="As for budgetft train.")] = None,
@@ -47,9 +50,12 @@ def launch(
             f"--gpus {gpus}: a step of this plan has {accumulate} micro-batches to share",
             hint="ask for fewer, or plan again with a larger --effective-batch",
         )
+    if share and gpus == 1:
+        raise UsageError("--share: one card has nobody to share with", hint="give --gpus 2 or more")
     train = ["train", "--plan", str(plan.resolve()), "--out", str(out.resolve())]
     train += [] if weights is None else ["--weights", weights]
     several = ["accelerate", "launch", "--num_processes", str(gpus), "--num_machines", "1", "--mixed_precision", "no"]
+    several += ["--use_fsdp", "--fsdp_version", "2"] if share else ["--multi_gpu"]
     start = ["budgetft"] if gpus == 1 else [*several, "--dynamo_backend", "no", "-m", "budgetft"]
     text = SCRIPT.format(
         name=out.name,

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-ALIGNMENT = 256
-"""Bytes: every tensor begins at a multiple, and so does every process's part."""
+from budgetft.meter.live import GRANULE
+
+ALIGNMENT = GRANULE
+"""Bytes: every tensor begins at a multiple, so that a layer has the size that its tensors have by themselves."""
 all_gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 """It has another name in newer versions of torch."""
 SLOTS = 2

@@ -155,8 +155,7 @@ class Training:
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     shared_peak_bytes: int | None = None  # predicted
-    saved: int = 0
-    """The step of the newest checkpoint."""
+    saved: int = 0  # the step of the newest checkpoint
     shapes: list[Shape] = field(default_factory=list)
     """Of every example, in order."""
 

@@ -6,7 +6,9 @@ import time
 import pytest
 from drawn import draw_examples
 from safetensors.torch import load_file
+from torch import distributed
 
+from budgetft.errors import BudgetftError
 from budgetft.model import load_model
 from budgetft.plan import refer
 from budgetft.profiles import profiles_folder
@@ -69,17 +71,56 @@ def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted
     found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
     shared = summary(run)
-    print(shared["processes_peak_bytes"], shared["shared_peak_bytes"], alone.preflight_peak_bytes, alone.process_peak_bytes)
+    assert shared["preflight_peak_bytes"] == shared["shared_peak_bytes"] < alone.preflight_peak_bytes
+    assert max(shared["processes_peak_bytes"]) < alone.process_peak_bytes
     assert len(shared["processes_peak_bytes"]) == 2
-    assert f"{LAYERS} layers" in done.stderr
+    assert f"held of {LAYERS} layers" in done.stderr
 
 
-def test_memory_refused_in_one_process_makes_both_do_the_step_again(make_plan, train, launch, tmp_path, monkeypatch):
+def test_a_run_of_whole_bases_goes_on_to_the_same_adapter_where_they_are_shared(make_plan, launch, tmp_path):
+    plan, run = make_plan(micro_batch=1, learning_rate=1e-4), tmp_path / "run"
+    done = launch(plan, "--steps", "3", "--save-every", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    adapter, expected = (run / ADAPTER).read_bytes(), losses(run)
+    (run / "summary.json").unlink()  # as if it had been killed after step 2
+    (run / "checkpoints" / "step-3").rename(tmp_path / "removed")
+    done = launch(plan, "--resume", shared=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert summary(run)["shared_peak_bytes"] is not None
+    assert (run / ADAPTER).read_bytes() == adapter
+    assert losses(run) == expected
+
+
+def test_a_base_above_the_budget_loads_where_it_is_shared(make_deep_plan, deep):
+    from budgetft.train.job import settle
+    from budgetft.train.memory import CpuMemory
+    from budgetft.train.opening import load_step
+    from budgetft.train.ranks import Ranks
+
+    def load(budget_bytes, ranks):
+        plan = make_deep_plan(budget_bytes=budget_bytes)
+        memory = CpuMemory(plan.gpu)
+        step = load_step(settle(plan, data=None, weights=str(deep), steps=1), memory, ranks, lambda note: None)[1]
+        return step, memory.read().allocated_bytes
+
+    _, whole = load(2**30, Ranks())
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)  # it has nobody to ask
+    try:
+        step, held = load(whole - 1, Ranks(rank=0, world=2, shared=True))
+    finally:
+        distributed.destroy_process_group()
+    assert whole - held == sum(step.shared.layer_bytes) - step.shared.held_bytes > 0
+    with pytest.raises(BudgetftError, match="out of memory in phase 'load'"):
+        load(whole - 1, Ranks())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_memory_refused_in_one_process_makes_both_do_the_step_again(make_plan, train, launch, tmp_path, monkeypatch, shared):
     plan = make_plan(micro_batch=4, effective_batch=8, learning_rate=1e-4)
     train(plan, steps=3, out=tmp_path / "alone")
     monkeypatch.setenv("FAULTY_RANK", "1")
     monkeypatch.setenv("FAULTY", "2 forward 30,2 backward 7,3 vision 2")
-    done = launch(plan, "--steps", "3", shared=True, module="faulty")
+    done = launch(plan, "--steps", "3", shared=shared, module="faulty")
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
     told = [(one["step"], one["process"], one["phase"], one["reduced_to"]) for one in summary(tmp_path / "run")["fallbacks"]]
