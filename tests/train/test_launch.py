@@ -55,7 +55,18 @@ def test_the_script_starts_the_run_and_after_its_time_limit_goes_on_with_it(scri
 def test_several_cards_share_the_step_through_accelerate(script, cluster):
     _, calls = cluster(script("--gpus", "2"), 0)
     assert calls.startswith("srun|accelerate|launch|--num_processes|2|")
+    assert "|--multi_gpu|" in calls
     assert "#SBATCH --gres=gpu:2" in script("--gpus", "2").read_text()
+    _, calls = cluster(script("--gpus", "2", "--share"), 0)
+    assert "|--use_fsdp|--fsdp_version|2|" in calls
+    assert "multi_gpu" not in calls
+
+
+def test_one_card_has_nobody_to_share_the_base_with(make_plan, tmp_path, capsys):
+    write_plan(make_plan(micro_batch=1), tmp_path / "plan.json")
+    options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
+    assert main(["launch", *options, "--share"]) == 2
+    assert "nobody to share with" in capsys.readouterr().err
 
 
 def test_more_cards_than_micro_batches_are_refused(make_plan, tmp_path, capsys):
