@@ -29,7 +29,7 @@ from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
-from budgetft.train.opening import connect, load_step, open_accelerator, start_trackers, tell_shared
+from budgetft.train.opening import connect, load_step, start_trackers, tell_shared
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, record_step, summarize
@@ -101,8 +101,7 @@ def run_training(
         )
         # First: it must see the card before this process does.
         memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
-        accelerator = open_accelerator(memory, trackers, out)
-        connection_bytes = connect(ranks, memory)
+        accelerator, connection_bytes = connect(memory, ranks, trackers, out)
         processor, step = load_step(job, memory, ranks, on_note)
         training = Training(
             job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,

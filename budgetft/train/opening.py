@@ -59,15 +59,16 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
     return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)
 
 
-def connect(ranks: Ranks, memory: Memory) -> int:
-    """Open what the run's collectives need; returns the bytes of the device that it takes (measured), which the cap then
-    allows for."""
-    if ranks.alone:
-        return 0
+def connect(memory: Memory, ranks: Ranks, trackers: Sequence[Any], out: Path) -> tuple[Any, int]:
+    """accelerate's view of the process, and the bytes of the device that the connection to the others takes (measured); the
+    cap then allows for them."""
     before = memory.read().process_bytes
+    accelerator = open_accelerator(memory, trackers, out)
+    if ranks.alone:
+        return accelerator, 0
     ranks.connect(memory.device)
     memory.set_cap()
-    return memory.read().process_bytes - before
+    return accelerator, memory.read().process_bytes - before
 
 
 def tell_shared(step: Step, plan: Plan, connection_bytes: int, on_note: Callable[[str], None]) -> int | None:
