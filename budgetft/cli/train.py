@@ -169,6 +169,9 @@ def _print_summary(summary: "Summary", out: Path) -> None:
         "evidence": f"{summary.evidence}: {summary.note}",
         "adapter": str(out / "adapter"),
     }
+    if summary.predicted_peak_bytes is not None:
+        peaks = ", ".join(map(format_gib, summary.processes_peak_bytes))
+        rows["each process"] = f"{peaks} ({format_gib(summary.predicted_peak_bytes)} predicted)"
     if summary.heldout_peak_bytes is not None:
         peak = format_gib(summary.heldout_peak_bytes)
         rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak} (train {format_gib(summary.preflight_peak_bytes)})"

@@ -29,7 +29,7 @@ from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
-from budgetft.train.opening import connect, load_step, start_trackers, tell_shared
+from budgetft.train.opening import connect, load_step, start_trackers, tell_peak
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Record, Summary, record_step, summarize
@@ -106,7 +106,7 @@ def run_training(
         training = Training(
             job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
             on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
-            accelerator=accelerator, shared_peak_bytes=tell_shared(step, plan, connection_bytes, on_note),
+            accelerator=accelerator, predicted_peak_bytes=tell_peak(step, plan, ranks, connection_bytes, on_note),
         )  # fmt: skip
         if held_out is not None:
             training.heldout = HeldOut(
@@ -153,7 +153,7 @@ class Training:
     """Blocks that run in fp32."""
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
-    shared_peak_bytes: int | None = None  # predicted
+    predicted_peak_bytes: int | None = None  # predicted
     saved: int = 0  # the step of the newest checkpoint
     shapes: list[Shape] = field(default_factory=list)
     """Of every example, in order."""
@@ -371,7 +371,7 @@ class Training:
             note=self.memory.note,
             stack=self.memory.stack,
             processes_peak_bytes=tuple(map(int, self.ranks.each(self.own_peak_bytes, self.step.device))),
-            shared_peak_bytes=self.shared_peak_bytes,
+            predicted_peak_bytes=self.predicted_peak_bytes,
         )
         if self.ranks.first:
             write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")

@@ -71,18 +71,21 @@ def connect(memory: Memory, ranks: Ranks, trackers: Sequence[Any], out: Path) ->
     return accelerator, memory.read().process_bytes - before
 
 
-def tell_shared(step: Step, plan: Plan, connection_bytes: int, on_note: Callable[[str], None]) -> int | None:
-    """Predicted peak of a process whose layers are shared: the planned one of the whole base, with what is held of the layers
-    in place of them all, and with the connection to the others. None where the base is whole."""
-    shared = step.shared
-    if shared is None:
+def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_note: Callable[[str], None]) -> int | None:
+    """Predicted peak of each of several processes: the planned one of the whole base, with what is held of the layers in the
+    place of them all where they are shared, and with the connection to the others. None for a run in one."""
+    if ranks.alone:
         return None
-    planned, whole = plan.estimate.process_peak_bytes, sum(shared.layer_bytes)
-    peak = planned - whole + shared.held_bytes + connection_bytes
+    shared, planned = step.shared, plan.estimate.process_peak_bytes
+    saved = 0 if shared is None else sum(shared.layer_bytes) - shared.held_bytes
+    held = "each holds the whole base"
+    if shared is not None:
+        whole = f"{len(shared.layer_bytes)} layers of {format_gib(sum(shared.layer_bytes))}"
+        held = f"each holds {format_gib(shared.held_bytes)} of {whole}"
+    peak = planned - saved + connection_bytes
     on_note(
-        f"shared between {shared.world} processes: {format_gib(shared.held_bytes)} held of {len(shared.layer_bytes)} layers of"
-        f" {format_gib(whole)}, {format_gib(connection_bytes)} to connect (measured); peak {format_gib(peak)} predicted,"
-        f" planned {format_gib(planned)} with the whole base ({plan.estimate.evidence})"
+        f"{ranks.world} processes: {held}, and {format_gib(connection_bytes)} to connect (measured); peak {format_gib(peak)}"
+        f" predicted, planned {format_gib(planned)} for one ({plan.estimate.evidence})"
     )
     return peak
 

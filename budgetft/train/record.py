@@ -137,8 +137,8 @@ class Summary(Value):
     stack: Stack
     processes_peak_bytes: tuple[int, ...] = ()
     """The highest of each process, pre-flight included; empty in older runs."""
-    shared_peak_bytes: int | None = None
-    """Predicted before the run, from the planned peak; None where every process holds the whole base."""
+    predicted_peak_bytes: int | None = None
+    """Of each of several processes, from the planned peak and what they hold else than one; None for a run in one."""
 
 
 def record_step(loss: float, update: "Update", held: "Held", **facts: Any) -> Record:

@@ -91,13 +91,13 @@ def measure(name: str, plan: Plan, folder: Path, chosen: argparse.Namespace) -> 
         told = error.stderr or b""
         return {**row, "error": f"not done after {SECONDS} s: {told[-1500:]!r}"}
     row["wall_seconds"] = time.monotonic() - began
-    row["notes"] = [line for line in done.stderr.splitlines() if line.startswith(("shared", "pre-flight", "warning"))]
+    row["notes"] = [line for line in done.stderr.splitlines() if line.startswith(("2 processes", "pre-flight", "warning"))]
     if done.returncode:
         return {**row, "error": done.stderr.strip()[-3000:]}
     summary = json.loads((run / "summary.json").read_text())
-    kept = ("process_peak_bytes", "processes_peak_bytes", "shared_peak_bytes", "preflight_peak_bytes", "allocated_peak_bytes",
-            "reserved_peak_bytes", "cap_bytes", "over_budget", "ooms", "alloc_retries", "step_seconds", "samples_per_second",
-            "skipped_steps", "evidence", "note")  # fmt: skip
+    kept = ("process_peak_bytes", "processes_peak_bytes", "predicted_peak_bytes", "preflight_peak_bytes",
+            "allocated_peak_bytes", "reserved_peak_bytes", "cap_bytes", "over_budget", "ooms", "alloc_retries", "step_seconds",
+            "samples_per_second", "skipped_steps", "evidence", "note")  # fmt: skip
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     row |= {key: summary[key] for key in kept} | {"card": summary["stack"]["card"], "torch": summary["stack"]["torch"]}
     return {**row, "losses": [record["loss"] for record in records], "seconds": [record["seconds"] for record in records]}
@@ -107,8 +107,8 @@ def line(row: dict[str, Any], first: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['run']} | failed: {(row['error'].splitlines() or ['no word'])[-1]} |"
     peaks = ", ".join(map(format_gib, row["processes_peak_bytes"]))
-    predicted = row["shared_peak_bytes"] or row["planned_peak_bytes"]
-    kind = "predicted" if row["shared_peak_bytes"] else f"planned, {row['planned_evidence']}"
+    predicted = row["predicted_peak_bytes"] or row["planned_peak_bytes"]
+    kind = "predicted" if row["predicted_peak_bytes"] else f"planned, {row['planned_evidence']}"
     losses = [pair for pair in zip(row["losses"], first.get("losses", ()), strict=False) if None not in pair]
     apart = max((abs(a - b) / abs(b) for a, b in losses), default=float("nan"))
     return (

@@ -31,7 +31,8 @@ SETTINGS = {
 @pytest.fixture(scope="module", autouse=True)
 def _one_process():
     """A group of one: it gathers as any does, and whatever a slot held before is overwritten."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
@@ -50,17 +51,17 @@ def gathers(monkeypatch):
     return made
 
 
-def made_step(name, settings, *, precision="fp32", share=True):
+def made_step(name, settings, *, precision="fp32", share=True, device=CPU):
     model = load_model(name)
     model = model.replace(config={**model.config, "text_config": {**model.text, "num_hidden_layers": LAYERS}})
     contract = Contract(rank=4, effective_batch=2, allow_nf4=True)
-    layers = SharedLayers(rank=0, world=1, device=CPU) if share else None
+    layers = SharedLayers(rank=0, world=1, device=device) if share else None
     knobs = Knobs(**{"micro_batch": 2, "grad_accum": 1, "base_precision": precision, "checkpointed_layers": 0, **settings})
-    built = build_model(model, contract, base_precision=precision, device=CPU, vision=knobs.vision, shared=layers)
+    built = build_model(model, contract, base_precision=precision, device=device, vision=knobs.vision, shared=layers)
     torch.manual_seed(0)
     for parameter in trainable(built):  # B starts at zero, which would hide half of the gradients
-        torch.nn.init.normal_(parameter.data, std=0.05)
-    step = Step(built, contract, knobs, device=CPU, shared=layers)
+        parameter.data.copy_(torch.randn(parameter.shape) * 0.05)
+    step = Step(built, contract, knobs, device=device, shared=layers)
     shape = Shape(images=((model.pixel_step * 4, model.pixel_step * 3),), text_tokens=40, supervised_tokens=8)
     inputs = step.prepare(synthetic_batch((shape, shape), model, seed=1, vision=knobs.vision))
     return step, inputs
@@ -101,6 +102,23 @@ def test_four_bit_layers_are_shared_as_they_are():
     loss, gradient = gradients(step, inputs)
     assert loss == expected_loss
     assert torch.equal(gradient, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "nf4"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_on_a_card_gathering_beside_the_computing_layer_changes_nothing(settings, precision):
+    if precision == "nf4":
+        pytest.importorskip("bitsandbytes")
+    options = {"precision": precision, "device": torch.device("cuda", 0)}
+    expected_loss, expected = gradients(*made_step("tiny-qwen2.5-vl", settings, share=False, **options))
+    step, inputs = made_step("tiny-qwen2.5-vl", settings, **options)
+    assert all(tensor.is_cuda for tensor in step.shared.tensors())
+    for _ in range(3):
+        poison(step.shared)
+        loss, gradient = gradients(step, inputs)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert (gradient - expected).norm() / expected.norm() < 1e-3
 
 
 def test_an_evaluation_between_two_passes_changes_neither():
