@@ -10,7 +10,9 @@ not in a plan. Evidence: as each run says of itself.
 
 import argparse
 import json
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -82,18 +84,19 @@ def measure(name: str, plan: Plan, folder: Path, chosen: argparse.Namespace) -> 
     began = time.monotonic()
     row: dict[str, Any] = {"run": name, "processes": processes, "planned_peak_bytes": plan.estimate.process_peak_bytes}
     row["planned_evidence"] = plan.estimate.evidence
+    started = subprocess.Popen(
+        [*command(processes, shared), "train", *map(str, options)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [*command(processes, shared), "train", *map(str, options)],
-            capture_output=True, text=True, timeout=SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        told = error.stderr or b""
-        return {**row, "error": f"not done after {SECONDS} s: {told[-1500:]!r}"}
+        _, told = started.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)  # the launcher's processes too: the next run needs their cards
+        return {**row, "error": f"{started.communicate()[1][-3000:]}\nnot done after {SECONDS} s"}
     row["wall_seconds"] = time.monotonic() - began
-    row["notes"] = [line for line in done.stderr.splitlines() if line.startswith(("2 processes", "pre-flight", "warning"))]
-    if done.returncode:
-        return {**row, "error": done.stderr.strip()[-3000:]}
+    row["notes"] = [line for line in told.splitlines() if line.startswith(("2 processes", "pre-flight", "warning"))]
+    if started.returncode:
+        return {**row, "error": told.strip()[-3000:]}
     summary = json.loads((run / "summary.json").read_text())
     kept = ("process_peak_bytes", "processes_peak_bytes", "predicted_peak_bytes", "preflight_peak_bytes",
             "allocated_peak_bytes", "reserved_peak_bytes", "cap_bytes", "over_budget", "ooms", "alloc_retries", "step_seconds",
