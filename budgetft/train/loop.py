@@ -146,8 +146,7 @@ class Training:
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     peak_bytes: int = -1
     """Of allocated bytes so far."""
-    preflight_peak_bytes: int = 0
-    """Of the process; of several, the highest."""
+    preflight_peak_bytes: int = 0  # of the process; of several, the highest
     own_peak_bytes: int = 0  # of this process, pre-flight included
     islands: tuple[str, ...] = ()
     """Blocks that run in fp32."""
