@@ -151,7 +151,7 @@ def estimate(
         workload=_workload(work, architecture, fixed),
         evidence="predicted",
     )
-    return fastest(Estimator(job), knobs)
+    return fastest(Estimator(job, at_once=True), knobs)
 
 
 def train(

@@ -59,6 +59,6 @@ def estimate(
         workload=Workload.uniform(shape),
         evidence="predicted",
     )
-    estimator = Estimator(job)
+    estimator = Estimator(job, at_once=True)
     best = fastest(estimator, given)
     print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)

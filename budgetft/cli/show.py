@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", json_output: bool) -> None:
     """One estimate on stdout."""
+    from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
+
     job = estimator.job
     if json_output:
         print(estimate.model_dump_json(indent=2))
@@ -27,6 +29,8 @@ def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", 
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
     print(f"  speed         {rate(estimate)}")
     print(f"  calibration   {estimator.calibration.name}")
+    if traced_on := estimator.foreign.get(estimator.combination(knobs)):
+        print(f"  traced on     {traced_on}, not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew")
     print_terms(estimate)
 
 

@@ -9,9 +9,9 @@ from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
-from budgetft.predict.calibrate import Calibration, load_calibration
+from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
-from budgetft.predict.store import find_law, keep_law, law_key
+from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
@@ -20,12 +20,23 @@ MATH_SHARE = 0.15
 
 
 class Estimator:
-    """Estimates of one job. Laws are fitted on first use and kept."""
+    """Estimates of one job. Laws are fitted on first use and kept.
+
+    ``at_once``: rather than trace, take a law of other versions of torch, transformers or peft, with a wider interval.
+    """
 
     def __init__(
-        self, job: Job, *, calibration: Calibration | None = None, on_trace: Callable[[str], None] = lambda text: None
+        self,
+        job: Job,
+        *,
+        calibration: Calibration | None = None,
+        on_trace: Callable[[str], None] = lambda text: None,
+        at_once: bool = False,
     ) -> None:
         self.job = job
+        self.at_once = at_once
+        self.foreign: dict[Knobs, str] = {}
+        """Combinations whose law is of other software, and of which."""
         self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
@@ -49,6 +60,8 @@ class Estimator:
         shape = job.workload.worst[0]
         key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
         law = find_law(key)
+        if law is None and self.at_once and (found := find_foreign_law(key)):
+            law, self.foreign[combination] = found
         if law is None:
             from budgetft.predict.fit import fit_law, with_optimizer
 
@@ -69,6 +82,8 @@ class Estimator:
     def uncertainty_of(self, knobs: Knobs) -> float:
         """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
         share = self.calibration.uncertainty_share
+        if self.combination(knobs) in self.foreign:
+            share += FOREIGN_STACK_SHARE
         return max(share, MATH_SHARE) if knobs.attention == "math" and self.job.device == "cuda" else share
 
     def estimate(self, knobs: Knobs) -> Estimate:

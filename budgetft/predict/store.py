@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
-    """SHA-256 of all that a law depends on: what is traced, the kernels of the card, and the software that is traced."""
+    """SHA-256 of all that a law depends on but the software: what is traced, and the kernels of the card."""
     newer = knobs.model_dump(include={"optimizer", "offload"})  # absent at their defaults, as in the laws from before them
     facts = {
         "law": LAW_VERSION,
@@ -35,27 +36,48 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
         "shape": shape.model_dump(exclude={"frames"}),  # slices of a video cost what images do
         "kernels": [gpu.flash_attention, gpu.efficient_attention],
         "layouts": layouts,
-        "software": {name: version(name).split("+")[0] for name in ("torch", "transformers", "peft")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def software() -> str:
+    """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
+    return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
+
+
 def find_law(key: str) -> Law | None:
-    """The law stored under ``key``; a damaged file counts as none."""
-    for folder in (profiles_folder() / "laws", cache_folder() / "laws"):
-        path = folder / f"{key}.json"
-        if path.is_file():
-            try:
-                return Law.read(read_json(path), source=str(path))
-            except UsageError:
-                continue
+    """The law stored under ``key`` for this software; a damaged file counts as none."""
+    return next(filter(None, (_read(folder / f"{key}_{software()}.json") for folder in _folders())), None)
+
+
+def find_foreign_law(key: str) -> tuple[Law, str] | None:
+    """A law stored under ``key`` for other software, the newest, and that software in words."""
+    paths = [path for folder in _folders() for path in folder.glob(f"{key}_*.json")]
+    for path in sorted(paths, key=_release, reverse=True):
+        if (law := _read(path)) is not None:
+            return law, path.stem.removeprefix(f"{key}_").replace("-", " ").replace("_", ", ")
     return None
 
 
-def keep_law(key: str, law: Law, folder: Path | None = None) -> None:
-    """Store ``law`` for next time; a cache that cannot be written is no reason to fail."""
+def _folders() -> tuple[Path, Path]:
+    return profiles_folder() / "laws", cache_folder() / "laws"
+
+
+def _release(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path.stem.partition("_")[2])]
+
+
+def _read(path: Path) -> Law | None:
     try:
-        write_text_atomically((folder or cache_folder() / "laws") / f"{key}.json", law.model_dump_json() + "\n")
+        return Law.read(read_json(path), source=str(path)) if path.is_file() else None
+    except UsageError:
+        return None
+
+
+def keep_law(key: str, law: Law, folder: Path | None = None) -> None:
+    """Store ``law``, traced here, for next time; a cache that cannot be written is no reason to fail."""
+    try:
+        write_text_atomically((folder or cache_folder() / "laws") / f"{key}_{software()}.json", law.model_dump_json() + "\n")
     except UsageError:
         if folder is not None:
             raise

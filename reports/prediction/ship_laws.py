@@ -21,7 +21,7 @@ from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import Model, load_model, model_names
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.store import find_law, keep_law, law_key
+from budgetft.predict.store import keep_law, law_key, software
 from budgetft.profiles import profiles_folder
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
@@ -34,8 +34,11 @@ def ship(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None
     for knobs in (settings(job)[0], settings(job, "cached")[0], stock_settings(job)[0]):
         combination = estimator.combination(knobs)
         key = law_key(model, contract, combination, workload.worst[0], gpu, estimator.layouts(combination))
-        if find_law(key) is None or not (profiles_folder() / "laws" / f"{key}.json").is_file():
-            keep_law(key, estimator.law(knobs), profiles_folder() / "laws")
+        folder = profiles_folder() / "laws"
+        if not (folder / f"{key}_{software()}.json").is_file():
+            for older in folder.glob(f"{key}_*.json"):
+                older.unlink()
+            keep_law(key, estimator.law(knobs), folder)
             print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
 
 

@@ -12,12 +12,13 @@ from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
+from budgetft.predict.store import find_foreign_law, keep_law
 from budgetft.search.space import settings
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 
 WORST = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
-KNOBS = Knobs(micro_batch=8, grad_accum=4, checkpointed_layers=36)
+KNOBS = Knobs(micro_batch=8, grad_accum=4, checkpointed_layers=36, pointwise="fused")
 
 
 def estimator(workload: Workload) -> Estimator:
@@ -54,6 +55,48 @@ def test_short_examples_take_less_time_and_not_less_memory_than_the_worst(ragged
     one = KNOBS.replace(micro_batch=1, grad_accum=32)
     assert some_short.estimate(one).step_seconds < 0.9 * everything_long.estimate(one).step_seconds
     assert some_short.estimate(one).process_peak_bytes == everything_long.estimate(one).process_peak_bytes
+
+
+@pytest.fixture
+def newer_transformers(monkeypatch):
+    """As after an upgrade: no law was traced on what is installed."""
+    monkeypatch.setattr("budgetft.predict.store.version", lambda name: "99.1.0" if name == "transformers" else version(name))
+
+
+def test_an_estimate_at_once_takes_a_law_of_other_software_and_says_so(newer_transformers, monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
+    monkeypatch.setattr("budgetft.predict.fit.fit_law", lambda *given, **named: pytest.fail("it traced"))
+    job = estimator(Workload.uniform(WORST)).job
+    quick = Estimator(job, at_once=True)
+    found = quick.estimate(KNOBS)
+    monkeypatch.undo()
+    own = Estimator(job)
+    assert found.process_peak_bytes == own.estimate(KNOBS).process_peak_bytes
+    assert quick.uncertainty_of(KNOBS) == pytest.approx(own.uncertainty_of(KNOBS) + 0.01)
+    (said,) = quick.foreign.values()
+    assert f"transformers {version('transformers')}" in said
+    assert not own.foreign
+
+
+def test_planning_traces_what_is_installed(newer_transformers, monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
+    monkeypatch.setattr("budgetft.predict.fit.fit_law", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("traced")))
+    with pytest.raises(RuntimeError, match="traced"):
+        estimator(Workload.uniform(WORST)).estimate(KNOBS)
+
+
+def test_the_newest_of_several_foreign_laws_is_taken_and_a_damaged_one_left(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
+    made = estimator(Workload.uniform(WORST))
+    law = made.law(KNOBS)
+    for number in ("5.9.0", "5.10.0"):
+        monkeypatch.setattr("budgetft.predict.store.version", lambda name, number=number: number)
+        keep_law("k", law)
+    assert find_foreign_law("k") == (law, "torch 5.10.0, transformers 5.10.0, peft 5.10.0")
+    newest = next((tmp_path / "laws").glob("k_*5.10.0.json"))
+    newest.write_text("{")
+    assert find_foreign_law("k") == (law, "torch 5.9.0, transformers 5.9.0, peft 5.9.0")
+    assert find_foreign_law("another") is None
 
 
 def job(device="cuda", card="h100-80g"):
