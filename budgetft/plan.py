@@ -15,6 +15,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate, Evidence, Outcome
+from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 from budgetft.workload import Workload, frames_label
 
@@ -92,6 +93,23 @@ class Features(Value):
     """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
 
 
+class StagePeak(Value):
+    """Highest bytes of one stage of a run, if nothing else holds memory."""
+
+    stage: Literal["train", "evaluation", "merge"]
+    process_peak_bytes: int
+    """Everything that the process holds on the card."""
+    host_peak_bytes: int | None = None
+    """Of tensors in the host's memory, where they decide."""
+    evidence: Evidence
+
+    def describe(self) -> str:
+        """In words: the peak on the card, or on the host where the stage takes no card."""
+        peak = "no card" if self.process_peak_bytes == 0 else format_gib(self.process_peak_bytes)
+        on_host = "" if self.host_peak_bytes is None else f", {format_gib(self.host_peak_bytes)} of host memory"
+        return f"{self.stage} {peak}{on_host} ({self.evidence})"
+
+
 class Padding(Value):
     """Share of padding among the tokens that are computed, at the plan's micro-batch, by batching."""
 
@@ -113,6 +131,8 @@ class Plan(Value):
     evidence: Proof
     baseline: Candidate | None
     """The stock recipe at its best micro-batch; None when it fits at none."""
+    stages: tuple[StagePeak, ...] = ()
+    """Training, evaluation and merge; empty in plans of before they were planned."""
     price_list: tuple[PriceRow, ...] = ()
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
@@ -120,6 +140,10 @@ class Plan(Value):
     data: str | None = None
     features: Features | None = None
     environment: dict[str, str]
+
+    def stage(self, name: str) -> StagePeak | None:
+        """The stage called ``name``; None in a plan of before it was planned."""
+        return next((each for each in self.stages if each.stage == name), None)
 
     def is_own(self, row: PriceRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""

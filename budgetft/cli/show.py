@@ -58,6 +58,8 @@ def print_plan(plan: Plan, path: str) -> None:
         print(f"  probes        {', '.join(f'{count} by {worker}' for worker, count in made)}")
     print(f"  run           {describe(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step")
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
+    if plan.stages:
+        print(f"  stages        {'; '.join(each.describe() for each in plan.stages)}")
     print(f"  speed         {rate(estimate)}")
     print(f"  stock recipe  {_compared(plan.baseline, estimate)}")
     if plan.features is not None:

@@ -81,7 +81,7 @@ def train(
     if json_output:
         print(summary.model_dump_json(indent=2))
     else:
-        _print_summary(summary, out)
+        _print_summary(summary, planned, out)
 
 
 def _remember(plan: "Plan", outcome: "Outcome", ledger: Path | None, on_note: Note) -> None:
@@ -157,7 +157,7 @@ def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") ->
     )
 
 
-def _print_summary(summary: "Summary", out: Path) -> None:
+def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
     over = "OVER the budget" if summary.over_budget else "of the budget"
     rows = {
         "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)",
@@ -174,7 +174,9 @@ def _print_summary(summary: "Summary", out: Path) -> None:
         rows["each process"] = f"{peaks} ({format_gib(summary.predicted_peak_bytes)} predicted)"
     if summary.heldout_peak_bytes is not None:
         peak = format_gib(summary.heldout_peak_bytes)
-        rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak} (train {format_gib(summary.preflight_peak_bytes)})"
+        stage, train = plan.stage("evaluation"), format_gib(summary.preflight_peak_bytes)
+        planned = "" if stage is None else f", planned {format_gib(stage.process_peak_bytes)}"
+        rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak}{planned} (train {train})"
     if summary.neighbours:
         rows["neighbours"] = ", ".join(
             f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.neighbours

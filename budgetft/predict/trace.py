@@ -144,10 +144,11 @@ def trace_step(
     *,
     gpu: Gpu | None,
     layers: int | None = None,
+    evaluating: bool = False,
 ) -> Trace:
     """Trace one micro-batch of ``shapes``, with the attention kernels of ``gpu``, or the CPU's for None.
 
-    ``layers`` shortens the language model.
+    ``layers`` shortens the language model; ``evaluating`` traces :meth:`Step.evaluate`, between two steps.
 
     Raises ``BudgetftError`` naming the operation when the model cannot be traced.
     """
@@ -168,7 +169,7 @@ def trace_step(
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             _to_fake(peft_model)
-            return _run(peft_model, contract, knobs, inputs.map(mode.from_tensor), gpu)
+            return _run(peft_model, contract, knobs, inputs.map(mode.from_tensor), gpu, evaluating)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -183,10 +184,10 @@ def trace_step(
             os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = previous
 
 
-def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None) -> Trace:
+def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None, evaluating: bool) -> Trace:
     recorder = _Recorder(on_card=gpu is not None)
     step = Step(peft_model, contract, knobs.replace(optimizer="adamw"), device=torch.device("cpu"))  # it is not stepped
-    accumulating = knobs.grad_accum > 1
+    accumulating = knobs.grad_accum > 1 and not evaluating
     parameters = trainable(peft_model)
     states = states_like(parameters, knobs.optimizer)  # alive throughout
     if accumulating:
@@ -201,7 +202,10 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
         with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), _static_deepstack(step, inputs), meter:
-            step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
+            if evaluating:
+                step.evaluate(inputs)
+            else:
+                step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
         gc.enable()
     return Trace(static_bytes=static, segments=tuple(recorder.segments), static_events=already)
@@ -240,7 +244,8 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
     def after(number: int) -> Any:
         def mark(module: nn.Module, args: Any, output: Any) -> None:
             if step.phase == "forward":
-                output.register_hook(lambda grad: recorder.enter(("backward", number)))
+                if output.requires_grad:
+                    output.register_hook(lambda grad: recorder.enter(("backward", number)))
                 recorder.enter(("forward", -1))
 
         return mark

@@ -283,6 +283,7 @@ def _setup(story: Story) -> str:
         ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
          f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
+        ("stages", "; ".join(each.describe() for each in plan.stages) or "evaluation and merge were not planned"),
         ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),
         ("data", (Path(plan.data).name if plan.data else "a shape that was typed in") + counted),

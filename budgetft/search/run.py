@@ -183,6 +183,9 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
 def _plan(
     request: PlanRequest, job: Job, choice: Choice, place: Place | None, calibration: Calibration, started: float
 ) -> Plan:
+    from budgetft.predict.stages import stage_peaks  # loads torch
+
+    winner = choice.winner
     unprobed = (
         f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
     )
@@ -190,8 +193,8 @@ def _plan(
         gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu),
         model=refer(job.model),
         contract=job.contract,
-        knobs=choice.winner.knobs,
-        estimate=choice.winner.estimate,
+        knobs=winner.knobs,
+        estimate=winner.estimate,
         evidence=Proof(
             kind="predicted" if place is None else place.evidence,
             outcomes=choice.outcomes,
@@ -202,10 +205,11 @@ def _plan(
             workers=choice.workers,
         ),
         baseline=choice.baseline,
+        stages=stage_peaks(job, winner.knobs, winner.estimate),
         price_list=tuple(_prices(request, job, choice)),
         runners_up=choice.runners_up,
         workload=job.workload,
-        padding=padding_of(job, choice.winner.knobs.micro_batch),
+        padding=padding_of(job, winner.knobs.micro_batch),
         data=request.data,
         environment=environment(place),
     )

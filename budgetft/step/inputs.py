@@ -58,8 +58,8 @@ class Inputs:
         return found
 
     def to(self, device: torch.device) -> "Inputs":
-        """A copy on ``device``."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """A copy on ``device``, on the CPU too: it must die with its step there as on a card."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True, copy=True))
 
 
 def _map(value: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:

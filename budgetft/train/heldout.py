@@ -94,9 +94,7 @@ class HeldOut:
 
     def _sum(self, micro: Micro) -> torch.Tensor:
         with self.memory.working():
-            inputs = micro.inputs.to(self.step.device)
-            self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))
-            return self.step.evaluate(inputs)
+            return self.step.evaluate(micro.inputs.to(self.step.device))
 
 
 def held_out_job(examples: Examples, job: Job, on_note: Callable[[str], None]) -> Job:

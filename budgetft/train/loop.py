@@ -243,7 +243,6 @@ class Training:
     def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
         """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
         inputs = micro.inputs.to(self.step.device)
-        self.memory.count(tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor))
         return self.step.micro(inputs, total_supervised=total_supervised)
 
     def _steps(self, first: int, log: Log | Unwritten) -> None:
