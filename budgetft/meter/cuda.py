@@ -54,6 +54,7 @@ class CudaMeter:
         torch.zeros(1, device=self.device)
         self._retries_before = 0
         self.own_pids = self._find_own_pids()
+        self._outside_bytes = self.non_torch_bytes()
 
     def _find_own_pids(self) -> set[int]:
         """This process as NVML numbers it: inside a container that can be another number than its own."""
@@ -75,24 +76,34 @@ class CudaMeter:
         return str(pynvml.nvmlSystemGetDriverVersion())
 
     def process_bytes(self) -> int:
-        """Bytes this process holds on the card; by NVML's process list, else by what the card's use grew by."""
-        try:
+        """Bytes this process holds on the card: by NVML's process list, else the allocator's and what lay outside it when the
+        cap was set, so that others who come and go do not count."""
+        listed = self._listed_bytes()
+        return torch.cuda.memory_reserved() + self._outside_bytes if listed is None else listed
+
+    def _listed_bytes(self) -> int | None:
+        """By NVML's process list; None where the driver keeps none, as under WSL."""
+        with suppress(pynvml.NVMLError):
             for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
                 if {process.pid} == self.own_pids and process.usedGpuMemory:
                     return int(process.usedGpuMemory)
-        except pynvml.NVMLError:
-            pass
-        used = int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
-        return used - (self._used_before or 0)
+        return None
 
     def non_torch_bytes(self) -> int:
-        """Context, loaded kernels and library workspaces: what the process holds outside torch's allocator."""
+        """Context, loaded kernels and library workspaces: what the process holds outside torch's allocator, measured now.
+
+        Where NVML lists no processes, what the card's use has grown by since the meter was made.
+        """
         torch.cuda.synchronize()
-        return max(0, self.process_bytes() - torch.cuda.memory_reserved())
+        held = self._listed_bytes()
+        if held is None:
+            held = int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used) - (self._used_before or 0)
+        return max(0, held - torch.cuda.memory_reserved())
 
     def set_cap(self, budget_bytes: int) -> int:
         """Let the allocator have the budget less what the process holds outside it; returns that cap in bytes."""
-        cap_bytes = max(budget_bytes - self.non_torch_bytes() - SLACK_BYTES, 2 * 2**20)
+        self._outside_bytes = self.non_torch_bytes()
+        cap_bytes = max(budget_bytes - self._outside_bytes - SLACK_BYTES, 2 * 2**20)
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / self.total_bytes), self.device)
         return cap_bytes
 

@@ -1,0 +1,79 @@
+"""Where the driver keeps no list of processes (WSL, some containers), others who come and go are not taken for one's own."""
+
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from budgetft.meter.cuda import SLACK_BYTES, CudaMeter
+from budgetft.units import GIB, MIB
+
+CONTEXT = 500 * MIB
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A 16 GiB card of which a desktop holds 1 GiB; ``reserved`` is what torch's allocator has, ``others`` all others."""
+    state = SimpleNamespace(reserved=0, others=GIB, context=0, fraction=None, listed=None)
+
+    def make_context(*args, **kwargs):
+        state.context, state.reserved = CONTEXT, 2 * MIB
+
+    def processes(handle):
+        return [] if state.listed is None else [SimpleNamespace(pid=state.listed, usedGpuMemory=state.context + state.reserved)]
+
+    uuid = "GPU-1"
+    found = SimpleNamespace(uuid=uuid, handle="handle", name="a card")
+    monkeypatch.setattr("budgetft.meter.cuda.list_cards", lambda: [found])
+    monkeypatch.setattr("budgetft.meter.cuda.with_slices", lambda cards: cards)
+    monkeypatch.setattr("budgetft.meter.cuda.card_with", lambda cards, wanted: found)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=state.others + state.context + state.reserved)
+    )
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", processes)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetGraphicsRunningProcesses", lambda handle: [])
+    monkeypatch.setattr(pynvml, "nvmlSystemGetProcessName", lambda pid: "python")
+    properties = SimpleNamespace(uuid=uuid, total_memory=16 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: state.reserved)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: setattr(state, "fraction", fraction)
+    )
+    monkeypatch.setattr(torch, "zeros", make_context)
+    return state
+
+
+def test_what_is_there_before_is_not_ones_own(card):
+    meter = CudaMeter()
+    assert meter.process_bytes() == CONTEXT + 2 * MIB
+    assert meter.non_torch_bytes() == CONTEXT
+
+
+def test_a_neighbour_that_comes_does_not_count_and_one_that_goes_hides_nothing(card):
+    meter = CudaMeter()
+    cap = meter.set_cap(10 * GIB)
+    assert cap == 10 * GIB - CONTEXT - SLACK_BYTES
+    card.reserved = 6 * GIB
+    for others in (4 * GIB, 0):
+        card.others = others
+        assert meter.process_bytes() == CONTEXT + 6 * GIB
+
+
+def test_kernels_that_were_loaded_count_from_the_next_cap_on(card):
+    meter = CudaMeter()
+    card.context += 100 * MIB
+    meter.set_cap(10 * GIB)
+    assert meter.process_bytes() == CONTEXT + 100 * MIB + 2 * MIB
+
+
+def test_the_driver_s_list_goes_before_all_else(card, monkeypatch):
+    card.listed = 77
+    monkeypatch.setattr("os.getpid", lambda: 77)
+    meter = CudaMeter()
+    card.others, card.context, card.reserved = 9 * GIB, CONTEXT + 30 * MIB, GIB
+    assert meter.process_bytes() == CONTEXT + 30 * MIB + GIB
+    assert meter.other_processes() == []
