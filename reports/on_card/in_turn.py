@@ -1,0 +1,110 @@
+"""Run the commands of a file on the cards of this host: a queue a card, each command once, what it printed kept.
+
+    PYTHONPATH=.:tests/train python reports/on_card/in_turn.py reports/on_card/commands.txt --out FOLDER [--cards 0,1]
+
+A line is a name, on how many cards (1, or ``all``: then nothing else runs), how many such lines may share a card, and the
+command; ``{out}`` in it is FOLDER. Lines start in their order as soon as a card has room. FOLDER/NAME.txt has what a command
+printed, FOLDER/queue.jsonl its exit code and seconds. Started again with the same FOLDER it goes on: what ended with 0 is not
+run again. An interrupt ends what runs, which then counts as not run.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One command. ``most``: lines on a card while it is there; ``everywhere``: it takes all cards, alone."""
+
+    name: str
+    everywhere: bool
+    most: int
+    words: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class Running:
+    line: Line
+    cards: tuple[str, ...]
+    process: subprocess.Popen
+    began: float = field(default_factory=time.monotonic)
+
+
+def read_lines(path: Path, out: Path) -> list[Line]:
+    """Raises ``SystemExit`` for a line that is not one."""
+    found = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        words = shlex.split(text.replace("{out}", str(out)), comments=True)
+        if not words:
+            continue
+        if len(words) < 4 or words[1] not in ("1", "all") or not words[2].isdigit():
+            raise SystemExit(f"{path}:{number}: write NAME 1|all MOST COMMAND...")
+        found.append(Line(name=words[0], everywhere=words[1] == "all", most=int(words[2]), words=tuple(words[3:])))
+    return found
+
+
+def place(line: Line, cards: list[str], running: list[Running]) -> tuple[str, ...] | None:
+    """The cards that ``line`` may start on now; None while there is no room."""
+    if line.everywhere or any(each.line.everywhere for each in running):
+        return tuple(cards) if not running else None
+    beside = {card: [each.line for each in running if card in each.cards] for card in cards}
+    card = min(cards, key=lambda name: len(beside[name]))
+    most = min((other.most for other in (*beside[card], line)), default=line.most)
+    return (card,) if len(beside[card]) < most else None
+
+
+def start(line: Line, cards: tuple[str, ...], out: Path) -> Running:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(cards), "PYTHONUNBUFFERED": "1"}
+    with (out / f"{line.name}.txt").open("wb") as printed, (out / f"{line.name}.err").open("wb") as told:
+        command = [sys.executable if word == "python" else word for word in line.words]
+        process = subprocess.Popen(command, stdout=printed, stderr=told, env=environment, start_new_session=True)
+    print(f"{line.name}: started on {','.join(cards)}", flush=True)
+    return Running(line=line, cards=cards, process=process)
+
+
+def ended(each: Running, log: Path) -> bool:
+    code = each.process.poll()
+    if code is None:
+        return False
+    seconds = round(time.monotonic() - each.began, 1)
+    with log.open("a") as file:
+        print(json.dumps({"name": each.line.name, "code": code, "seconds": seconds, "cards": each.cards}), file=file)
+    print(f"{each.line.name}: exit code {code} after {seconds} s", flush=True)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cards", type=lambda text: text.split(","), default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    log = chosen.out / "queue.jsonl"
+    rows = [json.loads(text) for text in log.read_text().splitlines()] if log.exists() else []
+    done = {row["name"] for row in rows if row["code"] == 0}
+    waiting = [line for line in read_lines(chosen.commands, chosen.out) if line.name not in done]
+    running: list[Running] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            running = [each for each in running if not ended(each, log)]
+            if waiting and (cards := place(waiting[0], chosen.cards, running)) is not None:
+                running.append(start(waiting.pop(0), cards, chosen.out))
+            time.sleep(0.5)
+    finally:
+        for each in running:
+            if each.process.poll() is None:
+                os.killpg(each.process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
