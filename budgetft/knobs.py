@@ -18,6 +18,11 @@ Batching = Literal["padded", "bucketed"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Offload = Literal["none", "activations"]
 
+LOSS_CHUNK = 256
+"""Tokens: the logits of 256 of 151,936 words are 156 MB in fp32 and 78 MB in fp16."""
+VISION_GROUP = 8192
+"""Patches: enough to fill a card, small beside the backward that follows."""
+
 
 class Knobs(Value):
     """One setting of everything that may be searched."""
@@ -51,6 +56,11 @@ class Knobs(Value):
     """``adamw8bit``: its two moments in eight bits, 2 bytes a trainable parameter instead of 8; needs the contract's leave."""
     offload: Offload = "none"
     """``activations``: the inputs of checkpointed layers wait on the host for backward."""
+    loss_chunk: int = Field(default=LOSS_CHUNK, ge=1, exclude_if=lambda size: size == LOSS_CHUNK)
+    """Answer tokens whose logits exist at a time, with loss ``chunked`` and in evaluation. Not written at its default, nor is
+    the next: plans and ledgers stay as they were."""
+    vision_group: int = Field(default=VISION_GROUP, ge=1, exclude_if=lambda size: size == VISION_GROUP)
+    """Patches that a ``frozen`` tower takes at a time: equal images together up to it, a larger one by itself."""
 
 
 def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_precision: Precision) -> Knobs:

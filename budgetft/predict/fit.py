@@ -15,9 +15,7 @@ from budgetft.predict.compose import EventTemplate, compose, event_template
 from budgetft.predict.law import KIND, LARGEST_MICRO_BATCH, Affine, Law, LawSegment, Layout, Overhead, Template, layout_of
 from budgetft.predict.trace import Segment, Trace, trace_step
 from budgetft.step.build import build_model, trainable
-from budgetft.step.loss import CHUNK_TOKENS
 from budgetft.step.optimizer import states_like
-from budgetft.step.vision import PATCHES_PER_GROUP
 from budgetft.workload import Shape
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
@@ -38,7 +36,7 @@ def fit_law(
     on_trace: Callable[[str], None] = lambda text: None,
 ) -> Law:
     """The law of ``knobs`` but for micro-batch and checkpointed layers, when every example has ``shape``."""
-    first = max(1, math.ceil(CHUNK_TOKENS / shape.supervised_tokens)) if knobs.loss == "chunked" else 1
+    first = max(1, math.ceil(knobs.loss_chunk / shape.supervised_tokens)) if knobs.loss == "chunked" else 1
     sizes = (first, 2 * first)
     traces: dict[str, tuple[Trace, Trace]] = {}
     for layout in layouts:
@@ -53,7 +51,7 @@ def fit_law(
         static=static,
         inputs=Affine.through((sizes[0], any_small.static_bytes["inputs"]), (sizes[1], any_large.static_bytes["inputs"])),
         templates={name: _template(pair, sizes) for name, pair in traces.items()},
-        vision_group=max(1, PATCHES_PER_GROUP // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
+        vision_group=max(1, knobs.vision_group // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
         loss_peak_below=_single_chunk(model, contract, knobs, shape, gpu, first),
         overhead={},
     )

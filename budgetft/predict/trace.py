@@ -163,7 +163,8 @@ def trace_step(
         vision=knobs.vision,
     )
     base = peft_model.get_base_model()
-    inputs = with_indices(prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision), base, vision=knobs.vision), base)
+    batch = synthetic_batch(shapes, model, seed=0, vision=knobs.vision)
+    inputs = with_indices(prepare(batch, base, vision=knobs.vision, vision_group=knobs.vision_group), base)
     previous = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it compares a count of placeholders that a fake tensor does not know
     try:

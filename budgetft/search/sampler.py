@@ -40,6 +40,7 @@ TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.02)
 SEARCHED = (
     *("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "pointwise"),
     *("allocator", "batching", "base_precision", "optimizer", "offload"),
+    *("loss_chunk", "vision_group"),
 )
 
 

@@ -1,7 +1,18 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
 from budgetft.data.bucket import padded_tokens, padding_share
-from budgetft.knobs import Allocator, Batching, Knobs, Offload, Optimizer, Precision, Vision, stock_knobs
+from budgetft.knobs import (
+    LOSS_CHUNK,
+    VISION_GROUP,
+    Allocator,
+    Batching,
+    Knobs,
+    Offload,
+    Optimizer,
+    Precision,
+    Vision,
+    stock_knobs,
+)
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW
@@ -9,6 +20,12 @@ from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
 """Checkpointed layers are tried in so many steps between none and all."""
+CHUNK_SHARE = 0.05
+"""Of the budget that the logits of one chunk may take."""
+LOGIT_BYTES = 8
+"""A logit of the chunk in work: its log-probability in fp32, and two 16-bit copies."""
+SMALLEST_PART = 4
+"""Chunks of the loss and groups of the tower are cut to a fourth at most: smaller ones spare next to nothing."""
 WORTH_OFFLOADING = 0.05
 """Share of the budget under which the kept inputs of an example's layers are not sent to the host."""
 WORTH_SORTING = 0.01
@@ -69,6 +86,17 @@ def offloads(job: Job, checkpointed_layers: int) -> list[Offload]:
     return ["none", "activations"] if heavy and checkpointed_layers == job.model.layers else ["none"]
 
 
+def part_sizes(job: Job) -> tuple[int, int]:
+    """(loss_chunk, vision_group) for the budget: halved while the chunk's logits would take more than ``CHUNK_SHARE`` of it.
+
+    Larger ones than the defaults only take memory: no estimate of a card is faster with them (reports/bench).
+    """
+    cut, logit_bytes = 1, LOGIT_BYTES * int(job.model.text["vocab_size"])
+    while cut < SMALLEST_PART and LOSS_CHUNK // cut * logit_bytes > CHUNK_SHARE * job.budget_bytes:
+        cut *= 2
+    return LOSS_CHUNK // cut, VISION_GROUP // cut
+
+
 def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "expandable") -> list[Knobs]:
     """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
 
@@ -83,6 +111,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
     optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
+    loss_chunk, vision_group = part_sizes(job)
     chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
     found = [
         Knobs(
@@ -99,6 +128,8 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
             batching=chosen[micro_batch],
             optimizer=optimizer,
             offload=offload,
+            loss_chunk=loss_chunk,
+            vision_group=vision_group,
         )
         for micro_batch in divisors(contract.effective_batch)
         for checkpointed in checkpoint_choices(job.model.layers)

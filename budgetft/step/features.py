@@ -21,7 +21,7 @@ from budgetft.data.features import FeatureKey, FeatureWriter, Picture, check_fre
 from budgetft.data.tokens import pixel_bounds
 from budgetft.data.visuals import Block, block_patches
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.knobs import Attention, Precision
+from budgetft.knobs import VISION_GROUP, Attention, Precision
 from budgetft.model import Model
 from budgetft.step import pointwise, vision
 from budgetft.step.attention import implementation
@@ -176,7 +176,7 @@ def _groups(pictures: Sequence[Picture], model: Model) -> Iterator[list[Picture]
     for picture in pictures:
         by_size.setdefault((picture.width, picture.height), []).append(picture)
     for (width, height), equal in by_size.items():
-        most = max(1, vision.PATCHES_PER_GROUP // ((width // model.patch_size) * (height // model.patch_size)))
+        most = max(1, VISION_GROUP // ((width // model.patch_size) * (height // model.patch_size)))
         for start in range(0, len(equal), most):
             yield equal[start : start + most]
 

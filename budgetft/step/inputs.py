@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from budgetft.data.collate import Batch
-from budgetft.knobs import Vision
+from budgetft.knobs import VISION_GROUP, Vision
 from budgetft.step.vision import VisionGroup, group_images
 
 IGNORED = -100
@@ -84,7 +84,7 @@ def visual_grids(grid_I3: torch.Tensor, seconds_I: torch.Tensor | None) -> dict[
     return found if is_video_I.all() else {"image_grid_thw": grid_I3[~is_video_I], **found}
 
 
-def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
+def prepare(batch: Batch, base_model: Any, *, vision: Vision, vision_group: int = VISION_GROUP) -> Inputs:
     """Host-side :class:`Inputs` of ``batch`` for a transformers vision-language model.
 
     Where positions are known, a slice of a video is to the model what an image is: the tower attends within a slice, and a
@@ -106,7 +106,9 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
     length = batch.labels.shape[1]
     example_N = kept // (length - 1)
     index_N = example_N * length + kept % (length - 1)
-    images = batch.pixel_values
+    images, groups = batch.pixel_values, {}
+    if vision == "frozen" and len(grid):
+        groups = {"image_groups": group_images(grid, core.visual.config, patches_at_once=vision_group)}
     if vision == "cached":
         if batch.features is None:
             raise ValueError("vision 'cached' needs a batch with features")
@@ -120,6 +122,6 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision) -> Inputs:
         targets_N=flat[kept],
         pixel_values_PC=images if len(grid) else None,
         grid=grid,
-        vision={"image_groups": group_images(grid, core.visual.config)} if vision == "frozen" and len(grid) else {},
+        vision=groups,
         sample_weights_N=None if batch.weights is None else batch.weights[example_N],
     )

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, linear, pad
 
+from budgetft.knobs import LOSS_CHUNK
 from budgetft.step.attention import FUSED_KERNEL
 
-CHUNK_TOKENS = 256
-"""Tokens whose logits exist at a time: 256 x 151,936 are 156 MB in fp32 and 78 MB in fp16."""
 GRADIENT_SCALE = 1024.0
 """Probabilities of a large vocabulary lie near fp16's smallest numbers; a power of two moves them up exactly."""
 
@@ -28,10 +27,15 @@ def supervised_loss(
 
 
 def chunked_loss(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    sample_weights_N: torch.Tensor | None = None,
+    *,
+    chunk: int = LOSS_CHUNK,
 ) -> torch.Tensor:
-    """The same sum; logits of at most ``CHUNK_TOKENS`` tokens exist at once, and backward needs none of them."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N)
+    """The same sum; logits of at most ``chunk`` tokens exist at once, and backward needs none of them."""
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N, chunk)
 
 
 def weighted_full_loss(
@@ -53,14 +57,19 @@ def _summed(logits_NV: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: 
 
 
 def summed_loss(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    sample_weights_N: torch.Tensor | None = None,
+    *,
+    chunk: int = LOSS_CHUNK,
 ) -> torch.Tensor:
     """The same sum without gradients, a chunk of logits at a time: for evaluation."""
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-    for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
-        chunk = slice(start, start + CHUNK_TOKENS)
-        weights_C = None if sample_weights_N is None else sample_weights_N[chunk]
-        total += supervised_loss(hidden_ND[chunk], weight_VD, targets_N[chunk], weights_C)
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
+        weights_C = None if sample_weights_N is None else sample_weights_N[part]
+        total += supervised_loss(hidden_ND[part], weight_VD, targets_N[part], weights_C)
     return total
 
 
@@ -79,12 +88,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: torch.Tensor,
         targets_N: torch.Tensor,
         sample_weights_N: torch.Tensor | None,
+        chunk_tokens: int,
     ) -> torch.Tensor:
         hidden_ND = hidden_ND.to(weight_VD.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradient_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
-        for start in range(0, hidden_ND.shape[0], CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, hidden_ND.shape[0], chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
             target_C1 = targets_N[chunk, None]
             with torch.autocast(hidden_ND.device.type, enabled=False):
                 logits_CV = linear(hidden_ND[chunk], weight_VD)
@@ -105,6 +115,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None
+        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None, None

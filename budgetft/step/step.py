@@ -112,7 +112,11 @@ class Step:
 
     def prepare(self, batch: Batch) -> Inputs:
         """``batch`` with the host's part done, on the step's device."""
-        return prepare(batch, self.base, vision=self.knobs.vision).to(self.device)
+        return self.prepare_on_host(batch).to(self.device)
+
+    def prepare_on_host(self, batch: Batch) -> Inputs:
+        """``batch`` with the host's part done."""
+        return prepare(batch, self.base, vision=self.knobs.vision, vision_group=self.knobs.vision_group)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of every forward of this step, training or not."""
@@ -143,7 +147,9 @@ class Step:
                     hidden_ND = self._hidden(inputs)
                     self._enter("loss")
                     head_VD = self.base.lm_head.weight
-                    compute = chunked_loss if self.knobs.loss == "chunked" else supervised_loss
+                    compute = supervised_loss
+                    if self.knobs.loss == "chunked":
+                        compute = partial(chunked_loss, chunk=self.knobs.loss_chunk)
                     loss = compute(hidden_ND, head_VD, inputs.targets_N, inputs.sample_weights_N) / total_supervised
                     del hidden_ND
             self._enter("backward")
@@ -162,7 +168,8 @@ class Step:
             with self.one_pass(backward=False), self.autocast():
                 hidden_ND = self._hidden(inputs)
                 self._enter("loss")
-                return summed_loss(hidden_ND, self.base.lm_head.weight, inputs.targets_N, inputs.sample_weights_N)
+                head_VD, targets_N, weights_N = self.base.lm_head.weight, inputs.targets_N, inputs.sample_weights_N
+                return summed_loss(hidden_ND, head_VD, targets_N, weights_N, chunk=self.knobs.loss_chunk)
         finally:
             self.peft_model.train()
 

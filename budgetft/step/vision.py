@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from budgetft.knobs import VISION_GROUP
 from budgetft.outcome import Phase
 from budgetft.step.attention import Segments
-
-PATCHES_PER_GROUP = 8192
-"""Equal images run together up to this many patches: enough to fill a card, small beside the backward that follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +32,15 @@ class VisionGroup:
     segments: Segments
 
 
-def group_images(grid: np.ndarray, visual_config: Any) -> tuple[VisionGroup, ...]:
-    """Split images with patch grids ``grid`` (n, 3) into groups of consecutive equal ones; slices of a video are images."""
+def group_images(grid: np.ndarray, visual_config: Any, *, patches_at_once: int = VISION_GROUP) -> tuple[VisionGroup, ...]:
+    """Split images with patch grids ``grid`` (n, 3) into groups of consecutive equal ones, of so many patches at most unless
+    one image has more; slices of a video are images."""
     grid = np.repeat(grid, grid[:, 0], axis=0)
     grid[:, 0] = 1
     groups, first, patch = [], 0, 0
     while first < len(grid):
         patches = int(grid[first].prod())
-        most = max(1, PATCHES_PER_GROUP // patches)
+        most = max(1, patches_at_once // patches)
         last = first + 1
         while last < len(grid) and last - first < most and (grid[last] == grid[first]).all():
             last += 1

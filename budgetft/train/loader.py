@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.data.collate import collate, encode
 from budgetft.data.visuals import FeaturesOf
-from budgetft.step.inputs import Inputs, prepare
+from budgetft.step.inputs import Inputs
 from budgetft.step.step import Step
 from budgetft.train.job import Job
 from budgetft.train.schedule import step_examples
@@ -47,7 +47,7 @@ def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, fea
         encode(job.examples[index], processor, job.model, job.plan.contract, features_of=features_of) for index in indices
     ]
     batch = collate(encoded, processor.tokenizer.pad_token_id)
-    inputs = prepare(batch, step.base, vision=step.knobs.vision)
+    inputs = step.prepare_on_host(batch)
     if step.device.type == "cuda":
         inputs = inputs.map(lambda tensor: tensor.pin_memory())
     return Micro(indices=tuple(indices), ids=batch.ids, inputs=inputs)

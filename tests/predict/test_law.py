@@ -66,8 +66,13 @@ def test_cached_vision_saves_the_weights_of_the_tower():
 
 @pytest.mark.parametrize(
     ("change", "micro_batch", "checkpointed"),
-    [({"base_precision": "nf4"}, 4, 18), ({"offload": "activations"}, 16, 36), ({"offload": "activations"}, 4, 30)],
-    ids=["nf4", "activations on the host", "activations on the host, some layers plain"],
+    [
+        ({"base_precision": "nf4"}, 4, 18),
+        ({"offload": "activations"}, 16, 36),
+        ({"offload": "activations"}, 4, 30),
+        ({"loss_chunk": 64, "vision_group": 2048}, 5, 36),
+    ],
+    ids=["nf4", "activations on the host", "activations on the host, some layers plain", "small chunks and groups"],
 )
 def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpointed):
     model, knobs = load_model("qwen2.5-vl-3b"), OURS.replace(pointwise="fused", **change)

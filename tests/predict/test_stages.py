@@ -31,6 +31,7 @@ SETTINGS = {
     "cached vision": OURS.replace(vision="cached"),
     "four-bit base weights": OURS.replace(base_precision="nf4"),
     "layer inputs on the host": OURS.replace(offload="activations"),
+    "small chunks and groups": OURS.replace(loss_chunk=7, vision_group=1),
     "one micro-batch a step": OURS.replace(grad_accum=1, micro_batch=4),
 }
 

@@ -33,6 +33,7 @@ SETTINGS = {
     "four-bit base weights with peft's LoRA": OURS.replace(base_precision="nf4", lora="stock"),
     "layer inputs on the host": OURS.replace(offload="activations"),
     "layer inputs on the host, fused": OURS.replace(offload="activations", pointwise="fused"),
+    "small chunks and groups": OURS.replace(loss_chunk=7, vision_group=1),
     "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
 }
 

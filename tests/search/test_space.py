@@ -10,6 +10,7 @@ from budgetft.knobs import is_stock
 from budgetft.model import load_model, model_names
 from budgetft.plan import knob_problems
 from budgetft.search.space import checkpoint_choices, divisors, padding_of, settings, stock_settings
+from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 
 CONTRACTS = [
@@ -42,6 +43,16 @@ def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, 
     assert {knobs.base_precision for knobs in [*grid, *stock]} == {"bf16" if modern else "fp16"}
     assert {knobs.allocator for knobs in grid} == {"expandable"}
     assert {knobs.allocator for knobs in stock} == {"default"}
+
+
+def test_chunks_and_groups_shrink_with_the_budget(make_job):
+    def sizes(gib: float) -> set[tuple[int, int]]:
+        return {(knobs.loss_chunk, knobs.vision_group) for knobs in settings(make_job(budget_bytes=int(gib * GIB)))}
+
+    assert sizes(78) == sizes(14) == sizes(7.5) == {(256, 8192)}
+    assert sizes(4) == {(128, 4096)}
+    assert sizes(2) == sizes(0.5) == {(64, 2048)}
+    assert {knobs.loss_chunk for knobs in stock_settings(make_job(budget_bytes=GIB))} == {256}
 
 
 def test_bucketing_is_tried_where_lengths_differ_and_examples_share_a_micro_batch(make_job):

@@ -26,6 +26,8 @@ CHANGES = {
     "one layer checkpointed": {"checkpointed_layers": 1},
     "layer inputs on the host": {"offload": "activations"},
     "one layer's input on the host": {"offload": "activations", "checkpointed_layers": 1, "lora": "lean"},
+    "loss in chunks of eight tokens": {"loss": "chunked", "loss_chunk": 8},
+    "frozen vision, image by image": {"vision": "frozen", "vision_group": 1},
     "everything ours": {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean", "pointwise": "fused"},
 }
 FP32_NOISE = 1e-6
@@ -152,19 +154,21 @@ def test_in_half_precision_our_path_is_as_near_to_fp32_as_the_stock_path():
     assert error(ours) < 1.2 * error(stock)
 
 
-def test_the_chunked_loss_is_exact_across_chunk_borders(monkeypatch):
+@pytest.mark.parametrize("chunk", [1, 7, 23, 256])
+def test_the_chunked_loss_is_exact_across_chunk_borders(chunk):
     from budgetft.step import loss
 
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(23, 16, generator=generator, requires_grad=True)
     weight, targets = torch.randn(101, 16, generator=generator), torch.randint(0, 101, (23,), generator=generator)
     loss.supervised_loss(hidden, weight, targets).backward()
     expected, hidden.grad = hidden.grad, None
-    value = loss.chunked_loss(hidden, weight, targets)
+    value = loss.chunked_loss(hidden, weight, targets, chunk=chunk)
     (value * 3).backward()
     assert float(value) == pytest.approx(float(loss.supervised_loss(hidden, weight, targets)), rel=1e-6)
     torch.testing.assert_close(hidden.grad, 3 * expected, rtol=1e-5, atol=1e-6)
+    summed = loss.summed_loss(hidden.detach(), weight, targets, chunk=chunk)
+    assert float(summed) == pytest.approx(float(value), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["full", "supervised", "chunked"])
