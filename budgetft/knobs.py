@@ -63,6 +63,11 @@ class Knobs(Value):
     """Patches that a ``frozen`` tower takes at a time: equal images together up to it, a larger one by itself."""
 
 
+def computed_in(precision: Precision) -> Precision:
+    """The type of activations, and so of vision features: four-bit weights compute in fp16."""
+    return "fp16" if precision == "nf4" else precision
+
+
 def stock_knobs(*, micro_batch: int, effective_batch: int, layers: int, base_precision: Precision) -> Knobs:
     """The stock recipe: what a plain Trainer with gradient checkpointing does."""
     return Knobs(

@@ -1,6 +1,8 @@
 """Numbers and where they were obtained: an ``Estimate`` is computed, an ``Outcome`` is measured."""
 
-from typing import Literal
+import platform
+from importlib.metadata import version
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -42,6 +44,17 @@ class Stack(Value):
     transformers: str
     peft: str
     python: str
+
+    @classmethod
+    def here(cls, card: str, driver: str | None) -> Self:
+        """The software of this process, as its packages say, without loading any: torch's own version has its build added."""
+        packages = {name: version(name) for name in ("torch", "transformers", "peft")}
+        return cls(card=card, driver=driver, python=platform.python_version(), **packages)
+
+
+def processor() -> str:
+    """What a probe or a run on the CPU's byte meter has for a card."""
+    return platform.processor() or platform.machine() or "cpu"
 
 
 class Outcome(Value):

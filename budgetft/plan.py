@@ -131,7 +131,7 @@ class Plan(Value):
     evidence: Proof
     baseline: Candidate | None
     """The stock recipe at its best micro-batch; None when it fits at none."""
-    stages: tuple[StagePeak, ...] = ()
+    stages: tuple[StagePeak, ...] = Field(default=(), exclude_if=lambda stages: not stages)
     """Training, evaluation and merge; empty in plans of before they were planned."""
     price_list: tuple[PriceRow, ...] = ()
     runners_up: tuple[Candidate, ...] = ()

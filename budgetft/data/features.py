@@ -10,6 +10,7 @@ Shapes: v visual tokens of an image, f numbers of a token (:attr:`budgetft.model
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import torch
 
 KEY_FILE = "cache.json"
+ISLANDS_FILE = "islands.json"
+"""Names of the tower's blocks that computed in fp32 because they overflow fp16; no file: none."""
 SHARD_BYTES = 256 * 2**20
 """Features are written when they come to so much: all that a kill can lose."""
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -183,8 +186,36 @@ class FeatureCache:
         return len(self._files)
 
     def read(self, digest: str) -> "torch.Tensor":
-        """(v, f) features of the image file with this SHA-256, a copy. Raises ``KeyError``."""
-        return self._files[digest].get_tensor(digest)
+        """(v, f) features of the image file with this SHA-256, a copy. Raises ``KeyError``, and ``BudgetftError`` when they
+        are not finite."""
+        features = self._files[digest].get_tensor(digest)
+        if not features.isfinite().all():
+            raise BudgetftError(
+                f"the feature cache {self.folder} holds features of image {digest} that are not finite",
+                hint="delete the folder: they are computed anew, blocks that overflow fp16 in fp32",
+            )
+        return features
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """The tower's blocks that computed in fp32, as the tower names them."""
+        return read_islands(self.folder)
+
+
+def read_islands(folder: Path) -> tuple[str, ...]:
+    """The names in the cache's ``ISLANDS_FILE``. Raises ``UsageError`` when it holds something else."""
+    path = folder / ISLANDS_FILE
+    if not path.is_file():
+        return ()
+    names = read_json(path).get("blocks")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} is damaged: blocks must be a list of names", hint="delete the cache's folder")
+    return tuple(names)
+
+
+def write_islands(folder: Path, names: Iterable[str]) -> None:
+    """Whole or not at all."""
+    write_text_atomically(folder / ISLANDS_FILE, json.dumps({"blocks": sorted(names)}) + "\n")
 
 
 def _open_shard(path: Path, key: FeatureKey) -> dict[str, Any]:

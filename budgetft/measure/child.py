@@ -8,7 +8,6 @@ allocates afterwards proves nothing. Weights are random unless the job names som
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
-from budgetft.outcome import Outcome, Phase, Stack
+from budgetft.outcome import Outcome, Phase, Stack, processor
 from budgetft.workload import Shape
 
 TIMED_SECONDS = 12.0
@@ -194,16 +193,13 @@ def _cuda_meter(job: Job) -> Any:
 
 def current_stack(device: str) -> Stack:
     """The software and hardware of this process, without loading torch. Raises ``UsageError`` for ``cuda`` without a card."""
-    from importlib.metadata import version
-
-    card, driver = platform.processor() or platform.machine(), None
+    card, driver = processor(), None
     if device == "cuda":
         found = first_visible(os.environ)
         if found is None:
             raise UsageError("no CUDA card is visible here", hint="budgetft doctor says why")
         card, driver = found.name, driver_version()
-    names = ("torch", "transformers", "peft")
-    return Stack(card=card, driver=driver, python=platform.python_version(), **{name: version(name) for name in names})
+    return Stack.here(card, driver)
 
 
 def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> int:

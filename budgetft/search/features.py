@@ -7,7 +7,7 @@ from pathlib import Path
 
 from budgetft.data.examples import read_dataset
 from budgetft.data.features import KEY_FILE, FeatureCache, check_free_space, feature_bytes, find_pictures
-from budgetft.knobs import Precision, Vision
+from budgetft.knobs import Precision, Vision, computed_in
 from budgetft.measure.job import Job
 from budgetft.plan import Features, config_fingerprint
 from budgetft.predict.estimator import Estimator
@@ -50,9 +50,12 @@ def weigh(cache: str, job: Job, estimator: Estimator | Transferred, data: str | 
     return Weighed(vision=vision, features=features, text=text)
 
 
-def survey(cache: str, job: Job, data: str | None) -> tuple[Features, int]:
-    """What the cache has and lacks of ``data``, and the visual tokens that it lacks; errors as of :func:`weigh`."""
-    precision = base_precision(job)
+def survey(cache: str, job: Job, data: str | None, *, precision: Precision | None = None) -> tuple[Features, int]:
+    """What the cache has and lacks of ``data``, and the visual tokens that it lacks; errors as of :func:`weigh`.
+
+    ``precision`` of the features: the card's own unless given.
+    """
+    precision = precision or base_precision(job)
     folder = _auto_folder(job, precision) if cache == AUTO else Path(cache).resolve()
     if data is None:
         return Features(folder=str(folder)), 0
@@ -63,6 +66,12 @@ def survey(cache: str, job: Job, data: str | None) -> tuple[Features, int]:
     check_free_space(folder, needed)
     tokens = sum(each.visual_tokens(job.model.pixel_step) for each in missing)
     return Features(folder=str(folder), images=len(pictures), missing=len(missing), disk_bytes=needed), tokens
+
+
+def planned_features(cache: str, job: Job, data: str | None, weighed: Weighed, chosen: Precision) -> Features:
+    """The features for a plan whose weights are ``chosen``: four-bit ones compute in fp16, whatever is the card's own type."""
+    precision = computed_in(chosen)
+    return weighed.features if precision == base_precision(job) else survey(cache, job, data, precision=precision)[0]
 
 
 def describe(features: Features) -> str:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ import numpy as np
 import torch
 
 from budgetft.contract import Contract
-from budgetft.data.features import FeatureKey, FeatureWriter, Picture, check_free_space, create_cache, feature_bytes
+from budgetft.data.features import (
+    FeatureKey,
+    FeatureWriter,
+    Picture,
+    check_free_space,
+    create_cache,
+    feature_bytes,
+    read_islands,
+    write_islands,
+)
 from budgetft.data.tokens import pixel_bounds
 from budgetft.data.visuals import Block, block_patches
 from budgetft.errors import BudgetftError, UsageError
@@ -27,6 +37,7 @@ from budgetft.step import pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, model_config
 from budgetft.step.inputs import moved_groups
+from budgetft.step.islands import LIMIT, is_island, make_island, watching
 from budgetft.step.tower import joined_features, load_tower, tower_fingerprint
 
 _TOWER_FACTS = (
@@ -116,7 +127,10 @@ def cache_features(
     on_start(len(wanted), len(missing), needed)
     check_free_space(folder, needed)
     if missing:
-        tower = Tower(model, contract, precision=precision, weights=weights, device=device)
+        tower = Tower(
+            model, contract, precision=precision, weights=weights, device=device, islands=read_islands(folder),
+            on_island=lambda names: (write_islands(folder, names), on_note(_told(names))),
+        )  # fmt: skip
         processor = load_processor(model if weights is None else model.replace(weights=weights))
         with FeatureWriter(folder) as writer, ThreadPoolExecutor(_WORKERS) as pool:
             for group in _ahead(_groups(missing, model), lambda block: block_patches(block, processor, model, contract), pool):
@@ -130,8 +144,17 @@ class Tower:
     """The tower alone on a device, with the step's kernels."""
 
     def __init__(
-        self, model: Model, contract: Contract, *, precision: Precision, weights: str | None, device: torch.device
+        self,
+        model: Model,
+        contract: Contract,
+        *,
+        precision: Precision,
+        weights: str | None,
+        device: torch.device,
+        islands: Sequence[str] = (),
+        on_island: Callable[[tuple[str, ...]], object] = lambda names: None,
     ) -> None:
+        """``islands``: blocks that are known to overflow; ``on_island`` is told all of them when another is found."""
         self.device = device
         self.dtype = DTYPES[precision]
         config = model_config(model)
@@ -142,18 +165,53 @@ class Tower:
         self.visual.config._attn_implementation = implementation(_attention(device))
         vision.freeze(self.visual, lambda phase: None)
         pointwise.make_fused(self.visual)
+        self._on_island = on_island
+        self._looked_at: set[bytes] = set()
+        for name in islands:
+            make_island(self.visual.get_submodule(name))
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """The blocks that compute in fp32 because they overflow fp16."""
+        return tuple(name for name, module in self.visual.named_modules() if is_island(module))
 
     def features(self, patches_PC: torch.Tensor, grid: np.ndarray) -> list[torch.Tensor]:
-        """(V, F) of each image on the host, from the patches of all and their grids (images, 3)."""
-        groups = moved_groups(vision.group_images(grid, self.visual.config), lambda tensor: tensor.to(self.device))
+        """(V, F) of each image on the host, from the patches of all and their grids (images, 3).
+
+        In fp16 the first images of each size are looked through as in the precision probe of a run, and any whose features
+        are not finite once more. Raises ``BudgetftError`` when they are not finite with the blocks that overflow in fp32.
+        """
+        size = grid[0].tobytes()
+        joined_VF = self._joined(patches_PC, grid, look=self.dtype == torch.float16 and size not in self._looked_at)
+        self._looked_at.add(size)
+        if not joined_VF.isfinite().all():
+            joined_VF = self._joined(patches_PC, grid, look=self.dtype == torch.float16)
+        if not joined_VF.isfinite().all():
+            raise BudgetftError(
+                f"the vision tower makes features that are not finite in {self.dtype}",
+                hint="its weights may be damaged; a plan with another precision may hold them",
+            )
         merge = self.visual.spatial_merge_size**2
+        return list(joined_VF.split((grid.prod(axis=1) // merge).tolist()))
+
+    def _joined(self, patches_PC: torch.Tensor, grid: np.ndarray, *, look: bool) -> torch.Tensor:
+        """(V, F) of all images; ``look``: blocks that overflow become islands on the way."""
+        before = self.islands
+        groups = moved_groups(vision.group_images(grid, self.visual.config), lambda tensor: tensor.to(self.device))
+        watched = watching(self.visual, repair=True) if look else nullcontext()
         try:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            with watched, torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 output = self.visual(patches_PC.to(self.device).type(self.dtype), groups=groups)
             joined_VF = joined_features(output).to(self.dtype).cpu()
         except torch.OutOfMemoryError as error:
             raise _too_large(error) from None
-        return list(joined_VF.split((grid.prod(axis=1) // merge).tolist()))
+        if self.islands != before:
+            self._on_island(self.islands)
+        return joined_VF
+
+
+def _told(names: Sequence[str]) -> str:
+    return f"{len(names)} blocks of the vision tower exceed {LIMIT:g} and compute in fp32: {', '.join(names)}"
 
 
 def _attention(device: torch.device) -> Attention:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from budgetft.step.quantise import Nf4Linear
+
 LIMIT = 30_000.0
 """Of magnitudes inside a block: less than half of what fp16 holds, because training moves them and other examples differ."""
 BLOCKS = ("mlp", "self_attn", "attn", "merger", "deepstack_merger_list")
@@ -48,10 +50,14 @@ def is_island(module: nn.Module) -> bool:
 
 
 def make_island(module: nn.Module) -> None:
-    """Let ``module`` compute in fp32: its frozen weights are kept in fp32, its inputs and outputs converted."""
+    """Let ``module`` compute in fp32: its frozen weights are kept in fp32 (four-bit ones are read in it), its inputs and
+    outputs converted."""
     if is_island(module):
         return
     module.float()
+    for part in module.modules():
+        if isinstance(part, Nf4Linear):
+            part.dtype = torch.float32
     module.__dict__["budgetft_island"] = True
     module.forward = partial(_island_forward, module)
 
@@ -83,7 +89,7 @@ def watching(base: nn.Module, *, repair: bool) -> Iterator[list[Finding]]:
     for name, block in blocks_of(base).items():
         seen = _Seen()
         # A LoRA linear may compute without calling the linear inside it.
-        linears = (one for one in block.modules() if isinstance(one, nn.Linear) or hasattr(one, "base_layer"))
+        linears = (one for one in block.modules() if isinstance(one, nn.Linear | Nf4Linear) or hasattr(one, "base_layer"))
         handles += [linear.register_forward_hook(seen.see) for linear in linears]
         handles.append(block.register_forward_hook(partial(_settle, name, seen, findings, repair), with_kwargs=True))
     listed: list[Finding] = []

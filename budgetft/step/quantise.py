@@ -85,7 +85,7 @@ class Nf4Linear(torch.nn.Module):
         self.bias = original.bias
 
     def read(self) -> torch.Tensor:
-        """The weight (out, in) in its 16-bit type."""
+        """The weight (out, in) in its 16-bit type, or in fp32 inside an fp32 island."""
         return dequantise_nf4(self.packed, self.scale, self.shape, self.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,21 +2,58 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from budgetft.data.features import KEY_FILE, FeatureCache, FeatureKey, check_free_space, feature_bytes, find_pictures
-from budgetft.data.visuals import FeaturesOf
+from budgetft.data.features import (
+    KEY_FILE,
+    FeatureCache,
+    FeatureKey,
+    Picture,
+    check_free_space,
+    feature_bytes,
+    find_pictures,
+)
+from budgetft.data.visuals import Block
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.knobs import computed_in
 from budgetft.step.features import feature_key
 from budgetft.train.job import RANDOM, Job
 from budgetft.units import format_gib
 
+if TYPE_CHECKING:
+    import torch
 
-def planned_features(job: Job, folder: Path | None, *, device: str, on_note: Callable[[str], None]) -> FeaturesOf | None:
+
+WAIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFeatures:
+    """Reads the features of a block of images."""
+
+    cache: FeatureCache
+    digests: dict[Block, str]
+
+    def __call__(self, block: Block) -> "torch.Tensor":
+        return self.cache.read(self.digests[block])
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        """The tower's blocks that computed in fp32, named as in the whole model."""
+        return tuple(f"model.visual.{name}" for name in self.cache.islands)
+
+
+def planned_features(
+    job: Job, folder: Path | None, *, device: str, on_note: Callable[[str], None], fills: bool = True
+) -> PlannedFeatures | None:
     """The features of the job's images, from ``folder`` or the plan's; None for a plan without cached vision.
 
-    What the cache lacks is computed first, in a process of its own: the tower never shares the card with the training.
+    What the cache lacks is computed first, in a process of its own: the tower never shares the card with the training. Of
+    several processes one ``fills`` the cache, the others wait for it; should it fail, the launcher ends them.
     Raises ``UsageError`` for a cache of something else and for images that changed, ``BudgetftError`` when the disk has no
     room or the computing fails.
     """
@@ -30,12 +67,15 @@ def planned_features(job: Job, folder: Path | None, *, device: str, on_note: Cal
             raise UsageError("the plan has cached vision and names no cache", hint="give --cache DIR")
         folder = Path(plan.features.folder)
     pictures = find_pictures(job.examples, job.model, plan.contract)
-    key = feature_key(job.model, plan.contract, plan.knobs.base_precision, job.weights)
+    precision = computed_in(plan.knobs.base_precision)
+    key = feature_key(job.model, plan.contract, precision, job.weights)
     wanted = {each.digest: each for each in pictures}
-    cache = FeatureCache(folder, key) if (folder / KEY_FILE).is_file() else None
-    missing = [each for digest, each in wanted.items() if cache is None or digest not in cache]
+    cache, missing = _opened(folder, key, wanted)
+    while missing and not fills:
+        time.sleep(WAIT_SECONDS)
+        cache, missing = _opened(folder, key, wanted)
     if missing:
-        needed = feature_bytes(missing, job.model, plan.knobs.base_precision)
+        needed = feature_bytes(missing, job.model, precision)
         check_free_space(folder, needed)
         on_note(f"computing the features of {len(missing)} of {len(wanted)} images: {format_gib(needed)} in {folder}")
         _compute(job, folder, key, device)
@@ -45,7 +85,13 @@ def planned_features(job: Job, folder: Path | None, *, device: str, on_note: Cal
     if lost is not None:
         raise BudgetftError(f"the feature cache {folder} still lacks image {lost.block[0]}")
     digests = {each.block: each.digest for each in pictures}
-    return lambda block: cache.read(digests[block])
+    return PlannedFeatures(cache=cache, digests=digests)
+
+
+def _opened(folder: Path, key: FeatureKey, wanted: dict[str, Picture]) -> tuple[FeatureCache | None, list[Picture]]:
+    """The cache as it is now, and what it lacks."""
+    cache = FeatureCache(folder, key) if (folder / KEY_FILE).is_file() else None
+    return cache, [each for digest, each in wanted.items() if cache is None or digest not in cache]
 
 
 def _compute(job: Job, folder: Path, key: FeatureKey, device: str) -> None:

@@ -97,7 +97,8 @@ def run_training(
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
         held_out = None if heldout is None else held_out_job(read_dataset(heldout), job, on_note)
         features_of, heldout_features = (
-            None if one is None else planned_features(one, cache, device=device, on_note=on_note) for one in (job, held_out)
+            None if one is None else planned_features(one, cache, device=device, on_note=on_note, fills=ranks.first)
+            for one in (job, held_out)
         )
         # First: it must see the card before this process does.
         memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
@@ -364,7 +365,7 @@ class Training:
             alloc_retries=held.alloc_retries,
             heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
-            islands=self.islands,
+            islands=(*self.islands, *getattr(self.features_of, "islands", ())),
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,

@@ -1,11 +1,9 @@
 """The run's memory: capped at the plan's budget, and read after every step. One class for a card, one for the CPU."""
 
 import os
-import platform
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal, Protocol
 
 import torch
@@ -14,7 +12,7 @@ from budgetft.cards import takes_expandable_segments
 from budgetft.errors import UsageError
 from budgetft.knobs import Allocator
 from budgetft.meter.live import LiveBytes
-from budgetft.outcome import Estimate, Evidence, Stack
+from budgetft.outcome import Estimate, Evidence, Stack, processor
 from budgetft.plan import Target
 from budgetft.train.record import Neighbour
 
@@ -83,7 +81,7 @@ class CpuMemory:
         self.evidence: Evidence = "predicted"
         self.note = "ran on the CPU: bytes are those of live tensors, and no card took part"
         self.cap_bytes = target.budget_bytes
-        self.stack = _stack(platform.processor() or platform.machine() or "cpu", None)
+        self.stack = Stack.here(processor(), None)
         self._live = LiveBytes(cap_bytes=target.budget_bytes)
 
     def set_cap(self) -> None:
@@ -137,7 +135,7 @@ class CudaMemory:
         self.evidence: Evidence = "measured" if planned else "emulated"
         limited = "" if planned else f", restricted to what {target.profile.title} can do"
         self.note = f"ran on {card}{limited}{lacking}"
-        self.stack = _stack(card, self._meter.driver)
+        self.stack = Stack.here(card, self._meter.driver)
         self.cap_bytes = 0
         self.set_cap()
 
@@ -212,14 +210,3 @@ def _choose_allocator(expandable: bool, share: float) -> None:
     name = "PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"
     collecting = f",garbage_collection_threshold:{share:.3f}" if 0.0 < share < MOST_OF_THE_CAP else ""
     os.environ[name] = f"expandable_segments:{expandable}{collecting}"
-
-
-def _stack(card: str, driver: str | None) -> Stack:
-    return Stack(
-        card=card,
-        driver=driver,
-        torch=torch.__version__,
-        transformers=metadata.version("transformers"),
-        peft=metadata.version("peft"),
-        python=platform.python_version(),
-    )

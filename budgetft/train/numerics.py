@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from budgetft.errors import BudgetftError
+from budgetft.knobs import computed_in
 from budgetft.step.islands import LIMIT, Finding, first_nonfinite, is_island, make_island, watching
 from budgetft.step.step import Step
 from budgetft.train.loader import Micro
@@ -26,7 +27,7 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
     Other precisions hold what fp32 holds, and are left alone. Raises ``BudgetftError`` when the loss is not finite all
     the same, with the first module at fault, and ``torch.OutOfMemoryError``.
     """
-    if step.knobs.base_precision != "fp16":
+    if computed_in(step.knobs.base_precision) != "fp16":
         return ()
     findings: dict[str, Finding] = {}
     with step.even(len(micros), backward=False):

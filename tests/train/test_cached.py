@@ -126,3 +126,77 @@ def test_a_plan_from_before_there_were_features_reads_and_has_the_fingerprint_it
     text = plan.model_dump_json()
     assert text.count('"features":null,') == 1
     assert plan_fingerprint(plan) == hashlib.sha256(text.replace('"features":null,', "").encode()).hexdigest()
+    # As a run folder of then has it: fields that were added since must not show at their defaults.
+    assert plan_fingerprint(plan) == "a135f4d1dfb6ba3249297d7e183ea93d29c4acde8f67b76e81cdcd0aaeebe70d"
+
+
+def test_four_bit_weights_train_on_features_in_the_type_that_they_compute_in(make_plan, train, tmp_path):
+    plan = make_plan(knobs={**CACHED, "base_precision": "nf4"}, allow_nf4=True)
+    plan = plan.replace(features=Features(folder=str(tmp_path / "features")))
+    summary = train(plan, steps=2)
+    assert summary.skipped_steps == 0
+    assert json.loads((tmp_path / "features" / KEY_FILE).read_text())["precision"] == "fp16"
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory) -> str:
+    """A checkpoint whose vision tower has an MLP that overflows fp16."""
+    from transformers import AutoModelForImageTextToText
+
+    folder = tmp_path_factory.mktemp("overflowing")
+    torch.manual_seed(5)
+    base = AutoModelForImageTextToText.from_config(model_config(load_model("tiny-qwen2.5-vl")), dtype=torch.float32)
+    block = base.get_submodule(OVERFLOWS)
+    for linear, factor in (("gate_proj", 1e3), ("up_proj", 1e3), ("down_proj", 1e-6)):
+        getattr(block, linear).weight.data.mul_(factor)
+    base.save_pretrained(folder)
+    return str(folder)
+
+
+OVERFLOWS = "model.visual.blocks.2.mlp"
+
+
+def test_a_tower_that_overflows_fp16_is_cached_with_that_block_in_fp32(make_plan, train, overflowing, tmp_path):
+    half = {"base_precision": "fp16"}
+    frozen = train(make_plan(knobs=half), steps=2, weights=overflowing, out=tmp_path / "frozen")
+    plan = make_plan(knobs={**CACHED, **half}).replace(features=Features(folder=str(tmp_path / "features")))
+    cached = train(plan, steps=2, weights=overflowing, out=tmp_path / "cached")
+    assert frozen.islands == cached.islands == (OVERFLOWS,)  # what predicts with the adapter makes them again
+    assert cached.skipped_steps == 0
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "frozen"), rel=1e-3)
+    again = train(plan, steps=1, weights=overflowing, out=tmp_path / "again")
+    assert again.islands == (OVERFLOWS,)
+
+
+def test_features_that_are_not_finite_are_refused_by_name(cached_plan, train, weights, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    train(cached_plan, steps=1, weights=weights, out=tmp_path / "first")
+    (shard,) = (tmp_path / "features").glob("*.safetensors")
+    tensors = load_file(shard)
+    for tensor in tensors.values():
+        tensor[0, 0] = float("inf")
+    save_file(tensors, shard)
+    with pytest.raises(BudgetftError, match=r"features of image .* that are not finite"):
+        train(cached_plan, steps=1, weights=weights, out=tmp_path / "second")
+
+
+def test_of_several_processes_one_fills_the_cache_and_the_others_wait_for_it(cached_plan, monkeypatch):
+    from threading import Thread
+
+    from budgetft.train import features
+    from budgetft.train.job import settle
+
+    monkeypatch.setattr(features, "WAIT_SECONDS", 0.05)
+    job = settle(cached_plan, data=None, weights="random", steps=1)
+    notes, found = [], {}
+
+    def fetch(name: str, fills: bool) -> None:
+        found[name] = features.planned_features(job, None, device="cpu", on_note=lambda text: notes.append(name), fills=fills)
+
+    waiting = Thread(target=fetch, args=("second", False))
+    waiting.start()
+    fetch("first", True)
+    waiting.join(60)
+    assert notes == ["first"]
+    assert len(found["first"].cache) == len(found["second"].cache) == 10

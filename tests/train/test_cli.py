@@ -86,6 +86,7 @@ def test_a_log_file_gets_plain_lines_with_the_time_left(capsys):
 def test_the_ledger_learns_of_a_setting_that_ran_out_of_memory(run, tmp_path, make_plan):
     from refusing import refusing
 
+    from budgetft.measure.child import current_stack
     from budgetft.measure.job import planned_job
     from budgetft.measure.ledger import Ledger
 
@@ -95,5 +96,6 @@ def test_the_ledger_learns_of_a_setting_that_ran_out_of_memory(run, tmp_path, ma
     assert "1 times, in steps 1: done again with as few as 1 at a time" in done.stdout
     plan, ledger = make_plan(), Ledger(tmp_path / "ledger.sqlite3")
     ((_, outcome),) = ledger.rows()
-    assert ledger.find(planned_job(plan, device="cpu", evidence="predicted"), plan.knobs, outcome.stack) == outcome
+    job, stack = planned_job(plan, device="cpu", evidence="predicted"), current_stack("cpu")  # as the next plan asks
+    assert ledger.find(job, plan.knobs, stack) == outcome
     assert outcome.status == "oom"

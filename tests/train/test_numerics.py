@@ -46,6 +46,26 @@ def test_blocks_that_overflow_run_in_fp32_and_the_run_is_finite_also_after_a_res
     assert train(half, resume=True).islands == summary.islands
 
 
+def test_four_bit_weights_compute_in_fp16_and_get_islands_too(make_plan, train, monkeypatch, tmp_path):
+    plan = make_plan(knobs={"base_precision": "nf4"}, allow_nf4=True, learning_rate=1e-4)
+    from budgetft.step import build
+
+    quantise = build.quantise_layers
+    factors = iter(range(10**6))
+
+    def scaled_first(layer, device):
+        if next(factors) == 1:  # the second layer's MLP, before its weights are rounded
+            for linear, by in INNER.items():
+                one = getattr(layer.mlp, linear)
+                getattr(one, "base_layer", one).weight.data.mul_(by)
+        quantise(layer, device)
+
+    monkeypatch.setattr(build, "quantise_layers", scaled_first)
+    summary = train(plan, steps=2)
+    assert summary.islands == (TEXT,)
+    assert summary.skipped_steps == 0
+
+
 def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "build_model", scaled([TEXT], OUTER))
     with pytest.raises(BudgetftError, match=rf"not finite in fp16 even with 1 blocks in fp32: first in {TEXT} .*example-"):
