@@ -3,6 +3,7 @@
 Library code raises these; only ``budgetft.cli.main`` turns them into lines on stderr and an exit code.
 """
 
+import os
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
@@ -28,6 +29,15 @@ class NothingFits(BudgetftError):
     """No setting stays under the budget; the message names the binding floor."""
 
     exit_code = 3
+
+
+def refused_by_system(error: OSError) -> BudgetftError:
+    """What the system said, in one line, with the path it said it of: a place that cannot be written, a full disk."""
+    said = error.strerror or str(error) or type(error).__name__
+    path = error.filename2 if isinstance(error.filename2, str | bytes) else error.filename
+    if not isinstance(path, str | bytes):
+        return BudgetftError(said)
+    return BudgetftError(f"cannot use {os.fsdecode(path)}: {said}", hint="choose another place, or make room for it there")
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -217,6 +217,17 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ``UsageError`` unless a file could be written into ``folder``, which is not made yet: before work that is lost."""
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(f"cannot write into {folder}: {there} is not a folder", hint="choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write into {folder}: no leave to make files in {there}", hint="choose another --out")
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in ``path``; refused, with every reason, when it is newer, inconsistent or not a plan."""
     data: dict[str, Any] = read_json(path)

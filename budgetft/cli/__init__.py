@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from budgetft.errors import BudgetftError
+from budgetft.errors import BudgetftError, refused_by_system
 
 if TYPE_CHECKING:
     import typer
@@ -25,10 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return result if isinstance(result, int) else 0
     except BudgetftError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"\nhint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
+    except OSError as error:  # a place that cannot be written, a full disk: wherever a command meets it
+        return _told(refused_by_system(error))
     except typer.Exit as error:
         return error.exit_code
     except usage_error as error:
@@ -37,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _told(error: BudgetftError) -> int:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"\nhint: {error.hint}", file=sys.stderr)
+    return error.exit_code
 
 
 def build_app() -> "typer.Typer":

@@ -7,7 +7,7 @@ import typer
 
 from budgetft.cli import options
 from budgetft.errors import UsageError
-from budgetft.plan import write_text_atomically
+from budgetft.plan import check_folder, write_text_atomically
 from budgetft.units import format_gib, parse_size
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def bench(
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
     effective_batch: options.EffectiveBatch = 32,
     cached: Annotated[bool, typer.Option("--cached", help="Also with vision features computed once.")] = False,
-    rounds: Annotated[int, typer.Option(min=0, help="Further probes of each path, in turn, after planning.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Further probes of each path, in turn, after planning.")] = 2,
     max_probes: Annotated[int, typer.Option(min=5, help="Most probes of each plan.")] = 20,
     probe: Annotated[options.Probe, typer.Option(help="auto: on a CUDA card; always: also on the CPU.")] = "auto",
     ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
@@ -42,6 +42,7 @@ def bench(
     from budgetft.search.run import PlanRequest
     from budgetft.workload import Workload
 
+    check_folder(out)
     card, architecture = load_gpu(gpu), load_model(model)
     sizes = []
     for text in image or ["448x448", "1288x728"]:
@@ -89,6 +90,5 @@ def table(bench: "Bench") -> str:
 
 def _write(bench: "Bench", folder: Path) -> None:
     name = f"{'-'.join(bench.stack.card.split())}-{bench.gpu}".lower().replace("/", "-")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / f"{name}.json", bench.model_dump_json(indent=1) + "\n")
     write_text_atomically(folder / f"{name}.md", table(bench) + "\n")

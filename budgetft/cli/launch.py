@@ -1,5 +1,6 @@
 """``budgetft launch``: a job script that trains a plan on a cluster, and goes on by itself after the queue's time limit."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -18,15 +19,42 @@ SCRIPT = """#!/bin/bash
 #SBATCH --time={time}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={out}.slurm.log
-# A minute's notice before the time limit: the run saves its last step, and the script asks to be queued again.
-#SBATCH --signal=TERM@60
+#SBATCH --output="{log}"
+# A minute before the time limit this script gets USR1, which nothing else sends: a job that is cancelled stays so.
+#SBATCH --signal=B:USR1@60
+export SRUN_CPUS_PER_TASK={cpus}  # newer srun gives a task one core unless told
 set -u
-resume=()
-[ -f {identity} ] && resume=(--resume)
-srun {command} "${{resume[@]}}"
+out={out}
+resume=
+if [ -f "$out/run.json" ]; then resume=--resume; fi
+saved() {{ ls "$out/checkpoints" 2>/dev/null; }}
+before=$(saved)
+noticed=
+# TERM to the processes of the run, which then save their last step; srun itself would kill them at once.
+notice() {{
+    noticed=1
+    trap '' USR1 TERM
+    scancel --signal=TERM "$SLURM_JOB_ID"
+}}
+trap notice USR1
+srun {command} $resume &
+run=$!
+wait "$run"
 code=$?
-[ "$code" -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"
+if [ -n "$noticed" ]; then
+    # The notice has only interrupted the wait.
+    wait "$run"
+    code=$?
+fi
+# Not by the exit code, which a launcher of several processes makes up. A run that failed by itself, or that saved nothing in
+# all its time, would end the same way again.
+if [ -n "$noticed" ] && [ ! -f "$out/summary.json" ]; then
+    if [ "$(saved)" != "$before" ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    else
+        echo "the time limit came before a step was saved: not queued again; raise --time" >&2
+    fi
+fi
 exit "$code"
 """
 
@@ -41,7 +69,14 @@ def launch(
     ] = False,
     cpus: Annotated[int, typer.Option(min=1, help="CPU cores.")] = 8,
     time: Annotated[str, typer.Option(help="The queue's time limit.")] = "24:00:00",
+    data: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
     weights: Annotated[str | None, typer.Option(help="As for budgetft train.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="As for budgetft train.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, help="As for budgetft train.")] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="As for budgetft train.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
+    tracker: Annotated[list[str] | None, typer.Option("--tracker", "--track", help="As for budgetft train.")] = None,
 ) -> None:
     """Write a Slurm job script that trains a plan, resumes it when it is there already, and requeues itself."""
     accumulate = read_plan(plan).knobs.grad_accum
@@ -52,19 +87,54 @@ def launch(
         )
     if share and gpus == 1:
         raise UsageError("--share: one card has nobody to share with", hint="give --gpus 2 or more")
-    train = ["train", "--plan", str(plan.resolve()), "--out", str(out.resolve())]
-    train += [] if weights is None else ["--weights", weights]
-    several = ["accelerate", "launch", "--num_processes", str(gpus), "--num_machines", "1", "--mixed_precision", "no"]
-    several += ["--use_fsdp", "--fsdp_version", "2"] if share else ["--multi_gpu"]
-    start = ["budgetft"] if gpus == 1 else [*several, "--dynamo_backend", "no", "-m", "budgetft"]
+    train = _options(
+        plan=plan,
+        out=out,
+        data=data,
+        weights=weights if weights is None or not Path(weights).is_dir() else Path(weights),
+        steps=steps,
+        save_every=save_every,
+        eval_data=eval_data,
+        eval_every=eval_every,
+        cache=cache,
+    )
+    for name in tracker or ():
+        train += ["--tracker", name]
     text = SCRIPT.format(
-        name=out.name,
+        name=re.sub(r"[^\w.-]", "-", out.resolve().name),
         gpus=gpus,
         cpus=cpus,
         time=time,
-        out=out.resolve(),
-        identity=shlex.quote(str(out.resolve() / "run.json")),
-        command=shlex.join([*start, *train]),
+        log=_in_quotes(f"{out.resolve()}.slurm.log"),
+        out=shlex.quote(str(out.resolve())),
+        command=shlex.join([*_start(gpus, share=share), "train", *train]),
     )
     write_text_atomically(slurm, text)
-    print(f"written to {slurm}; next: sbatch {slurm}")
+    print(f"written to {slurm}; next: sbatch {shlex.quote(str(slurm))}")
+
+
+def _start(gpus: int, *, share: bool) -> list[str]:
+    """How the program is started on ``gpus`` cards."""
+    if gpus == 1:
+        return ["budgetft"]
+    several = ["accelerate", "launch", "--num_processes", str(gpus), "--num_machines", "1", "--mixed_precision", "no"]
+    several += ["--use_fsdp", "--fsdp_version", "2"] if share else ["--multi_gpu"]
+    return [*several, "--dynamo_backend", "no", "-m", "budgetft"]
+
+
+def _options(**given: Path | str | int | None) -> list[str]:
+    """Those that are given, as a command line; the job starts in another folder, so paths are absolute."""
+    found = []
+    for name, value in given.items():
+        text = str(value.resolve() if isinstance(value, Path) else value)
+        found += [] if value is None else [f"--{name.replace('_', '-')}", text]
+    return found
+
+
+def _in_quotes(path: str) -> str:
+    """``path`` as it stands between the double quotes of an ``#SBATCH`` line, where a percent sign starts a pattern."""
+    if re.search(r'["\\\n]', path):
+        raise UsageError(
+            f"--out {path!r}: sbatch takes no quote, backslash or line break in a path", hint="choose another --out"
+        )
+    return path.replace("%", "%%")

@@ -58,10 +58,11 @@ def plan(
     from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
     from budgetft.model import load_model
-    from budgetft.plan import write_plan
+    from budgetft.plan import check_folder, write_plan
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
+    check_folder(out.parent)
     card, architecture, own = load_gpu(gpu), load_model(model), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(

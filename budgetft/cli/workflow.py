@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgetft.cli import options
-from budgetft.errors import BudgetftError
+from budgetft.errors import BudgetftError, refused_by_system
 
 if TYPE_CHECKING:
     from budgetft.workflow.file import Commands, Option
@@ -136,6 +136,8 @@ def _command(*, show: bool) -> Callable[[tuple[str, ...]], str]:
                 code = root.main(args=list(argv), prog_name="budgetft", standalone_mode=False)
         except usage_error as error:
             raise BudgetftError(error.format_message()) from None
+        except OSError as error:
+            raise refused_by_system(error) from None
         except typer.Exit as error:
             code = error.exit_code
         if code == INTERRUPTED:

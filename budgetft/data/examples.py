@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pydantic import Field
 
 from budgetft.data.images import check_image
+from budgetft.data.replace import hidden_beside, move_into_place, recover
 from budgetft.errors import UsageError
 from budgetft.value import Value, read_json
 
@@ -127,11 +127,12 @@ class Examples(Sequence[Example]):
 
 
 def read_dataset(folder: Path) -> Examples:
-    """The examples in ``folder``.
+    """The examples in ``folder``; where a process was killed while it replaced them, the new ones if they are whole.
 
     Raises ``UsageError`` when the folder is missing, is not a dataset, has no rows or lacks columns or images.
     """
     hint = "make one with: budgetft data sample OUT, or budgetft data convert FILE --out DIR"
+    recover(folder, is_whole=_reads)
     if not folder.is_dir():
         raise UsageError(f"dataset folder {folder} does not exist", hint=hint)
     if (folder / "dataset_dict.json").is_file():
@@ -176,13 +177,13 @@ def write_dataset(
     """
     check_target(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    partial = hidden_beside(out)
     try:
         (partial / "images").mkdir(parents=True)
         store = _link_image if own_images else _copy_image
         rows = _collect(examples, lambda image: store(image, images_root, partial / "images"), out, answered)
         _save(rows, partial)
-        _move_into_place(partial, out)
+        move_into_place(partial, out)
     finally:
         # Also on Ctrl-C: nothing half-written stays behind.
         shutil.rmtree(partial, ignore_errors=True)
@@ -281,8 +282,17 @@ def _is_dataset(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
+def _reads(folder: Path) -> bool:
+    try:
+        read_dataset(folder)
+    except UsageError:
+        return False
+    return True
+
+
 def check_target(out: Path, overwrite: bool) -> None:
     """Raise a ``UsageError`` unless a dataset may be written to ``out``."""
+    recover(out, is_whole=_reads)
     if not os.path.lexists(out):
         return
     replaceable = out.is_dir() and not out.is_symlink() and (_is_dataset(out) or not any(out.iterdir()))
@@ -290,20 +300,6 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out} exists and is not a dataset folder", hint="choose another folder")
     if not overwrite and _is_dataset(out):
         raise UsageError(f"the dataset {out} already exists", hint="add --force to replace it, or choose another folder")
-
-
-def _move_into_place(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = partial.with_name(partial.name + "-old")
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from budgetft.data.drawing import STYLES, Box, Camera, draw_backdrop, draw_moment, style_named
+from budgetft.data.replace import hidden_beside, move_into_place, recover
 from budgetft.data.story import Story
 from budgetft.data.video import load_av, write_video
 from budgetft.errors import UsageError
@@ -163,11 +163,12 @@ def write_twin(
     from budgetft.data.twin_files import write_annotations
 
     load_av()
+    recover(out, is_whole=lambda folder: (folder / MARKER).is_file())
     if os.path.lexists(out) and not (overwrite and (out / MARKER).is_file()):
         hint = "add --force to replace it" if (out / MARKER).is_file() else "choose another folder"
         raise UsageError(f"{out} exists", hint=hint)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:12]}"
+    unfinished = hidden_beside(out)
     try:
         casts = cast_twin(unfinished, spec)
         films = [film for cast in casts for view in cast.films.values() for film in view]
@@ -175,9 +176,7 @@ def write_twin(
         boxes = dict(zip((film.path for film in films), _rendered(films, workers, on_video), strict=True))
         write_annotations(unfinished, casts, boxes, spec)
         (unfinished / MARKER).write_text(json.dumps(spec.model_dump(), indent=1) + "\n", encoding="utf-8")
-        if out.is_dir():
-            shutil.rmtree(out)
-        unfinished.rename(out)
+        move_into_place(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return len(films)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
+from pydantic import Field
+
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
@@ -19,27 +21,40 @@ from budgetft.value import Value
 from budgetft.workload import Workload
 
 Path_ = Literal["stock", "planned", "planned, cached features"]
+VERSIONS = ("card", "driver", "torch", "transformers", "peft")
+"""Of a stack, what every row repeats."""
 
 
 class Row(Value):
-    """One path at one image size. Speeds are medians over the probes of this run; the peak is the highest of them."""
+    """One path at one image size. Speeds are medians over the probes of this run; the peak is the highest of them.
+
+    What rows of before lack is None: a row says by itself what was run, and on what.
+    """
 
     path: Path_
     width: int
     height: int
-    contract: Contract
-    knobs: Knobs
+    micro_batch: int | None = None
     samples_per_second: float
-    speeds: tuple[float, ...]
     ratio_to_stock: float | None
     """None when the stock recipe fits at no micro-batch."""
     process_peak_bytes: int
     evidence: Evidence
+    speeds: tuple[float, ...]
+    knobs: Knobs
+    contract: Contract | None = None
+    card: str | None = None
+    driver: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    peft: str | None = None
 
 
 class Bench(Value):
     """What ``budgetft bench`` writes."""
 
+    contract: Contract | None = Field(default=None, exclude_if=lambda contract: contract is None)
+    """Of all rows, in files of before each had its own."""
     gpu: str
     budget_bytes: int
     model: str
@@ -66,11 +81,16 @@ def run_bench(
     cached: bool,
     rounds: int,
     on_rows: Callable[[Bench], None] = lambda bench: None,
+    plan: Callable[[PlanRequest], Plan] = make_plan,
+    prober: Callable[..., Prober] = Prober,
 ) -> Bench:
     """Plan every size, then probe the stock recipe and the plans ``rounds`` times in turn, each time in a fresh process.
 
-    ``on_rows`` gets what there is after each size. Raises ``UsageError`` where there is no card.
+    What the ledger recalls of earlier runs may guide the planning; only probes of this run count. ``on_rows`` gets what
+    there is after each size. Raises ``UsageError`` where there is no card, or with no round at all.
     """
+    if rounds < 1:
+        raise UsageError(f"{rounds} rounds: a path may have been probed in earlier runs only", hint="make at least one")
     place = find_place(request)
     if place is None or place.stack is None:
         raise UsageError("no CUDA card here: there is nothing to measure", hint="--probe always measures on the CPU")
@@ -90,43 +110,55 @@ def run_bench(
         )
 
     for size in sizes:
-        rows += _measure(request, size, place, cached=cached, rounds=rounds)
+        rows += _measure(request, size, place, cached=cached, rounds=rounds, make=plan, start=prober)
         on_rows(so_far())
     return so_far()
 
 
-def _measure(request: PlanRequest, size: Size, place: Place, *, cached: bool, rounds: int) -> list[Row]:
-    sized = replace(request, contract=size.contract, workload_under=lambda contract: size.workload)
+def _measure(
+    request: PlanRequest,
+    size: Size,
+    place: Place,
+    *,
+    cached: bool,
+    rounds: int,
+    make: Callable[[PlanRequest], Plan],
+    start: Callable[..., Prober],
+) -> list[Row]:
+    measured: list[Outcome] = []
+
+    def listen(event: Event) -> None:
+        if event.outcome is not None and not event.from_ledger:
+            measured.append(event.outcome)
+        request.on_event(event)
+
+    sized = replace(request, contract=size.contract, workload_under=lambda contract: size.workload, on_event=listen)
     found: dict[Path_, Knobs] = {}
-    outcomes: dict[Path_, list[Outcome]] = {}
     paths: list[tuple[Path_, str | None]] = [("planned", None)]
     if cached:
         paths.append(("planned, cached features", "auto"))
     for path, cache in paths:
-        plan = make_plan(replace(sized, cache=cache))
+        plan = make(replace(sized, cache=cache))
         if plan.baseline is not None:
             found.setdefault("stock", plan.baseline.knobs)
-            outcomes.setdefault("stock", _of(plan, plan.baseline.knobs))
-        found[path], outcomes[path] = plan.knobs, _of(plan, plan.knobs)
+        found[path] = plan.knobs
     job = make_job(sized, size.contract, place)
     ledger = None if sized.ledger is None else Ledger(sized.ledger)
-    with Prober(job, stack=place.stack) as prober:
+    with start(job, stack=place.stack) as prober:
         for _ in range(rounds):
             for path, knobs in found.items():
-                sized.on_event(Event(stage="confirm", text=f"{path}, {size.width}x{size.height}"))
+                request.on_event(Event(stage="confirm", text=f"{path}, {size.width}x{size.height}"))
                 outcome = prober.probe(knobs, fresh=True)
                 if ledger is not None:
                     ledger.append(job, outcome)
-                outcomes[path].append(outcome)
-    return _rows(size, found, outcomes)
+                measured.append(outcome)
+    outcomes: dict[Path_, list[Outcome]] = {
+        path: [outcome for outcome in measured if outcome.knobs == knobs] for path, knobs in found.items()
+    }
+    return _rows(size, found, outcomes, place.stack)
 
 
-def _of(plan: Plan, knobs: Knobs) -> list[Outcome]:
-    """What the plan's probes found for ``knobs``."""
-    return [outcome for outcome in plan.evidence.outcomes if outcome.knobs == knobs and outcome.fits]
-
-
-def _rows(size: Size, found: dict[Path_, Knobs], outcomes: dict[Path_, list[Outcome]]) -> list[Row]:
+def _rows(size: Size, found: dict[Path_, Knobs], outcomes: dict[Path_, list[Outcome]], stack: Stack | None = None) -> list[Row]:
     speeds: dict[Path_, list[float]] = {
         path: [o.samples_per_second for o in outcomes[path] if o.fits and o.samples_per_second] for path in found
     }
@@ -135,18 +167,21 @@ def _rows(size: Size, found: dict[Path_, Knobs], outcomes: dict[Path_, list[Outc
         last = outcomes[silent[0]][-1] if outcomes[silent[0]] else None
         raise BudgetftError(f"no probe of {silent[0]} succeeded: {'none was made' if last is None else last.detail}")
     stock = median(speeds["stock"]) if "stock" in speeds else None
+    versions = {} if stack is None else {name: getattr(stack, name) for name in VERSIONS}
     return [
         Row(
             path=path,
             width=size.width,
             height=size.height,
-            contract=size.contract,
-            knobs=knobs,
+            micro_batch=knobs.micro_batch,
             samples_per_second=median(speeds[path]),
-            speeds=tuple(speeds[path]),
             ratio_to_stock=None if stock is None else median(speeds[path]) / stock,
             process_peak_bytes=max(outcome.process_peak_bytes or 0 for outcome in outcomes[path]),
             evidence=next(outcome.evidence for outcome in outcomes[path] if outcome.fits),
+            speeds=tuple(speeds[path]),
+            knobs=knobs,
+            contract=size.contract,
+            **versions,
         )
         for path, knobs in found.items()
     ]

@@ -10,7 +10,7 @@ from budgetft.data.captions import pedestrian_caption
 from budgetft.data.drawing import STYLES
 from budgetft.data.scenes import COLOURS
 from budgetft.data.story import tell_story
-from budgetft.data.twin import TwinSpec, render, split_of, write_twin
+from budgetft.data.twin import MARKER, TwinSpec, render, split_of, write_twin
 from budgetft.data.twin_cast import cast_twin
 from budgetft.data.video import At, count_frames, pick_frames, probe
 from budgetft.errors import UsageError
@@ -183,3 +183,13 @@ def test_an_interrupt_leaves_nothing_and_another_folder_is_never_replaced(tmp_pa
 
 def test_styles_are_named_after_themselves():
     assert all(style.name == name for name, style in STYLES.items())
+
+
+def test_a_twin_whose_replacement_was_killed_between_its_renames_is_there_again(tmp_path):
+    old, new = (tmp_path / f".out.partial-0123456789ab{end}" for end in ("-old", ""))
+    old.mkdir()
+    (old / MARKER).write_text("{}")
+    new.mkdir()  # without its marker it is not whole
+    with pytest.raises(UsageError, match="exists"):
+        write_twin(tmp_path / "out", LEARNED)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

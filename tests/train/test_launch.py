@@ -1,13 +1,46 @@
-"""The job script that ``budgetft launch`` writes."""
+"""The job script that ``budgetft launch`` writes, run with the cluster's commands in miniature."""
 
 import os
+import shlex
 import stat
 import subprocess
+from dataclasses import dataclass
 
 import pytest
 
 from budgetft.cli import main
 from budgetft.plan import write_plan
+
+RUNS = """
+mkdir -p "$RUN/checkpoints"; touch "$RUN/run.json"
+"""
+FINISHES = RUNS + 'touch "$RUN/checkpoints/step-9" "$RUN/summary.json"; exit 0'
+FAILS = "exit 1"
+FAILS_AFTER_A_CHECKPOINT = RUNS + 'touch "$RUN/checkpoints/step-3"; exit 1'
+MEETS_THE_TIME_LIMIT = """
+echo $$ > "$CALLS.step"
+trap '{saves} exit {code}' TERM
+kill -USR1 $PPID
+for i in $(seq 100); do sleep 0.05; done
+exit 99  # nobody told it
+"""
+SAVES = 'mkdir -p "$RUN/checkpoints"; touch "$RUN/run.json" "$RUN/checkpoints/step-$RANDOM";'
+COMMANDS = {
+    "scontrol": "exit 0",
+    "scancel": 'kill -TERM "$(cat "$CALLS.step")"',  # Slurm sends it to the step's tasks, not to this script
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A job that was run: its exit code, how the cluster's commands were called, and what it printed."""
+
+    code: int
+    calls: list[list[str]]
+    errors: str
+
+    def of(self, name: str) -> list[list[str]]:
+        return [arguments for command, *arguments in self.calls if command == name]
 
 
 @pytest.fixture
@@ -24,42 +57,121 @@ def script(make_plan, tmp_path):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Commands that write down how they were called; srun ends as told."""
+    """Runs a job script with commands that write down how they were called; srun does as told."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
-    def run(job, code):
-        for name, ending in (("srun", code), ("scontrol", 0)):
-            (folder / name).write_text(f'#!/bin/bash\nprintf "%s|" {name} "$@" >> {tmp_path}/calls\nexit {ending}\n')
+    def run(job, srun) -> Ended:
+        calls = tmp_path / "calls"
+        for name, body in {**COMMANDS, "srun": srun}.items():
+            (folder / name).write_text(f'#!/bin/bash\nprintf "%s\\t" {name} "$@" >> "$CALLS"; echo >> "$CALLS"\n{body}\n')
             (folder / name).chmod(stat.S_IRWXU)
-        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-        ended = subprocess.run(["bash", str(job)], env=environment).returncode
-        calls = (tmp_path / "calls").read_text()
-        (tmp_path / "calls").unlink()
-        return ended, calls
+        added = {"CALLS": str(calls), "RUN": str(tmp_path / "my run"), "SLURM_JOB_ID": "7"}
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **added}
+        ended = subprocess.run(["bash", str(job)], env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+        told = [line.rstrip("\t").split("\t") for line in calls.read_text().splitlines()]
+        calls.unlink()
+        return Ended(code=ended.returncode, calls=told, errors=ended.stderr)
 
     return run
 
 
-def test_the_script_starts_the_run_and_after_its_time_limit_goes_on_with_it(script, cluster, tmp_path):
-    job = script()
-    assert cluster(job, 0) == (0, f"srun|budgetft|train|--plan|{tmp_path}/plan.json|--out|{tmp_path}/my run|")
-    (tmp_path / "my run").mkdir()
-    (tmp_path / "my run" / "run.json").write_text("{}")
-    ended, calls = cluster(job, 143)  # SIGTERM, as the run answers it
-    assert ended == 143
-    assert calls.endswith("--resume|scontrol|requeue|7|")
-    assert cluster(job, 1)[1].endswith("--resume|")
+def time_limit(code: int, saves: str = SAVES) -> str:
+    return MEETS_THE_TIME_LIMIT.format(code=code, saves=saves)
+
+
+@pytest.mark.parametrize(("cards", "code"), [("1", 143), ("2", 1)])  # accelerate makes a 1 of it
+def test_after_its_time_limit_the_job_is_queued_again_once_and_goes_on(script, cluster, cards, code):
+    job = script("--gpus", cards)
+    first = cluster(job, time_limit(code))
+    assert "--resume" not in first.of("srun")[0]
+    assert first.of("scancel") == [["--signal=TERM", "7"]]
+    assert first.of("scontrol") == [["requeue", "7"]]
+    second = cluster(job, FINISHES)
+    assert second.of("srun") == [[*first.of("srun")[0], "--resume"]]
+    assert (second.code, second.of("scontrol")) == (0, [])
+
+
+@pytest.mark.parametrize("cards", ["1", "2"])
+@pytest.mark.parametrize("failing", [FAILS, FAILS_AFTER_A_CHECKPOINT])
+def test_a_run_that_fails_by_itself_is_not_queued_again(script, cluster, cards, failing):
+    ended = cluster(script("--gpus", cards), failing)
+    assert (ended.code, ended.of("scontrol")) == (1, [])
+
+
+@pytest.mark.parametrize("cards", ["1", "2"])
+def test_a_run_that_succeeds_is_not_queued_again_even_where_the_time_limit_is_near(script, cluster, cards):
+    job = script("--gpus", cards)
+    ended = cluster(job, FINISHES)
+    assert (ended.code, ended.of("scontrol")) == (0, [])
+    ended = cluster(job, time_limit(0, SAVES + ' touch "$RUN/summary.json";'))
+    assert (ended.code, ended.of("scontrol")) == (0, [])
+
+
+def test_a_time_limit_in_which_no_step_was_saved_is_not_tried_for_ever(script, cluster):
+    ended = cluster(script(), time_limit(143, ""))
+    assert (ended.code, ended.of("scontrol")) == (143, [])
+    assert "not queued again; raise --time" in ended.errors
+
+
+def test_a_job_that_is_cancelled_stays_cancelled(script, cluster):
+    ended = cluster(script(), 'mkdir -p "$RUN/checkpoints/step-3"; kill -TERM $PPID; sleep 0.2; exit 143')
+    assert ended.of("scontrol") == []
+
+
+def test_one_card_runs_the_program_itself(script, cluster, tmp_path):
+    ended = cluster(script(), FINISHES)
+    assert ended.of("srun") == [["budgetft", "train", "--plan", f"{tmp_path}/plan.json", "--out", f"{tmp_path}/my run"]]
 
 
 def test_several_cards_share_the_step_through_accelerate(script, cluster):
-    _, calls = cluster(script("--gpus", "2"), 0)
-    assert calls.startswith("srun|accelerate|launch|--num_processes|2|")
-    assert "|--multi_gpu|" in calls
+    called = "|".join(cluster(script("--gpus", "2"), FAILS).of("srun")[0])
+    assert called.startswith("accelerate|launch|--num_processes|2|")
+    assert "|--multi_gpu|" in called
     assert "#SBATCH --gres=gpu:2" in script("--gpus", "2").read_text()
-    _, calls = cluster(script("--gpus", "2", "--share"), 0)
-    assert "|--use_fsdp|--fsdp_version|2|" in calls
-    assert "multi_gpu" not in calls
+    called = "|".join(cluster(script("--gpus", "2", "--share"), FAILS).of("srun")[0])
+    assert "|--use_fsdp|--fsdp_version|2|" in called
+    assert "multi_gpu" not in called
+
+
+def test_a_folder_with_a_space_is_one_word_to_sbatch(script, tmp_path):
+    lines = [shlex.split(line) for line in script().read_text().splitlines() if line.startswith("#SBATCH")]
+    assert ["#SBATCH", f"--output={tmp_path}/my run.slurm.log"] in lines
+    assert ["#SBATCH", "--job-name=my-run"] in lines
+    assert {len(words) for words in lines} == {2}
+
+
+def test_a_path_that_sbatch_cannot_take_is_refused(make_plan, tmp_path, capsys):
+    write_plan(make_plan(micro_batch=1), tmp_path / "plan.json")
+    options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / 'a "run"'), "--slurm", str(tmp_path / "job.sh")]
+    assert main(["launch", *options]) == 2
+    assert "no quote, backslash or line break" in capsys.readouterr().err
+
+
+def test_options_of_train_are_passed_on_with_paths_that_hold_in_any_folder(script, cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    files = ["--data", "my data", "--eval-data", "held", "--cache", "features", "--weights", "weights"]
+    numbers = ["--steps", "9", "--save-every", "3", "--eval-every", "2", "--track", "wandb", "--track", "mlflow"]
+    (called,) = cluster(script(*files, *numbers), FAILS).of("srun")
+    given = list(zip(called[2::2], called[3::2], strict=True))[2:]
+    assert given == [
+        ("--data", f"{tmp_path}/my data"),
+        ("--weights", f"{tmp_path}/weights"),
+        ("--steps", "9"),
+        ("--save-every", "3"),
+        ("--eval-data", f"{tmp_path}/held"),
+        ("--eval-every", "2"),
+        ("--cache", f"{tmp_path}/features"),
+        ("--tracker", "wandb"),
+        ("--tracker", "mlflow"),
+    ]
+    (called,) = cluster(script("--weights", "random"), FAILS).of("srun")
+    assert called[-2:] == ["--weights", "random"]
+
+
+def test_the_script_needs_no_newer_bash_than_a_cluster_has(script):
+    assert "[@]" not in script().read_text()  # bash before 4.4 calls an empty array unset under set -u
 
 
 def test_one_card_has_nobody_to_share_the_base_with(make_plan, tmp_path, capsys):
