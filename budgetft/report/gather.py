@@ -14,7 +14,7 @@ from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.law import Moment
 from budgetft.train.record import Record, Summary
-from budgetft.value import read_json
+from budgetft.value import json_lines, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def _read_run(folder: Path) -> tuple[tuple[Record, ...], Summary | None, str]:
     """Log and summary of a run, finished or not; lines that cannot be read are counted, not fatal."""
     log, records, damaged = folder / "log.jsonl", [], 0
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = json_lines(log.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         return (), None, f"No training curves: {log.name} cannot be read ({error.strerror})."
     for line in lines:

@@ -7,6 +7,7 @@ from pathlib import Path
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.plan import write_text_atomically
 from budgetft.train.record import Record
+from budgetft.value import json_lines
 
 
 class Log:
@@ -57,7 +58,7 @@ class Unwritten:
 
 
 def _kept(path: Path, finished_steps: int) -> list[Record]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = json_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
     records = []
     for number, line in enumerate(lines[:finished_steps], start=1):
         try:
