@@ -30,6 +30,7 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.identity = path / "run.json"
         self.log = path / "log.jsonl"
+        self.precision = path / "precision.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.summary = path / "summary.json"

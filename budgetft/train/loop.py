@@ -28,7 +28,7 @@ from budgetft.train.loader import Micro, ids_of, make_micro, prefetched, step_mi
 from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
-from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
+from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import connect, load_step, start_trackers, tell_peak
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
@@ -148,8 +148,8 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0  # of the process; of several, the highest
     own_peak_bytes: int = 0  # of this process, pre-flight included
-    islands: tuple[str, ...] = ()
-    """Blocks that run in fp32."""
+    precision: Precision = field(default_factory=Precision)
+    """Which blocks run in fp32, and why."""
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     predicted_peak_bytes: int | None = None  # predicted
@@ -177,6 +177,8 @@ class Training:
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
             write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
+        if self.precision.blocks and self.ranks.first:
+            write_text_atomically(self.folder.precision, self.precision.model_dump_json(indent=2) + "\n")
         start_trackers(self.accelerator, self.job)
         log = Log(self.folder.log, finished_steps=first) if self.ranks.first else Unwritten()
         try:
@@ -215,7 +217,7 @@ class Training:
         return done
 
     def _probe_precision(self, heaviest: list[Micro]) -> None:
-        self.islands = self._together(
+        self.precision = self._together(
             lambda: probe_precision(self.step, self.memory, heaviest, self.on_note),
             "the precision probe", ids_of(heaviest),
             "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32",
@@ -364,7 +366,7 @@ class Training:
             alloc_retries=held.alloc_retries,
             heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
-            islands=self.islands,
+            islands=self.precision.islands,
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,

@@ -46,6 +46,28 @@ def test_blocks_that_overflow_run_in_fp32_and_the_run_is_finite_also_after_a_res
     assert train(half, resume=True).islands == summary.islands
 
 
+def test_what_the_probe_found_in_every_block_is_in_the_run_folder(half, train, tmp_path, monkeypatch):
+    from budgetft.train.numerics import LIMIT
+
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], INNER))
+    notes = []
+    train(half, steps=1, on_note=notes.append)
+    found = json.loads((tmp_path / "run" / "precision.json").read_text())
+    blocks = {one["name"]: one for one in found["blocks"]}
+    assert found["limit"] == LIMIT
+    assert {TEXT, VISION, "model.language_model.layers.0.self_attn"} < set(blocks)
+    assert [name for name, one in blocks.items() if one["fp32"]] == [TEXT]
+    assert blocks[TEXT]["largest"] > LIMIT or blocks[TEXT]["nonfinite"] > 0
+    assert all(0 < one["largest"] < LIMIT and one["nonfinite"] == 0 for name, one in blocks.items() if name != TEXT)
+    top = max(blocks.values(), key=lambda one: one["largest"])
+    assert any(f"largest magnitude is {top['largest']:.3g}" in note and top["name"] in note for note in notes)
+
+
+def test_a_run_that_has_nothing_to_probe_writes_no_findings(make_plan, train, tmp_path):
+    train(make_plan(), steps=1)
+    assert not (tmp_path / "run" / "precision.json").exists()
+
+
 def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "build_model", scaled([TEXT], OUTER))
     with pytest.raises(BudgetftError, match=rf"not finite in fp16 even with 1 blocks in fp32: first in {TEXT} .*example-"):
