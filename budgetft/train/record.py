@@ -31,11 +31,11 @@ class Fallback(Value):
     """Of several that share the run, the one whose memory ran out."""
     phase: Phase
     micro_batch: int
-    """Examples in the micro-batch that failed."""
+    """Examples in the micro-batch that failed; where the update did, in the largest of the try."""
     reduced_to: int
     """Most examples in a micro-batch of the next try."""
     examples: tuple[str, ...]
-    """The ids of the micro-batch that failed."""
+    """The ids of the micro-batch that failed; of the step's in its process where it was the update that failed."""
     detail: str
     """What torch said."""
     cap_bytes: int

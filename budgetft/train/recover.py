@@ -17,7 +17,7 @@ from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan
 from budgetft.step.step import Step, Update
 from budgetft.train import rng
-from budgetft.train.loader import Micro
+from budgetft.train.loader import Micro, ids_of
 from budgetft.train.memory import Memory
 from budgetft.train.ranks import Ranks
 from budgetft.train.record import Fallback, Neighbour
@@ -115,7 +115,6 @@ class Recovery:
     def _try(
         self, micros: Sequence[Micro], passes: int, total: float, begin: Callable[[], None], rate: float
     ) -> tuple[float, Update] | Refused:
-        micro = micros[0] if micros else None
         try:
             loss = self._passes(micros, passes, total, begin)
             if isinstance(loss, Refused):
@@ -125,7 +124,7 @@ class Recovery:
                 update = self.step.update(learning_rate=rate)
                 return float(loss), update
         except torch.OutOfMemoryError as error:
-            refused = self._refused(error, micro)
+            refused = self._refused(error, ids_of(micros))
             if not self.ranks.alone:  # the others have updated already
                 raise refused.ends() from None
             return refused
@@ -134,23 +133,26 @@ class Recovery:
 
     def _passes(self, micros: Sequence[Micro], passes: int, total: float, begin: Callable[[], None]) -> torch.Tensor | Refused:
         """This process's part of the loss, all ``passes`` made; or where a process ran out of memory, the same in all."""
+        ids: Sequence[str] = ()
         shares = [torch.zeros((), device=self.step.device)]  # one of several processes may have nothing in a short step
-        micro = None
         try:
             with self.step.even(passes, backward=True), self.memory.working():
                 for micro in micros:
                     begin()
+                    ids = micro.ids
                     shares.append(self.run_micro(micro, total))
                 found = torch.stack(shares).sum()  # before the update: after it nothing may fail any more
                 if not self.ranks.alone:
+                    ids = ids_of(micros)
                     self.step.make_room()
         except torch.OutOfMemoryError as error:
-            found = self._refused(error, micro)
+            found = self._refused(error, ids)
             self.step.optimizer.zero_grad(set_to_none=True)  # telling the others takes memory too
         return self.ranks.first_of(found if isinstance(found, Refused) else None, self.step.device) or found
 
-    def _refused(self, error: torch.OutOfMemoryError, micro: Micro | None) -> Refused:
-        return Refused.of(error, () if micro is None else micro.ids, self.step, self.memory, self.ranks)
+    def _refused(self, error: torch.OutOfMemoryError, ids: Sequence[str]) -> Refused:
+        """``ids``: of the micro-batch; of all that this process has in the step where it was the update that had no memory."""
+        return Refused.of(error, ids, self.step, self.memory, self.ranks)
 
     def _fall_back(self, number: int, refused: Refused, largest: int) -> Fallback:
         if largest <= 1:
@@ -161,7 +163,7 @@ class Recovery:
             step=number,
             process=refused.process,
             phase=refused.phase,
-            micro_batch=len(refused.ids),
+            micro_batch=min(largest, len(refused.ids)),
             reduced_to=largest // 2,
             examples=refused.ids,
             detail=refused.detail,

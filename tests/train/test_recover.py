@@ -84,6 +84,17 @@ def test_a_fallback_is_told_logged_with_its_examples_and_ends_with_the_step(plan
     assert any(note.startswith("warning: out of memory in phase") and first.examples[0] in note for note in notes)
 
 
+def test_memory_refused_in_the_update_names_all_examples_of_the_step(make_plan, train, tmp_path):
+    plan = make_plan(micro_batch=2, effective_batch=6)
+    with refusing() as state:
+        train(plan, out=tmp_path / "undisturbed", steps=2)
+    with refusing((2, "optimizer", state.counts[2, "optimizer"])):  # the first ones are of moving the examples
+        summary = train(plan, steps=2)
+    (fallback,) = summary.fallbacks
+    assert (fallback.phase, fallback.micro_batch, fallback.reduced_to) == ("optimizer", 2, 1)
+    assert len(fallback.examples) == 6
+
+
 def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_plan, train, tmp_path, losses):
     """The cap itself refuses, in every step: the data is heavier than the budget allows at this micro-batch."""
     from budgetft.train.loop import Training
