@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,16 @@ def test_a_plan_from_before_there_were_features_reads_and_has_the_fingerprint_it
     text = plan.model_dump_json()
     assert text.count('"features":null,') == 1
     assert plan_fingerprint(plan) == hashlib.sha256(text.replace('"features":null,', "").encode()).hexdigest()
+
+
+def test_a_resumed_run_goes_on_with_the_cache_that_it_was_given(make_plan, train, weights, tmp_path):
+    from budgetft.train.guard import Interrupted
+
+    def interrupt(record):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    plan, notes = make_plan(knobs=CACHED), []
+    with pytest.raises(Interrupted):
+        train(plan, steps=2, weights=weights, cache=tmp_path / "given", on_progress=interrupt)
+    train(plan, resume=True, weights=None, on_note=notes.append)
+    assert not any("computing" in note for note in notes)

@@ -75,6 +75,20 @@ def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_in_which_nothing_is_learned_any_more_ends_with_its_last_step_saved(half, train, tmp_path, monkeypatch):
+    from budgetft.train.loop import Training
+    from budgetft.train.numerics import FiniteWatch
+
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], INNER))
+    monkeypatch.setattr(Training, "_probe_precision", lambda self, heaviest: None)
+    monkeypatch.setattr(FiniteWatch.__init__, "__defaults__", (2,))
+    with pytest.raises(BudgetftError, match="2 steps in a row were not finite, up to step 2") as caught:
+        train(half, steps=4)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert "lower the learning rate" in (caught.value.hint or "")
+    assert "--resume goes on after step 2" in (caught.value.hint or "")
+
+
 def test_a_loss_that_becomes_not_finite_names_the_module_in_the_log(half, train, tmp_path, monkeypatch):
     from budgetft.train.loop import Training
 
