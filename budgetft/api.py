@@ -162,7 +162,7 @@ def train(
     weights: str | None = None,
     steps: int | None = None,
     resume: bool = False,
-    save_every: int = 50,
+    save_every: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     trackers: Sequence[Any] = (),
     on_progress: "Callable[[Record], None]" = lambda record: None,

@@ -65,6 +65,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def json_lines(text: str) -> list[str]:
+    """The lines of JSON Lines: they end at a newline alone, for a string may hold U+2028, U+0085 and others as they are."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in ``path``; a missing or unreadable file is a ``UsageError``."""
     return read_parsed(path, tomllib.loads, "TOML")

@@ -50,7 +50,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def _rows(content: bytes, path: Path) -> list[Prediction]:
     rows, problems = [], []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

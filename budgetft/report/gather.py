@@ -13,8 +13,8 @@ from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.law import Moment
-from budgetft.train.record import Record, Summary
-from budgetft.value import read_json
+from budgetft.train.record import Record, Summary, Unfinished
+from budgetft.value import json_lines, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,20 +145,31 @@ def _earlier(plan: Plan, ledger: Path, key: str | None) -> tuple[tuple[Outcome, 
 
 def _read_run(folder: Path) -> tuple[tuple[Record, ...], Summary | None, str]:
     """Log and summary of a run, finished or not; lines that cannot be read are counted, not fatal."""
-    log, records, damaged = folder / "log.jsonl", [], 0
+    log, records, damaged, ended = folder / "log.jsonl", [], 0, ""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = json_lines(log.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         return (), None, f"No training curves: {log.name} cannot be read ({error.strerror})."
     for line in lines:
         try:
             records.append(Record.read_text(line, source=str(log)))
         except UsageError:
-            damaged += 1
+            told = _unfinished(line)
+            damaged, ended = damaged + (told is None), told or ended
     note = f"{damaged} lines of {log.name} cannot be read and are left out. " if damaged else ""
     try:
         summary = Summary.read(read_json(folder / "summary.json"), source="summary.json")
     except UsageError as error:
         summary = None
         note += "The run has not finished." if not (folder / "summary.json").exists() else f"No summary: {error.message}."
-    return tuple(records), summary, note.strip()
+    return tuple(records), summary, " ".join(part for part in (note.strip(), ended) if part)
+
+
+def _unfinished(line: str) -> str | None:
+    """In words: what a step that was not done met, if ``line`` of the log says that."""
+    try:
+        last = Unfinished.read_text(line, source="line").fallbacks[-1]
+    except (UsageError, IndexError):
+        return None
+    where = f"in phase {last.phase!r} with examples {', '.join(last.examples)}"
+    return f"Step {last.step} was not done: memory ran out {where}."

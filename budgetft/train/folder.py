@@ -8,18 +8,49 @@ from pathlib import Path
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.lock import exclusive
+from budgetft.plan import write_text_atomically
 from budgetft.value import Value, read_json
 
 LOCK = ".lock"
 
 
+NO_DATA = Path("none")
+"""In place of held-out data: a resumed run goes on without those that it had."""
+HELDOUT_EVERY = 50
+
+
 class Identity(Value):
-    """What a run is a run of; a resume must agree in all of it."""
+    """What a run is a run of, in which a resume must agree; and what it was given beside, which a resume may give anew."""
 
     plan_fingerprint: str
     data_fingerprint: str
     weights: str
     steps: int
+    heldout: str | None = None
+    """The folder of its held-out data; None, as what follows, also in a run of before this was kept."""
+    heldout_every: int | None = None
+    cache: str | None = None
+    """The folder of its features, where it was not the plan's."""
+
+    def beside(
+        self, known: "Identity | None", *, heldout: Path | None, heldout_every: int | None, cache: Path | None
+    ) -> "Identity":
+        """This with what the run is given beside; what is left out is that of ``known``, the run that is resumed.
+
+        Raises ``UsageError`` when that run's held-out data are gone.
+        """
+        before = known or self
+        folder = before.heldout if heldout is None else None if heldout == NO_DATA else str(heldout.absolute())
+        if heldout is None and folder is not None and not Path(folder).is_dir():
+            raise UsageError(
+                f"the held-out data {folder} of the run are gone",
+                hint=f"give --eval-data FOLDER, or --eval-data {NO_DATA} to go on without",
+            )
+        return self.replace(
+            heldout=folder,
+            heldout_every=None if folder is None else heldout_every or before.heldout_every or HELDOUT_EVERY,
+            cache=before.cache if cache is None else str(cache.absolute()),
+        )
 
 
 class RunFolder:
@@ -30,6 +61,7 @@ class RunFolder:
         self.plan = path / "plan.json"
         self.identity = path / "run.json"
         self.log = path / "log.jsonl"
+        self.precision = path / "precision.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.summary = path / "summary.json"
@@ -40,6 +72,15 @@ class RunFolder:
 
     def read_identity(self) -> Identity:
         return Identity.read(read_json(self.identity), source=str(self.identity))
+
+    def how_to_resume(self, saved: int, data: str | None) -> str:
+        """The command, with the ``data`` that the plan does not name, and where it takes up the run."""
+        given = "" if data is None else f" --data {data}"
+        after = f"goes on after step {saved}" if saved else "starts over from step 1: there is no checkpoint"
+        return f"budgetft train --plan {self.plan} --out {self.path}{given} --resume {after}"
+
+    def write_identity(self, identity: Identity) -> None:
+        write_text_atomically(self.identity, identity.model_dump_json(indent=2, exclude_none=True) + "\n")
 
     def check_identity(self, identity: Identity) -> None:
         """Raise ``UsageError`` when the run here is one of something else than ``identity``."""

@@ -3,6 +3,7 @@
 Several processes share the examples.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,16 @@ import torch
 from budgetft.data.bucket import split
 from budgetft.data.examples import Examples
 from budgetft.data.visuals import FeaturesOf
+from budgetft.errors import BudgetftError
 from budgetft.step.step import Step
+from budgetft.train.folder import NO_DATA
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, make_micro, prefetched
 from budgetft.train.memory import Held, Memory
 from budgetft.train.preflight import checked_shapes, heaviest_batches
 from budgetft.train.ranks import Ranks
-from budgetft.train.recover import Refused
+from budgetft.train.record import Fallback
+from budgetft.train.recover import Refused, StillOutOfMemory, out_of_memory_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class HeldOut:
     every: int
     """Steps between evaluations; the last step has one too."""
     on_note: Callable[[str], None]
+    on_fallback: Callable[[Fallback], None]
+    """Gets each batch that did not fit; after one that is reduced to nothing the run ends."""
     features_of: FeaturesOf | None = None
     """Of their images, when the plan has cached vision."""
     ranks: Ranks = field(default_factory=Ranks)
@@ -50,8 +56,28 @@ class HeldOut:
         self.memory.forget_peaks()
         return held
 
-    def loss(self) -> float:
-        """Mean over the supervised tokens of all examples. Batches that do not fit are halved.
+    def after(self, step: int) -> tuple[float | None, BudgetftError | None]:
+        """The loss after ``step`` where it is due and finite; and what ends the run in it, although the step is done.
+
+        Raises only what the other processes do not know of.
+        """
+        if not self.due(step):
+            return None, None
+        try:
+            loss = self.loss(step)
+        except StillOutOfMemory as error:
+            where = f"evaluation after step {step}, one example at a time"
+            hint = f"evaluate other data, or --eval-data {NO_DATA}"
+            return None, out_of_memory_in(where, error, self.job.plan, self.memory, hint=hint)
+        except BudgetftError as error:
+            if not self.ranks.alone:  # they wait for what this one would do next
+                raise
+            return None, error
+        self.on_note(f"held-out loss after step {step}: {loss:.4f}")
+        return (loss if math.isfinite(loss) else None), None
+
+    def loss(self, after: int) -> float:
+        """Mean over the supervised tokens of all examples, after that step. Batches that do not fit are halved.
 
         Raises ``StillOutOfMemory`` when one example does not fit.
         """
@@ -60,16 +86,21 @@ class HeldOut:
         waiting = self.ranks.share(split(range(len(self.job.examples)), self.job.plan.knobs.micro_batch))
         while passes := int(self.ranks.highest(len(waiting), device)):
             halves: list[Sequence[int]] = []
+            fallbacks: list[Fallback] = []
             batches = prefetched(([part] for part in waiting), self._make)
             with self.step.even(passes, backward=False), closing(batches) as planned:  # pyright: ignore[reportArgumentType]
                 for (micro,) in planned:
                     found = self._try(micro)
                     if not isinstance(found, Refused):
                         total, tokens = total + found, tokens + micro.inputs.supervised_tokens
-                    elif len(micro.indices) == 1:
-                        refused = found
-                    else:
-                        halves += self._halved(micro)
+                        continue
+                    half = len(micro.indices) // 2
+                    fallbacks.append(found.fallback(after, half or None, during="evaluation"))
+                    refused = refused if half else found
+                    halves += split(micro.indices, half) if half else []
+                    self.memory.release()
+            for fallback in self.ranks.gathered(fallbacks, device):
+                self.on_fallback(fallback)
             refused = self.ranks.first_of(refused, device)
             if refused is not None:
                 raise refused.ends()
@@ -78,12 +109,6 @@ class HeldOut:
 
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
-
-    def _halved(self, micro: Micro) -> list[Sequence[int]]:
-        self.memory.release()
-        half = len(micro.indices) // 2
-        self.on_note(f"warning: out of memory evaluating {len(micro.indices)} examples; going on with {half} at a time")
-        return list(split(micro.indices, half))
 
     def _try(self, micro: Micro) -> float | Refused:
         """The sum of the losses, or how memory ran out."""

@@ -1,9 +1,8 @@
 """Run a plan to the end: the same step that was traced and probed, under the same cap, with the data of the plan."""
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,22 +17,23 @@ from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
-from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_adapter, write_checkpoint
+from budgetft.train.checkpoint import write_adapter
 from budgetft.train.features import planned_features
-from budgetft.train.folder import RunFolder, write_folder
-from budgetft.train.guard import StopSignal, interrupted, out_of_memory
+from budgetft.train.folder import HELDOUT_EVERY, Identity, RunFolder, write_folder
+from budgetft.train.guard import StopSignal, interrupted
 from budgetft.train.heldout import HeldOut, held_out_job
-from budgetft.train.job import Job, plan_fingerprint, settle
+from budgetft.train.job import Job, settle
 from budgetft.train.loader import Micro, ids_of, make_micro, prefetched, step_micro_batches
 from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
-from budgetft.train.numerics import FiniteWatch, culprit, probe_precision
+from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import connect, load_step, start_trackers, tell_peak
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
-from budgetft.train.record import Record, Summary, record_step, summarize
-from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, attempt, refusal
+from budgetft.train.record import Fallback, Record, Summary, Unfinished, record_step, summarize
+from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, attempt, describe, out_of_memory_in, refusal
+from budgetft.train.saving import Checkpoints, Pace
 from budgetft.train.schedule import learning_rate
 from budgetft.train.track import unharmed
 from budgetft.units import format_gib
@@ -51,14 +51,14 @@ def run_training(
     weights: str | None = None,
     steps: int | None = None,
     resume: bool = False,
-    save_every: int = 50,
+    save_every: int | None = None,
     device: Device = "auto",
     cache: Path | None = None,
     on_progress: Callable[[Record], None] = lambda record: None,
     on_note: Callable[[str], None] = lambda note: None,
     on_refused: Callable[[Outcome], None] = lambda outcome: None,
     heldout: Path | None = None,
-    heldout_every: int = 50,
+    heldout_every: int | None = None,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -66,38 +66,42 @@ def run_training(
     ``data`` and ``weights`` (a folder, a hub id or ``random``) default to the plan's. ``steps`` defaults to the
     contract's epochs, and the learning-rate schedule ends there. Examples come in a seeded order; the last incomplete
     effective batch of an epoch is filled up from the next one, so every step has the contract's effective batch.
-    ``save_every``: steps between checkpoints; the last step gets one too. ``resume`` goes on from the newest whole
-    checkpoint, with the same weights and steps when they are left out. ``cache`` is the folder of the features when the plan
-    has cached vision, the plan's when left out; what it lacks is computed first. ``trackers`` are accelerate's: names or
-    objects; TensorBoard's event files are written where it is installed.
+    ``save_every``: steps between checkpoints; when left out, as often as takes at most about 2 % of the run's time. The last
+    step gets one too. ``resume`` goes on from the newest whole checkpoint, with the same weights, steps, held-out data and
+    cache when they are left out. ``cache`` is the folder of the features when the plan has cached vision, the plan's when
+    left out; what it lacks is computed first. ``trackers`` are accelerate's: names or objects; TensorBoard's event files are
+    written where it is installed.
 
-    ``heldout`` is a dataset whose loss is computed every ``heldout_every`` steps and after the last.
+    ``heldout`` is a dataset whose loss is computed every ``heldout_every`` steps (50 when left out) and after the last;
+    ``Path("none")`` drops that of a resumed run.
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
     ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
 
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
-    ends early: out of memory with one example at a time, steps that are not finite, or a signal (then its last finished
-    step is saved).
+    ends early: out of memory with one example at a time, steps that are not finite, or a signal; its last finished step is
+    saved.
     """
-    if save_every < 1:
+    if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
     ranks = launched_ranks(plan.knobs.grad_accum)
     if not ranks.first:
         on_progress, on_note, on_refused = (lambda told: None,) * 3
     with claimed_by_first(out, ranks, resume=resume) as folder:
-        if resume:
-            known = folder.read_identity()
+        known = folder.read_identity() if resume else None
+        if known is not None:
             weights, steps = weights or known.weights, steps or known.steps
         job = settle(plan, data=data, weights=weights, steps=steps)
-        if resume:
+        if known is not None:
             folder.check_identity(job.identity)
             if folder.summary.is_file():
                 on_note(f"the run in {out} is finished; nothing to do")
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
-        held_out = None if heldout is None else held_out_job(read_dataset(heldout), job, on_note)
+        identity = job.identity.beside(known, heldout=heldout, heldout_every=heldout_every, cache=cache)
+        held_out = None if identity.heldout is None else held_out_job(read_dataset(Path(identity.heldout)), job, on_note)
+        features = None if identity.cache is None else Path(identity.cache)
         features_of, heldout_features = (
-            None if one is None else planned_features(one, cache, device=device, on_note=on_note, fills=ranks.first)
+            None if one is None else planned_features(one, features, device=device, on_note=on_note, fills=ranks.first)
             for one in (job, held_out)
         )
         # First: it must see the card before this process does.
@@ -105,14 +109,15 @@ def run_training(
         accelerator, connection_bytes = connect(memory, ranks, trackers, out)
         processor, step = load_step(job, memory, ranks, on_note)
         training = Training(
-            job=job, folder=folder, memory=memory, processor=processor, step=step, save_every=save_every, ranks=ranks,
+            job=job, identity=identity, folder=folder, memory=memory, processor=processor, step=step, ranks=ranks,
+            pace=Pace(save_every),
             on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
             accelerator=accelerator, predicted_peak_bytes=tell_peak(step, plan, ranks, connection_bytes, on_note),
         )  # fmt: skip
         if held_out is not None:
             training.heldout = HeldOut(
-                job=held_out, processor=processor, step=step, memory=memory, every=heldout_every, on_note=on_note,
-                features_of=heldout_features, ranks=ranks,
+                job=held_out, processor=processor, step=step, memory=memory, every=identity.heldout_every or HELDOUT_EVERY,
+                on_note=on_note, on_fallback=training.fell_back, features_of=heldout_features, ranks=ranks,
             )  # fmt: skip
         try:
             return training.run(resume)
@@ -130,13 +135,14 @@ class Training:
     """A run in progress."""
 
     job: Job
+    identity: Identity
     folder: RunFolder
     memory: Memory
     processor: Any
     step: Step
     on_note: Callable[[str], None]
     on_progress: Callable[[Record], None]
-    save_every: int
+    pace: Pace
     on_refused: Callable[[Outcome], None] = lambda outcome: None
     heldout: HeldOut | None = None
     heldout_peak_bytes: int | None = None
@@ -149,20 +155,30 @@ class Training:
     """Of allocated bytes so far."""
     preflight_peak_bytes: int = 0  # of the process; of several, the highest
     own_peak_bytes: int = 0  # of this process, pre-flight included
-    islands: tuple[str, ...] = ()
-    """Blocks that run in fp32."""
+    precision: Precision = field(default_factory=Precision)
+    """Which blocks run in fp32, and why."""
     told_refusal: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     predicted_peak_bytes: int | None = None  # predicted
-    saved: int = 0  # the step of the newest checkpoint
+    finished: int = 0
+    """The last step that is in the log."""
+    updated: int = 0
+    """The last step that the parameters have seen."""
+    fallbacks: list[Fallback] = field(default_factory=list)
+    """Of the step that is not in the log yet."""
     shapes: list[Shape] = field(default_factory=list)
     """Of every example, in order."""
 
     def __post_init__(self) -> None:
         self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
         self.recovery = Recovery(
-            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_note=self.on_note, ranks=self.ranks
-        )
+            step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_fallback=self.fell_back,
+            ranks=self.ranks,
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, self.step, self.pace,
+            plan_fingerprint=self.identity.plan_fingerprint, writes=self.ranks.first,
+        )  # fmt: skip
 
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
@@ -170,14 +186,19 @@ class Training:
         self.shapes = checked_shapes(self.job, self.processor)
         heaviest = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
         self._probe_precision(heaviest)  # on the base as it came, so that a resumed run finds the same
-        first = self._restore() if resume else 0
+        first = self.checkpoints.restore(self.memory, self.on_note) if resume else 0
+        if first:
+            self.on_note(f"going on after step {first} of {self.job.steps}")
         self.neighbours.look("before the first step")
         self._preflight(heaviest)
         del heaviest
         self._preflight_heldout()
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
-            write_text_atomically(self.folder.identity, self.job.identity.model_dump_json(indent=2) + "\n")
+        if self.ranks.first:
+            self.folder.write_identity(self.identity)
+        if self.precision.blocks and self.ranks.first:
+            write_text_atomically(self.folder.precision, self.precision.model_dump_json(indent=2) + "\n")
         start_trackers(self.accelerator, self.job)
         log = Log(self.folder.log, finished_steps=first) if self.ranks.first else Unwritten()
         try:
@@ -185,23 +206,6 @@ class Training:
         finally:
             log.close()
         return self._finish(log)
-
-    def _restore(self) -> int:
-        """Finished steps of the newest whole checkpoint, loaded; 0 when the run had not come to one."""
-        found = newest_checkpoint(self.folder.checkpoints, self.on_note)
-        if found is None:
-            return 0
-        path, state = found
-        restore_checkpoint(path, state, self.step)
-        self.memory.count(
-            tensor
-            for states in self.step.optimizer.state.values()
-            for tensor in states.values()
-            if isinstance(tensor, torch.Tensor)
-        )
-        self.saved = state.step
-        self.on_note(f"going on after step {state.step} of {self.job.steps}")
-        return state.step
 
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
@@ -212,11 +216,11 @@ class Training:
         if isinstance(done, Refused):
             if blamed:
                 self._refused(done.phase, f"in {where}", ids)
-            raise self._out_of_memory(done.ends(), where, hint=hint)
+            raise out_of_memory_in(where, done.ends(), self.job.plan, self.memory, hint=hint)
         return done
 
     def _probe_precision(self, heaviest: list[Micro]) -> None:
-        self.islands = self._together(
+        self.precision = self._together(
             lambda: probe_precision(self.step, self.memory, heaviest, self.on_note),
             "the precision probe", ids_of(heaviest),
             "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32",
@@ -248,68 +252,80 @@ class Training:
 
     def _steps(self, first: int, log: Log | Unwritten) -> None:
         """Steps ``first`` + 1 to the last."""
-        job, finished = self.job, first
-        numbers = range(first + 1, job.steps + 1)
-        wanted = (self.ranks.share(step_micro_batches(number, job, self.shapes)) for number in numbers)
-        with self.stop, ExitStack() as stack:
-            batches = prefetched(wanted, self._make)
-            stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]
-            try:
-                for number in numbers:
-                    record = self._one_step(number, partial(next, batches))
-                    finished = number
-                    log.append(record)
-                    with unharmed(self.on_note):
-                        self.accelerator.log(record.numbers(), step=number)
-                    self.on_progress(record)
-                    self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
-                    if number % self.save_every == 0 or number == job.steps:
-                        self._save(finished, log)
+        numbers = range(first + 1, self.job.steps + 1)
+        wanted = (self.ranks.share(step_micro_batches(number, self.job, self.shapes)) for number in numbers)
+        self.finished = self.updated = first
+        self.fallbacks += log.unfinished
+        batches = prefetched(wanted, self._make)
+        with self.stop, closing(batches):  # pyright: ignore[reportArgumentType]
+            for number in numbers:
+                with self._ending(log):
+                    self._one_step(number, partial(next, batches), log)
                     stopped = self.ranks.highest(self.stop.received or 0, self.step.device)
-                    if stopped and number < job.steps:
+                    if stopped and number < self.job.steps:
                         raise _Stopped
-            except _Stopped:
-                self._save(finished, log)
-                raise interrupted(finished, job.steps, self.stop.received or 0, hint=self._how_to_resume()) from None
+                self.checkpoints.save_if_due(number, self.job.steps, log)
 
-    def _one_step(self, number: int, take_batch: Callable[[], list[Micro]]) -> Record:
-        """One optimizer step; on ``_Stopped`` and on any error the adapter is that of the step before."""
-        contract = self.job.plan.contract
+    @contextmanager
+    def _ending(self, log: Log | Unwritten) -> Iterator[None]:
+        """What ends the run in this block, a signal or an error, leaves the last finished step saved, and tells how to go on.
+
+        Nobody is waited for: of several processes one may be alone in its error.
+        """
+        try:
+            yield
+        except _Stopped:
+            self._keep(log)
+            hint = self._how_to_resume()
+            raise interrupted(self.finished, self.job.steps, self.stop.received or 0, hint=hint) from None
+        except BudgetftError as error:
+            try:
+                self._keep(log)
+            except BudgetftError as problem:
+                self.on_note(f"warning: step {self.finished} is not saved: {problem.message}")
+            error.hint = "; ".join(part for part in (error.hint, self._how_to_resume()) if part)
+            raise
+
+    def _keep(self, log: Log | Unwritten) -> None:
+        """Save the last finished step, and what the one after it met."""
+        if self.updated != self.finished:  # the log refused the step that the parameters have seen already
+            return
+        if self.fallbacks:
+            log.end(Unfinished(unfinished_step=self.finished + 1, fallbacks=tuple(self.fallbacks)))
+        self.checkpoints.save(self.finished, log)
+
+    def _one_step(self, number: int, take_batch: Callable[[], list[Micro]], log: Log | Unwritten) -> None:
+        """One optimizer step, into the log; on ``_Stopped`` and on any error in it the adapter is that of the step before."""
         began = time.perf_counter()
         micros = take_batch()
         data_seconds = time.perf_counter() - began
-        rate = learning_rate(number, self.job.steps, contract)
+        rate = learning_rate(number, self.job.steps, self.job.plan.contract)
         try:
             done = self.recovery.run(number, micros, begin=self._begin, learning_rate=rate)
         except StillOutOfMemory as error:
-            hint = f"plan again with a larger budget, or a contract with fewer pixels; {self._how_to_resume()}"
-            raise self._out_of_memory(error, f"step {number}, one example at a time", hint=hint) from None
+            hint = "plan again with a larger budget, or a contract with fewer pixels"
+            where = f"step {number}, one example at a time"
+            raise out_of_memory_in(where, error, self.job.plan, self.memory, hint=hint) from None
+        self.updated = number
         self.neighbours.look(f"since step {number}")
-        blamed = next((fallback for fallback in done.fallbacks if not fallback.crowded), None)
-        if blamed is not None:
-            self._refused(blamed.phase, f"in step {number} of a run", blamed.examples)
         seconds = time.perf_counter() - began
-        heldout_loss = self._heldout_loss(number)
+        heldout_loss, problem = (None, None) if self.heldout is None else self.heldout.after(number)
         record = self._record(number, done, rate, seconds, data_seconds, ids_of(micros))
-        return record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
+        record = record.replace(heldout_loss=heldout_loss, nonfinite=self._first_nonfinite(record, done, micros))
+        log.append(record)
+        self.finished, self.fallbacks = number, []
+        with unharmed(self.on_note):
+            self.accelerator.log(record.numbers(), step=number)
+        self.on_progress(record)
+        if problem is not None:
+            raise problem
+        self.watch.see(step=number, finite=record.finite, scale=record.scale, where=record.nonfinite)
 
     def _first_nonfinite(self, record: Record, done: Done, micros: list[Micro]) -> str | None:
         """Where a step that was not finite first was so."""
         if record.loss is None:
             return culprit(self.step, self.memory, micros, int(self.ranks.highest(len(micros), self.step.device)))
         return None if record.finite else f"the gradient of {done.update.culprit}"
-
-    def _heldout_loss(self, number: int) -> float | None:
-        """After step ``number``, where it is due; None when it is not finite."""
-        if self.heldout is None or not self.heldout.due(number):
-            return None
-        try:
-            loss = self.heldout.loss()
-        except StillOutOfMemory as error:
-            where, hint = f"evaluation after step {number}, one example at a time", "evaluate other data or none"
-            raise self._out_of_memory(error, where, hint=f"{hint}; {self._how_to_resume()}") from None
-        self.on_note(f"held-out loss after step {number}: {loss:.4f}")
-        return loss if math.isfinite(loss) else None
 
     def _begin(self) -> None:
         """Before every micro-batch. One of several processes may not leave the others waiting for its gradients."""
@@ -335,20 +351,8 @@ class Training:
             samples_per_second=batch / seconds,
             process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
-            fallbacks=done.fallbacks,
+            fallbacks=tuple(self.fallbacks),
         )
-
-    def _save(self, finished: int, log: Log | Unwritten) -> None:
-        if finished <= self.saved or not self.ranks.first:
-            return
-        log.sync()
-        write_checkpoint(
-            self.folder.checkpoints,
-            self.step,
-            finished_steps=finished,
-            plan_fingerprint=plan_fingerprint(self.job.plan),
-        )
-        self.saved = finished
 
     def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
@@ -365,7 +369,7 @@ class Training:
             alloc_retries=held.alloc_retries,
             heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
-            islands=(*self.islands, *getattr(self.features_of, "islands", ())),
+            islands=(*self.precision.islands, *getattr(self.features_of, "islands", ())),
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,
@@ -376,24 +380,20 @@ class Training:
             write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 
+    def fell_back(self, fallback: Fallback) -> None:
+        """Memory ran out: told and kept at once, whatever becomes of the step."""
+        self.fallbacks.append(fallback)
+        if fallback.reduced_to is not None:
+            self.on_note(f"warning: {describe(fallback)}")
+        if fallback.during == "training" and not fallback.crowded:
+            self._refused(fallback.phase, f"in step {fallback.step} of a run", fallback.examples)
+
     def _refused(self, phase: Phase, where: str, ids: Sequence[str]) -> None:
         """Tell once that the planned setting ran out of memory."""
         if not self.told_refusal:
             self.told_refusal = True
             self.on_refused(refusal(self.job.plan, self.memory, phase, f"{where}, examples {', '.join(ids)}"))
 
-    def _out_of_memory(self, error: StillOutOfMemory, where: str, *, hint: str) -> BudgetftError:
-        return out_of_memory(
-            error,
-            phase=error.phase,
-            where=where,
-            ids=error.ids,
-            cap_bytes=self.memory.cap_bytes,
-            budget_bytes=self.job.plan.gpu.budget_bytes,
-            hint=hint,
-        )
-
     def _how_to_resume(self) -> str:
-        data = f" --data {self.job.examples.folder}" if str(self.job.examples.folder) != self.job.plan.data else ""
-        after = f"goes on after step {self.saved}" if self.saved else "starts over from step 1: no checkpoint was due yet"
-        return f"budgetft train --plan {self.folder.plan} --out {self.folder.path}{data} --resume {after}"
+        data = str(self.job.examples.folder)
+        return self.folder.how_to_resume(self.checkpoints.saved, None if data == self.job.plan.data else data)

@@ -7,10 +7,11 @@ import torch
 
 from budgetft.errors import BudgetftError
 from budgetft.knobs import computed_in
-from budgetft.step.islands import LIMIT, Finding, first_nonfinite, is_island, make_island, watching
+from budgetft.step.islands import LIMIT, Finding, blocks_of, first_nonfinite, is_island, make_island, watching
 from budgetft.step.step import Step
 from budgetft.train.loader import Micro
 from budgetft.train.memory import Memory
+from budgetft.value import Value
 
 FP16_MAX = 65_504
 NONFINITE_LIMIT = 20
@@ -21,22 +22,48 @@ SKIPPED_SHARE = 0.25
 """Above it the scale falls more often than a healthy scaler tries a higher one, which is once in 2,000 steps."""
 
 
-def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note: Callable[[str], None]) -> tuple[str, ...]:
-    """Evaluate ``micros`` once in fp16 and turn the blocks that overflow into fp32 islands; returns their names.
+class Block(Value):
+    """What the probe found in an MLP, an attention or a merger."""
+
+    name: str
+    largest: float
+    """Magnitude that its linears read or wrote, of those that were finite."""
+    nonfinite: int
+    """Numbers that were not finite, before the block was turned to fp32."""
+    fp32: bool
+    """Whether it runs in fp32."""
+
+
+class Precision(Value):
+    """``precision.json`` of a run in fp16: every block on the heaviest examples."""
+
+    limit: float = LIMIT
+    """Of magnitudes; a block above it runs in fp32."""
+    blocks: tuple[Block, ...] = ()
+    """In the order of the model; none where another precision left nothing to probe."""
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        return tuple(block.name for block in self.blocks if block.fp32)
+
+
+def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note: Callable[[str], None]) -> Precision:
+    """Evaluate ``micros`` once in fp16 and turn the blocks that overflow into fp32 islands; returns what was found.
 
     Other precisions hold what fp32 holds, and are left alone. Raises ``BudgetftError`` when the loss is not finite all
     the same, with the first module at fault, and ``torch.OutOfMemoryError``.
     """
     if computed_in(step.knobs.base_precision) != "fp16":
-        return ()
+        return Precision()
     findings: dict[str, Finding] = {}
     with step.even(len(micros), backward=False):
         for micro in micros:
             with memory.working(), watching(step.base, repair=True) as found:
                 loss = step.evaluate(micro.inputs.to(step.device))
             for one in found:
-                before = findings.get(one.block)
-                findings[one.block] = one if before is None or one.largest > before.largest else before
+                before = findings.get(one.block, Finding(block=one.block, largest=0.0, nonfinite=0))
+                largest, nonfinite = max(before.largest, one.largest), before.nonfinite + one.nonfinite
+                findings[one.block] = Finding(block=one.block, largest=largest, nonfinite=nonfinite)
             if not torch.isfinite(loss):
                 raise BudgetftError(
                     f"the loss is not finite in fp16 even with {len(_islands(step))} blocks in fp32: first in"
@@ -50,7 +77,13 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
         on_note(
             f"precision: {len(islands)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32: {', '.join(islands)}"
         )
-    return islands
+    return Precision(
+        blocks=tuple(
+            Block(name=name, largest=findings[name].largest, nonfinite=findings[name].nonfinite, fp32=name in islands)
+            for name in blocks_of(step.base)
+            if name in findings
+        )
+    )
 
 
 def restore_islands(step: Step, names: Sequence[str]) -> None:

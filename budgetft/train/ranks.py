@@ -76,11 +76,15 @@ class Ranks:
 
     def first_of(self, problem: T | None, device: torch.device) -> T | None:
         """The first process's problem that has one, told to all; None when none has."""
-        if self.alone or not self.highest(problem is not None, device):
-            return problem
-        found: list[T | None] = [None] * self.world
-        distributed.all_gather_object(found, problem)
-        return next(one for one in found if one is not None)
+        return next(iter(self.gathered([] if problem is None else [problem], device)), None)
+
+    def gathered(self, found: Sequence[T], device: torch.device) -> list[T]:
+        """Those of every process, in their order, told to all."""
+        if self.alone or not self.highest(bool(found), device):
+            return list(found)
+        lists: list[Sequence[T]] = [()] * self.world
+        distributed.all_gather_object(lists, list(found))
+        return [one for each in lists for one in each]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Put the sum over all processes into every parameter's gradient; each must have one."""

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
@@ -24,18 +24,21 @@ class Neighbour(Value):
 
 
 class Fallback(Value):
-    """Memory ran out in a step, and the whole step was done again with smaller micro-batches."""
+    """Memory ran out in a step, and the whole step was done again with smaller micro-batches; or in the evaluation after it,
+    and the batch was."""
 
     step: int
+    during: Literal["training", "evaluation"] = "training"
+    """An evaluation says nothing of the setting that was planned for training."""
     process: int = 0
     """Of several that share the run, the one whose memory ran out."""
     phase: Phase
     micro_batch: int
-    """Examples in the micro-batch that failed."""
-    reduced_to: int
-    """Most examples in a micro-batch of the next try."""
+    """Examples in the micro-batch that failed; where the update did, in the largest of the try."""
+    reduced_to: int | None
+    """Most examples in a micro-batch of the next try; None when nothing was left to halve, and the run ended."""
     examples: tuple[str, ...]
-    """The ids of the micro-batch that failed."""
+    """The ids of the micro-batch that failed; of the step's in its process where it was the update that failed."""
     detail: str
     """What torch said."""
     cap_bytes: int
@@ -79,7 +82,7 @@ class Record(Value):
     peak_examples: tuple[str, ...] | None = None
     """The ids of the step's examples, when it reached a new peak of allocated bytes."""
     fallbacks: tuple[Fallback, ...] = ()
-    """The failed tries of this step."""
+    """The failed tries of this step, and of the evaluation after it; those of a process that ended in it included."""
     nonfinite: str | None = None
     """Where the step first was not finite: a module in forward, or a parameter's gradient."""
     heldout_loss: float | None = None
@@ -89,6 +92,13 @@ class Record(Value):
         """What a tracker can draw."""
         steps = ("step", "steps")
         return {name: float(value) for name, value in self if isinstance(value, int | float) and name not in steps}
+
+
+class Unfinished(Value):
+    """The last line of a log whose run ended in a step that is not done; a resumed run puts it into the step's record."""
+
+    unfinished_step: int
+    fallbacks: tuple[Fallback, ...]
 
 
 class Summary(Value):
@@ -126,7 +136,7 @@ class Summary(Value):
     ooms: int
     alloc_retries: int
     fallbacks: tuple[Fallback, ...] = ()
-    """Every time memory ran out; each was made good."""
+    """Every time memory ran out; each was made good, those that ended a run by the run that went on."""
     neighbours: tuple[Neighbour, ...] = ()
     """Every other process that was seen on the card."""
     islands: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """kill -9 at random moments of plan, train, predict and data cache: nothing is lost but the work in flight.
 
+A training run computes what came after its last checkpoint again, to the same bits.
+
     PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 72] [--out reports/guard/kills.json]
 
 Each command is started, killed after a random time, and started again until it ends by itself; then what it left is held

@@ -105,6 +105,26 @@ def test_damaged_lines_of_a_log_are_counted_and_the_rest_is_shown(run):
     assert story.run_note == "3 lines of log.jsonl cannot be read and are left out. The run has not finished."
 
 
+def test_ids_with_line_separators_of_unicode_damage_no_line_of_a_log(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    odd = [json.dumps({**line, "peak_examples": ["a\u2028b\u0085c"]}, ensure_ascii=False) for line in lines]
+    (run / "log.jsonl").write_text("\n".join(odd) + "\n", encoding="utf-8")
+    story = gather(run, ledger=LEDGER)
+    assert (len(story.records), story.run_note) == (200, "")
+
+
+def test_a_step_that_was_not_done_is_no_damaged_line_and_is_told(run):
+    fallback = {"step": 201, "phase": "backward", "micro_batch": 1, "reduced_to": None, "examples": ["a", "b"]}
+    fallback |= {"detail": "no memory", "cap_bytes": 1, "crowded": False}
+    with (run / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"unfinished_step": 201, "fallbacks": [fallback]}) + "\n")
+    (run / "summary.json").unlink()
+    story = gather(run, ledger=LEDGER)
+    assert len(story.records) == 200
+    told = "Step 201 was not done: memory ran out in phase 'backward' with examples a, b."
+    assert story.run_note == f"The run has not finished. {told}"
+
+
 def test_a_run_without_a_log_says_so(run):
     (run / "log.jsonl").unlink()
     assert "No training curves: log.jsonl cannot be read" in html_page(gather(run, ledger=LEDGER))

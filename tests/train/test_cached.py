@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,16 @@ def test_of_several_processes_one_fills_the_cache_and_the_others_wait_for_it(cac
     waiting.join(60)
     assert notes == ["first"]
     assert len(found["first"].cache) == len(found["second"].cache) == 10
+
+
+def test_a_resumed_run_goes_on_with_the_cache_that_it_was_given(make_plan, train, weights, tmp_path):
+    from budgetft.train.guard import Interrupted
+
+    def interrupt(record):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    plan, notes = make_plan(knobs=CACHED), []
+    with pytest.raises(Interrupted):
+        train(plan, steps=2, weights=weights, cache=tmp_path / "given", on_progress=interrupt)
+    train(plan, resume=True, weights=None, on_note=notes.append)
+    assert not any("computing" in note for note in notes)

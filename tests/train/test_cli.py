@@ -99,3 +99,19 @@ def test_the_ledger_learns_of_a_setting_that_ran_out_of_memory(run, tmp_path, ma
     job, stack = planned_job(plan, device="cpu", evidence="predicted"), current_stack("cpu")  # as the next plan asks
     assert ledger.find(job, plan.knobs, stack) == outcome
     assert outcome.status == "oom"
+
+
+def test_memory_refused_in_an_evaluation_is_told_in_the_summary_and_not_to_the_ledger(run, tmp_path):
+    from drawn import draw_examples
+    from refusing import refusing
+
+    options, ledger = ("--eval-data", str(draw_examples(tmp_path / "held", 4).folder)), tmp_path / "ledger.sqlite3"
+    with refusing() as state:
+        run(*options, "--out", str(tmp_path / "undisturbed"))
+    with refusing((1, "loss", state.counts[1, "loss"])):
+        done = run(*options, "--ledger", str(ledger))
+    assert done.exit_code == 0, done.output
+    assert (
+        "1 times, in steps 1: done again with as few as 1 at a time in the evaluation after them; first in phase" in done.stdout
+    )
+    assert not ledger.exists()

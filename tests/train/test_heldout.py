@@ -1,13 +1,18 @@
 """Held-out loss: right, in the training precision, without memory of its own, and no influence on what is learned."""
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from drawn import draw_examples
 from refusing import refusing
 
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint
+from budgetft.train.guard import Interrupted
 
 
 @pytest.fixture
@@ -60,11 +65,91 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches_and_tr
 ):
     with refusing() as state:
         whole = train(make_plan(micro_batch=4), steps=2, heldout=heldout.folder, out=tmp_path / "undisturbed")
-    notes = []
+    notes, outcomes = [], []
     with refusing((2, "loss", state.counts[2, "loss"])) as state:  # the last of them: in the evaluation
-        again = train(make_plan(micro_batch=4), steps=2, heldout=heldout.folder, on_note=notes.append)
+        again = train(
+            make_plan(micro_batch=4), steps=2, heldout=heldout.folder, on_note=notes.append, on_refused=outcomes.append
+        )
     assert state.refused
     assert again.heldout_loss == pytest.approx(whole.heldout_loss, rel=1e-6)
     assert again.last_loss == whole.last_loss
-    assert again.fallbacks == ()
-    assert any("out of memory evaluating 4 examples; going on with 2" in note for note in notes)
+    (fallback,) = again.fallbacks
+    assert (fallback.during, fallback.step, fallback.phase) == ("evaluation", 2, "loss")
+    assert (fallback.micro_batch, fallback.reduced_to) == (4, 2)
+    assert fallback.examples == tuple(example.id for example in heldout)
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["fallbacks"] == [fallback.model_dump(mode="json")]
+    assert any("of the evaluation after step 2 with 4 examples (example-0" in note for note in notes)
+    assert outcomes == [], "the setting for training is not to blame"
+
+
+def test_an_evaluation_that_cannot_be_made_ends_the_run_with_its_step_saved_and_in_the_log(make_plan, train, tmp_path, heldout):
+    plan, run = make_plan(micro_batch=1), tmp_path / "run"
+    with refusing() as state:
+        train(plan, steps=3, heldout=heldout.folder, heldout_every=2, out=tmp_path / "undisturbed")
+    with (
+        refusing((2, "loss", state.counts[2, "loss"])),
+        pytest.raises(BudgetftError, match="evaluation after step 2, one example at a time") as caught,
+    ):
+        train(plan, steps=3, heldout=heldout.folder, heldout_every=2)
+    assert "--eval-data none; " in (caught.value.hint or "")
+    assert "--resume goes on after step 2" in (caught.value.hint or "")
+    summary = train(plan, resume=True)
+    assert [one.reduced_to for one in summary.fallbacks] == [None]
+    expected = json.loads((tmp_path / "undisturbed" / "summary.json").read_text())
+    assert (summary.last_loss, summary.heldout_loss) == (expected["last_loss"], expected["heldout_loss"])
+    adapter = "adapter/adapter_model.safetensors"
+    assert (run / adapter).read_bytes() == (tmp_path / "undisturbed" / adapter).read_bytes()
+
+
+def interrupt_after(step):
+    def on_progress(record):
+        if record.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_progress
+
+
+def interrupted_run(train, plan, **options):
+    with pytest.raises(Interrupted) as caught:
+        train(plan, steps=4, on_progress=interrupt_after(2), **options)
+    return caught.value.hint or ""
+
+
+def evaluated(run):
+    return [json.loads(line)["heldout_loss"] is not None for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_goes_on_with_its_held_out_data_and_their_rhythm(make_plan, train, tmp_path, heldout, monkeypatch):
+    monkeypatch.chdir(heldout.folder.parent)
+    interrupted_run(train, make_plan(), heldout=Path(heldout.folder.name), heldout_every=3)
+    monkeypatch.chdir(tmp_path.parent)
+    summary = train(make_plan(), resume=True)
+    assert evaluated(tmp_path / "run") == [False, False, True, True]
+    assert summary.heldout_loss is not None
+
+
+def test_a_resumed_run_drops_or_changes_its_held_out_data_when_told_to(make_plan, train, tmp_path, heldout, dataset):
+    plan = make_plan()
+    interrupted_run(train, plan, heldout=heldout.folder, heldout_every=1)
+    with pytest.raises(Interrupted):
+        train(plan, resume=True, heldout=Path("none"), on_progress=interrupt_after(3))
+    train(plan, resume=True, heldout=dataset.folder)
+    assert evaluated(tmp_path / "run") == [True, True, False, True]
+    known = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (known["heldout"], known["heldout_every"]) == (str(dataset.folder), 50)
+
+
+def test_held_out_data_that_are_gone_are_named_with_what_to_do(make_plan, train, tmp_path, heldout):
+    interrupted_run(train, make_plan(), heldout=heldout.folder)
+    heldout.folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=rf"the held-out data {heldout.folder} of the run are gone") as caught:
+        train(make_plan(), resume=True)
+    assert "--eval-data none" in (caught.value.hint or "")
+    assert train(make_plan(), resume=True, heldout=tmp_path / "elsewhere").heldout_loss is not None
+
+
+def test_a_run_without_held_out_data_has_the_identity_of_before_they_were_kept(make_plan, train, tmp_path):
+    train(make_plan(), steps=1)
+    known = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(known) == {"plan_fingerprint", "data_fingerprint", "weights", "steps"}

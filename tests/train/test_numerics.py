@@ -66,11 +66,47 @@ def test_four_bit_weights_compute_in_fp16_and_get_islands_too(make_plan, train, 
     assert summary.skipped_steps == 0
 
 
+def test_what_the_probe_found_in_every_block_is_in_the_run_folder(half, train, tmp_path, monkeypatch):
+    from budgetft.train.numerics import LIMIT
+
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], INNER))
+    notes = []
+    train(half, steps=1, on_note=notes.append)
+    found = json.loads((tmp_path / "run" / "precision.json").read_text())
+    blocks = {one["name"]: one for one in found["blocks"]}
+    assert found["limit"] == LIMIT
+    assert {TEXT, VISION, "model.language_model.layers.0.self_attn"} < set(blocks)
+    assert [name for name, one in blocks.items() if one["fp32"]] == [TEXT]
+    assert blocks[TEXT]["largest"] > LIMIT or blocks[TEXT]["nonfinite"] > 0
+    assert all(0 < one["largest"] < LIMIT and one["nonfinite"] == 0 for name, one in blocks.items() if name != TEXT)
+    top = max(blocks.values(), key=lambda one: one["largest"])
+    assert any(f"largest magnitude is {top['largest']:.3g}" in note and top["name"] in note for note in notes)
+
+
+def test_a_run_that_has_nothing_to_probe_writes_no_findings(make_plan, train, tmp_path):
+    train(make_plan(), steps=1)
+    assert not (tmp_path / "run" / "precision.json").exists()
+
+
 def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "build_model", scaled([TEXT], OUTER))
     with pytest.raises(BudgetftError, match=rf"not finite in fp16 even with 1 blocks in fp32: first in {TEXT} .*example-"):
         train(half, steps=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_which_nothing_is_learned_any_more_ends_with_its_last_step_saved(half, train, tmp_path, monkeypatch):
+    from budgetft.train.loop import Training
+    from budgetft.train.numerics import FiniteWatch
+
+    monkeypatch.setattr(opening, "build_model", scaled([TEXT], INNER))
+    monkeypatch.setattr(Training, "_probe_precision", lambda self, heaviest: None)
+    monkeypatch.setattr(FiniteWatch.__init__, "__defaults__", (2,))
+    with pytest.raises(BudgetftError, match="2 steps in a row were not finite, up to step 2") as caught:
+        train(half, steps=4)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert "lower the learning rate" in (caught.value.hint or "")
+    assert "--resume goes on after step 2" in (caught.value.hint or "")
 
 
 def test_a_loss_that_becomes_not_finite_names_the_module_in_the_log(half, train, tmp_path, monkeypatch):

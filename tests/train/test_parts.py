@@ -112,6 +112,15 @@ def test_the_log_keeps_what_the_checkpoint_has_seen_and_drops_the_rest(tmp_path)
         Log(path, finished_steps=5)
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\u0085"])
+def test_an_id_with_a_line_separator_of_unicode_does_not_end_a_line_of_the_log(tmp_path, odd):
+    log = Log(tmp_path / "log.jsonl", finished_steps=0)
+    for step in (1, 2):
+        log.append(record(step, peak_examples=(f"a{odd}b",)))
+    log.close()
+    assert [kept.peak_examples for kept in Log(tmp_path / "log.jsonl", finished_steps=2).records] == [(f"a{odd}b",)] * 2
+
+
 def test_what_a_step_draws_follows_from_seed_and_number_alone():
     import random
 

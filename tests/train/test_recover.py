@@ -1,7 +1,9 @@
 """Running out of memory in a run: the step is done again in smaller pieces, and what is learned stays the same."""
 
 import json
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from refusing import refusing
 from safetensors.torch import load_file
 
 from budgetft.errors import BudgetftError
+from budgetft.train.guard import Interrupted
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.record import Neighbour
 
@@ -84,6 +87,17 @@ def test_a_fallback_is_told_logged_with_its_examples_and_ends_with_the_step(plan
     assert any(note.startswith("warning: out of memory in phase") and first.examples[0] in note for note in notes)
 
 
+def test_memory_refused_in_the_update_names_all_examples_of_the_step(make_plan, train, tmp_path):
+    plan = make_plan(micro_batch=2, effective_batch=6)
+    with refusing() as state:
+        train(plan, out=tmp_path / "undisturbed", steps=2)
+    with refusing((2, "optimizer", state.counts[2, "optimizer"])):  # the first ones are of moving the examples
+        summary = train(plan, steps=2)
+    (fallback,) = summary.fallbacks
+    assert (fallback.phase, fallback.micro_batch, fallback.reduced_to) == ("optimizer", 2, 1)
+    assert len(fallback.examples) == 6
+
+
 def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_plan, train, tmp_path, losses):
     """The cap itself refuses, in every step: the data is heavier than the budget allows at this micro-batch."""
     from budgetft.train.loop import Training
@@ -110,6 +124,58 @@ def test_one_example_that_does_not_fit_ends_the_run_by_name_and_keeps_the_checkp
         train(plan, steps=STEPS, save_every=1)
     assert "--resume goes on after step 2" in (caught.value.hint or "")
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+def test_a_run_that_ends_out_of_memory_keeps_its_finished_steps_its_record_and_the_ledgers(plan, train, tmp_path, reference):
+    run, outcomes = tmp_path / "run", []
+    with refusing(*[(3, "backward", 5)] * 3), pytest.raises(BudgetftError, match="step 3, one example at a time") as caught:
+        train(plan, steps=STEPS, on_refused=outcomes.append)
+    assert "--resume goes on after step 2" in (caught.value.hint or "")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
+    assert [(outcome.status, outcome.phase, outcome.knobs) for outcome in outcomes] == [("oom", "backward", plan.knobs)]
+    *finished, last = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in finished] == [1, 2]
+    assert last["unfinished_step"] == 3
+    assert [(one["micro_batch"], one["reduced_to"]) for one in last["fallbacks"]] == [(4, 2), (2, 1), (1, None)]
+
+    summary = train(plan, resume=True, on_refused=pytest.fail)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in log] == pytest.approx(reference[0], rel=1e-6)
+    assert [len(line["fallbacks"]) for line in log] == [0, 0, 3, 0]
+    assert [one.reduced_to for one in summary.fallbacks] == [2, 1, None]
+
+
+def test_the_ledger_learns_of_a_micro_batch_of_one_that_does_not_fit(make_plan, train):
+    plan, outcomes = make_plan(micro_batch=1), []
+    with refusing((1, "backward", 5)), pytest.raises(BudgetftError, match="one example at a time") as caught:
+        train(plan, steps=2, on_refused=outcomes.append)
+    assert "starts over from step 1" in (caught.value.hint or "")
+    assert [outcome.knobs for outcome in outcomes] == [plan.knobs]
+
+
+def test_what_a_step_met_before_a_signal_is_not_lost_either(plan, train, tmp_path):
+    def interrupt(outcome):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with refusing((2, "backward", 5)), pytest.raises(Interrupted, match="after step 1 of 2; that step is saved"):
+        train(plan, steps=2, on_refused=interrupt)
+    summary = train(plan, resume=True)
+    assert [(one.step, one.reduced_to) for one in summary.fallbacks] == [(2, 2)]
+
+
+def test_an_image_that_goes_missing_ends_the_run_with_its_finished_steps_saved(make_plan, train, tmp_path):
+    data = draw_examples(tmp_path / "data", 7)
+
+    def remove(record):
+        if record.step == 2:
+            for image in data.folder.rglob("*.png"):
+                image.unlink()
+
+    with pytest.raises(BudgetftError) as caught:
+        train(make_plan(data=data.folder), steps=12, on_progress=remove)
+    finished = (tmp_path / "run" / "log.jsonl").read_bytes().count(b"\n")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{finished}"]
+    assert f"--resume goes on after step {finished}" in (caught.value.hint or "")
 
 
 def test_a_neighbour_is_told_once_and_kept_with_its_largest_bytes():

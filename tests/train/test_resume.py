@@ -14,7 +14,9 @@ import pytest
 import budgetft
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.plan import write_plan
+from budgetft.train import saving
 from budgetft.train.guard import Interrupted
+from budgetft.train.saving import Pace
 
 ADAPTER = "adapter/adapter_model.safetensors"
 STEPS = 14
@@ -79,7 +81,7 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(plan, reference, tra
 def test_a_signal_saves_the_last_finished_step_and_says_how_to_go_on(plan, reference, train, tmp_path, signum):
     run, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=f"after step 5 of {STEPS}; that step is saved") as caught:
-        train(plan, steps=STEPS, on_progress=interrupt_after(5, signum))
+        train(plan, steps=STEPS, save_every=STEPS, on_progress=interrupt_after(5, signum))
     assert caught.value.exit_code == 128 + signum
     assert f"--out {run} --resume" in (caught.value.hint or "")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-5"]
@@ -87,6 +89,47 @@ def test_a_signal_saves_the_last_finished_step_and_says_how_to_go_on(plan, refer
     assert signal.getsignal(signal.SIGINT) is handler
 
     train(plan, resume=True)
+    assert losses(run) == losses(reference)
+    assert (run / ADAPTER).read_bytes() == (reference / ADAPTER).read_bytes()
+
+
+def test_left_out_saving_takes_a_fiftieth_of_the_time_at_most():
+    now = [100.0]
+    pace = Pace(None, clock=lambda: now[0])
+
+    def saves(seconds, steps, step_seconds):
+        """The steps after which it saves, a save taking ``seconds``."""
+        found = []
+        for step in range(1, steps + 1):
+            now[0] += step_seconds
+            if pace.due(step):
+                found.append(step)
+                with pace.saving():
+                    now[0] += seconds
+        return found
+
+    assert saves(0.0625, 12, 1.0) == [5, 10], "not more often than every 5 seconds"
+    assert saves(1.0, 203, 1.0) == [3, 53, 103, 153, 203], "5 seconds after the last, then every 50"
+    assert saves(0.5, 3, 100.0) == [1, 2, 3], "long steps are all saved"
+
+
+def test_an_explicit_number_of_steps_between_checkpoints_stays_as_it_is():
+    assert [step for step in range(1, 8) if Pace(3, clock=lambda: 0.0).due(step)] == [3, 6]
+
+
+def test_a_run_that_saves_at_its_own_pace_goes_on_to_the_same_bytes(plan, reference, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 0.0)
+    run = tmp_path / "run"
+
+    def die(record):
+        if record.step == 6:
+            raise RuntimeError("as good as killed")
+
+    with pytest.raises(RuntimeError, match="as good as killed"):
+        train(plan, out=run, steps=STEPS, on_progress=die)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-5"]
+    train(plan, out=run, resume=True)
     assert losses(run) == losses(reference)
     assert (run / ADAPTER).read_bytes() == (reference / ADAPTER).read_bytes()
 

@@ -5,10 +5,12 @@ import time
 
 import pytest
 from drawn import draw_examples
+from refusing import refusing
 from safetensors.torch import load_file
 from torch import distributed
 
 from budgetft.errors import BudgetftError
+from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
 from budgetft.plan import refer
 from budgetft.profiles import profiles_folder
@@ -138,6 +140,39 @@ def test_memory_that_one_process_cannot_have_ends_both_at_once_by_name_and_keeps
     assert "out of memory in phase 'backward' of step 3, one example at a time (examples example-" in done.stderr
     assert "--resume goes on after step 2" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_both_end_at_once_with_the_last_finished_step_saved_and_the_refusal_in_log_and_ledger(
+    make_plan, launch, tmp_path, monkeypatch, rank
+):
+    monkeypatch.setenv("FAULTY_RANK", rank)
+    monkeypatch.setenv("FAULTY", "3 backward 5,3 backward 5")
+    ledger, began = tmp_path / "ledger.sqlite3", time.monotonic()
+    done = launch(make_plan(micro_batch=2), "--steps", "4", "--ledger", str(ledger), module="faulty")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 60
+    assert done.stderr.count("--resume goes on after step 2") >= 1
+    assert "starts over" not in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+    last = lines(tmp_path / "run")[-1]
+    assert [(one["process"], one["reduced_to"]) for one in last["fallbacks"]] == [(int(rank), 1), (int(rank), None)]
+    assert len(Ledger(ledger)) == 1
+
+
+def test_an_evaluation_out_of_memory_in_the_other_process_is_in_the_log_of_the_first(
+    make_plan, train, launch, tmp_path, monkeypatch
+):
+    pair, four = (draw_examples(tmp_path / str(count), count).folder for count in (2, 4))
+    with refusing() as state:  # what each of the two has of a step and of an evaluation
+        train(make_plan(micro_batch=2, effective_batch=2), steps=1, heldout=pair, out=tmp_path / "one")
+    monkeypatch.setenv("FAULTY_RANK", "1")
+    monkeypatch.setenv("FAULTY", f"1 loss {state.counts[1, 'loss']}")
+    done = launch(make_plan(micro_batch=2), "--steps", "1", "--eval-data", str(four), module="faulty")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (fallback,) = summary(tmp_path / "run")["fallbacks"]
+    assert (fallback["during"], fallback["process"], fallback["reduced_to"]) == ("evaluation", 1, 1)
+    assert len(fallback["examples"]) == 2
 
 
 def test_a_preflight_that_one_process_cannot_make_ends_both_before_the_first_step(make_plan, launch, tmp_path, monkeypatch):
