@@ -103,11 +103,13 @@ class StagePeak(Value):
     """Of tensors in the host's memory, where they decide."""
     evidence: Evidence
 
-    def describe(self) -> str:
+    def describe(self, budget_bytes: int) -> str:
         """In words: the peak on the card, or on the host where the stage takes no card."""
+        over = self.process_peak_bytes > budget_bytes
         peak = "no card" if self.process_peak_bytes == 0 else format_gib(self.process_peak_bytes)
         on_host = "" if self.host_peak_bytes is None else f", {format_gib(self.host_peak_bytes)} of host memory"
-        return f"{self.stage} {peak}{on_host} ({self.evidence})"
+        fewer = ", over the budget: it goes through fewer examples at a time" if over else ""
+        return f"{self.stage} {peak}{on_host}{fewer} ({self.evidence})"
 
 
 class Padding(Value):

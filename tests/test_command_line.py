@@ -347,3 +347,19 @@ def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_led
     again = said(*words, "--budget", "96MiB")
     assert again.code == 0
     assert again.err.count(": known, ") == len({outcome.knobs for outcome in plan.evidence.outcomes})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["plan", "--gpu", "v100-16g", "--data", ".", "--image", "448x448"], "--image is instead of --data"),
+        (["plan", "--gpu", "v100-16g", "--image", "448x448", "--out", "."], "is a folder"),
+        (["estimate", "--gpu", "v100-16g", "--rank", "8..64"], "an estimate is of one setting"),
+        (["plan", "--gpu", "v100-16g", "--data", "README.md"], "is a file; a dataset is a folder"),
+    ],
+    ids=["data and image", "a folder for a plan", "a range in an estimate", "a file for a dataset"],
+)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_done(words, told, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert main(words) == 2
+    assert told in capsys.readouterr().err

@@ -17,6 +17,7 @@ from budgetft.plan import (
     Plan,
     PriceRow,
     Proof,
+    StagePeak,
     Target,
     config_fingerprint,
     knob_problems,
@@ -308,3 +309,11 @@ def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path):
         assert f"cannot write {path}" in caught.value.message
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inside"]
+
+
+def test_a_stage_that_needs_more_than_the_budget_says_so():
+    stage = StagePeak(stage="evaluation", process_peak_bytes=2 * GIB, evidence="predicted")
+    assert stage.describe(3 * GIB) == "evaluation 2.00 GiB (predicted)"
+    assert "over the budget: it goes through fewer examples at a time" in stage.describe(GIB)
+    merge = StagePeak(stage="merge", process_peak_bytes=0, host_peak_bytes=GIB // 2, evidence="predicted")
+    assert merge.describe(GIB) == "merge no card, 0.50 GiB of host memory (predicted)"

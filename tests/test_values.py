@@ -247,3 +247,10 @@ def test_a_shape_of_images_is_written_as_before_there_were_videos():
     assert set(shape.model_dump()) == {"images", "text_tokens", "supervised_tokens"}
     video = shape.replace(frames=2)
     assert Shape.read(video.model_dump(mode="json"), source="it") == video
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("3060", "rtx3060-12g"), ("RTX 3060", "rtx3060-12g"), ("A100", "a100-40g"), ("rtx309", "rtx3090")]
+)
+def test_a_name_that_holds_the_word_is_nearer_than_one_that_looks_like_it(word, meant):
+    assert nearest(word, ["a10", "a100-40g", "rtx2080ti", "rtx3060-12g", "rtx3090"]) == meant

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from budgetft.cli import options
+from budgetft.errors import UsageError
 
 
 def estimate(
@@ -39,7 +40,7 @@ def estimate(
     given = dict(parse_knob(text) for text in knob or [])
     card, architecture = load_gpu(gpu), load_model(model)
     width, height = parse_size(image or "448x448")
-    contract, _ = options.contract_from(
+    contract, ranges = options.contract_from(
         max_pixels=max_pixels or str(width * height),
         max_length=max_length,
         rank=rank,
@@ -48,6 +49,9 @@ def estimate(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    if ranges:
+        name = next(iter(ranges)).replace("_", "-")
+        raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
     shape = options.typed_shape(
         f"{width}x{height}", images, text_tokens, supervised_tokens, model=architecture, contract=contract
     )

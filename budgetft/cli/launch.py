@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -109,6 +110,8 @@ def launch(
         out=shlex.quote(str(out.resolve())),
         command=shlex.join([*_start(gpus, share=share), "train", *train]),
     )
+    with suppress(OSError):  # where Slurm puts the log, before the run makes it
+        out.resolve().parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(slurm, text)
     print(f"written to {slurm}; next: sbatch {shlex.quote(str(slurm))}")
 

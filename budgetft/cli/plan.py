@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from budgetft.cli import options
+from budgetft.errors import UsageError
 
 if TYPE_CHECKING:
     from budgetft.contract import Contract
@@ -62,6 +63,10 @@ def plan(
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
+    if data is not None and image is not None:
+        raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder", hint="name a file in it, for example plan.json")
     check_folder(out.parent)
     card, architecture, own = load_gpu(gpu), load_model(model), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels

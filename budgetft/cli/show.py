@@ -59,9 +59,9 @@ def print_plan(plan: Plan, path: str) -> None:
     print(f"  run           {describe(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step")
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
     if plan.stages:
-        print(f"  stages        {'; '.join(each.describe() for each in plan.stages)}")
+        print(f"  stages        {'; '.join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)}")
     print(f"  speed         {rate(estimate)}")
-    print(f"  stock recipe  {_compared(plan.baseline, estimate)}")
+    print(f"  stock recipe  {_compared(plan.baseline, plan.knobs, estimate)}")
     if plan.features is not None:
         print(f"  features      {describe_features(plan.features)}")
     if plan.padding is not None and plan.padding.padded > 0:
@@ -76,9 +76,11 @@ def print_plan(plan: Plan, path: str) -> None:
     print(f"\nwritten to {path}; next: budgetft train --plan {path} --out runs/first")
 
 
-def _compared(baseline: Candidate | None, estimate: Estimate) -> str:
+def _compared(baseline: Candidate | None, knobs: Knobs, estimate: Estimate) -> str:
     if baseline is None:
         return "does not fit at any micro-batch"
+    if baseline.knobs == knobs:
+        return "the plan is the stock recipe: nothing that was tried is faster and fits"
     peak = format_gib(baseline.estimate.process_peak_bytes)
     text = f"{rate(baseline.estimate)}, {peak}, micro_batch {baseline.knobs.micro_batch}"
     if baseline.estimate.samples_per_second and estimate.samples_per_second:

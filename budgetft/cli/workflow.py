@@ -42,8 +42,10 @@ def demo(
 ) -> None:
     """From made-up traffic videos to scores and a report, with a tiny model on random weights: no card, no hub, minutes."""
     from budgetft.data.video import load_av
+    from budgetft.evaluate.metrics import check_packages
 
     load_av()
+    check_packages()
     with as_file(files("budgetft.workflow") / "demo.toml") as file:
         _run(file, out, dry_run=dry_run, json_output=json_output)
     if not (dry_run or json_output):

@@ -133,6 +133,10 @@ def read_dataset(folder: Path) -> Examples:
     """
     hint = "make one with: budgetft data sample OUT, or budgetft data convert FILE --out DIR"
     recover(folder, is_whole=_reads)
+    if folder.is_file():
+        raise UsageError(
+            f"{folder} is a file; a dataset is a folder", hint=f"budgetft data convert {folder} --out DIR makes one"
+        )
     if not folder.is_dir():
         raise UsageError(f"dataset folder {folder} does not exist", hint=hint)
     if (folder / "dataset_dict.json").is_file():

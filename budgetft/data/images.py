@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """``(width, height)`` in pixels from the header; no pixel is decoded."""
     from PIL import Image
@@ -53,9 +56,14 @@ def check_image(content: bytes, path: str | Path) -> str:
             image.verify()
         with Image.open(BytesIO(content)) as image:  # verify() leaves the image unusable
             image.load()
-            kind = (image.format or "image").lower()
+            kind, mode = (image.format or "image").lower(), image.mode
     except Exception as error:
         raise _unreadable(path, error) from None
+    if mode in DEEP_MODES:  # a processor cuts off whatever is above 255: such an image would be white
+        raise UsageError(
+            f"image {path} has more than 8 bits a channel (mode {mode})",
+            hint="convert it to 8 bits, with the range that you want",
+        )
     return "jpg" if kind == "jpeg" else kind
 
 
@@ -64,5 +72,7 @@ def _unreadable(path: str | Path, error: Exception) -> UsageError:
         return UsageError(f"image {path} does not exist")
     if type(error).__name__ == "UnidentifiedImageError":
         return UsageError(f"{path} is not an image that can be read")
+    if type(error).__name__ == "DecompressionBombError":
+        return UsageError(f"image {path} has too many pixels to be opened", hint="make it smaller: under 178 million pixels")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return UsageError(f"cannot read image {path}: {reason}")

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from budgetft.errors import BudgetftError
@@ -72,6 +73,13 @@ def installed_wordnet() -> WordNet | None:
     return reader
 
 
+def check_packages() -> None:
+    """Raise ``BudgetftError`` when a package that scoring needs is missing, without loading any."""
+    missing = next((name for name in ("nltk", "rouge_score") if find_spec(name) is None), None)
+    if missing is not None:
+        raise BudgetftError(f"scoring needs the package {missing}", hint="install it: pip install 'budgetft[evaluate]'")
+
+
 class Scorer:
     """Scores pairs of texts; keeps the stems and synonyms of the words it has seen.
 
@@ -81,17 +89,14 @@ class Scorer:
     """
 
     def __init__(self, wordnet: WordNet | None = None) -> None:
-        try:
-            from nltk.stem import PorterStemmer
-            from nltk.tokenize import TreebankWordTokenizer
-            from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-            from nltk.translate.meteor_score import meteor_score
-            from rouge_score.rouge_scorer import RougeScorer
-            from rouge_score.tokenizers import DefaultTokenizer
-        except ImportError as error:
-            raise BudgetftError(
-                f"scoring needs the package {error.name}", hint="install it: pip install 'budgetft[evaluate]'"
-            ) from None
+        check_packages()
+        from nltk.stem import PorterStemmer
+        from nltk.tokenize import TreebankWordTokenizer
+        from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+        from nltk.translate.meteor_score import meteor_score
+        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
+
         known = wordnet or installed_wordnet()
         self.meteor_name: MeteorName = (
             "meteor" if known is not None and not isinstance(known, NoWordNet) else "meteor_nowordnet"

@@ -80,10 +80,14 @@ def merge_run(
     """Merge the adapter of the run folder, or adapter folder, ``run``; ``weights`` default to what the run was started from."""
     folder = RunFolder(run)
     adapter = folder.adapter if folder.holds_run else run
-    chosen = weights or (folder.read_identity().weights if folder.holds_run else None)
-    if chosen is None or chosen == "random":
-        why = "the run was started from random weights" if chosen else f"{run} is no run folder"
-        raise UsageError(f"{why}: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id")
+    started = folder.read_identity().weights if folder.holds_run else None
+    if started == "random":
+        raise UsageError("the run was started from random weights: its adapter means nothing to any checkpoint")
+    chosen = weights or started
+    if chosen is None:
+        raise UsageError(
+            f"{run} is no run folder: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id"
+        )
     return merge_adapter(adapter, base_folder(chosen), out, on_file=on_file)
 
 

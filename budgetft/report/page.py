@@ -269,6 +269,16 @@ def _training(story: Story) -> str:
     return "".join(parts) + _definitions(facts)
 
 
+def _next(story: Story) -> str:
+    """The command that goes on from here, with the paths as they were given."""
+    if not story.records and story.summary is None:
+        return f"budgetft train --plan {story.plan_path} --out runs/first"
+    run = story.plan_path.parent
+    if story.summary is None:
+        return f"budgetft train --plan {story.plan_path} --out {run} --resume"
+    return f"budgetft predict --run {run} --data DIR --out captions.jsonl; budgetft merge {run} --out merged"
+
+
 def _setup(story: Story) -> str:
     plan = story.plan
     shape = plan.workload.worst[0]
@@ -279,16 +289,17 @@ def _setup(story: Story) -> str:
     contract = plan.contract
     counted = "" if plan.workload.examples is None else f", {plan.workload.examples} examples"
     layers = "" if story.layers is None else f"; the model has {story.layers} layers"
+    stages = "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)
     facts = [
         ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
          f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
-        ("stages", "; ".join(each.describe() for each in plan.stages) or "evaluation and merge were not planned"),
+        ("stages", stages or "evaluation and merge were not planned"),
         ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),
         ("data", (Path(plan.data).name if plan.data else "a shape that was typed in") + counted),
         ("evidence", f"{plan.evidence.kind}: {plan.evidence.statement}"),
         ("made with", ", ".join(f"{name} {value}" for name, value in plan.environment.items())),
-        ("next", f"budgetft train --plan {story.plan_path.name} --out runs/first"),
+        ("next", _next(story)),
     ]  # fmt: skip
     return _definitions(facts)

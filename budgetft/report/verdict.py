@@ -76,6 +76,8 @@ def _speed(plan: Plan) -> str:
         text += "; a predicted speed ranks settings, it is no promise"
     if baseline is None:
         return text + ". The stock recipe does not fit at any micro-batch."
+    if baseline.knobs == plan.knobs:
+        return text + ". It is the stock recipe: nothing that was tried is faster and fits."
     if not baseline.estimate.samples_per_second:
         return text + "."
     ratio = estimate.samples_per_second / baseline.estimate.samples_per_second

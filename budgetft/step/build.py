@@ -149,6 +149,7 @@ def _random(config: Any, dtype: torch.dtype, device: torch.device, *, tower: boo
 
 
 def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
@@ -168,5 +169,5 @@ def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower
         ) from None
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise BudgetftError(f"cannot load weights from {weights!r}: {str(error).splitlines()[0]}") from None

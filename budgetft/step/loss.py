@@ -64,12 +64,16 @@ def summed_loss(
     *,
     chunk: int = LOSS_CHUNK,
 ) -> torch.Tensor:
-    """The same sum without gradients, a chunk of logits at a time: for evaluation."""
+    """The same sum without gradients, a chunk of logits at a time, none of it held longer than in training: for evaluation."""
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        weights_C = None if sample_weights_N is None else sample_weights_N[part]
-        total += supervised_loss(hidden_ND[part], weight_VD, targets_N[part], weights_C)
+        logits_CV = linear(hidden_ND[part], weight_VD)
+        log_p_CV = _log_softmax(logits_CV)
+        del logits_CV
+        log_p_C = log_p_CV.gather(1, targets_N[part, None])[:, 0]
+        del log_p_CV
+        total -= (log_p_C if sample_weights_N is None else log_p_C * sample_weights_N[part]).sum()
     return total
 
 

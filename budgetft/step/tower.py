@@ -93,13 +93,15 @@ def _pretrained_tower(config: Any, weights: str, dtype: torch.dtype, device: tor
         _tied_weights_keys={},
         _keys_to_ignore_on_load_unexpected=[r"language_model", r"lm_head", r"^(model\.)?(layers|embed_tokens|norm)\."],
     )
+    from safetensors import SafetensorError
+
     try:
         whole = only_tower.from_pretrained(
             weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _unreadable(weights, str(error).splitlines()[0]) from None
     return whole.model.visual
 

@@ -4,6 +4,7 @@ import pytest
 
 from budgetft.data.convert import convert_file
 from budgetft.data.examples import Example
+from budgetft.data.images import check_image
 from budgetft.errors import UsageError
 
 LLAVA = {
@@ -151,3 +152,12 @@ def test_a_binary_and_a_missing_file_are_refused(tmp_path):
 def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([LLAVA]), encoding="utf-8-sig")
     assert len(convert_file(tmp_path / "rows.json")) == 1
+
+
+def test_an_image_of_sixteen_bits_is_refused_for_a_processor_would_make_it_white(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UsageError, match=r"deep\.png has more than 8 bits a channel"):
+        check_image((tmp_path / "deep.png").read_bytes(), "deep.png")
