@@ -127,7 +127,7 @@ def test_a_run_that_saves_at_its_own_pace_goes_on_to_the_same_bytes(plan, refere
             raise RuntimeError("as good as killed")
 
     with pytest.raises(RuntimeError, match="as good as killed"):
-        train(plan, out=run, steps=STEPS, on_progress=die)
+        train(plan, out=run, steps=STEPS, save_every=None, on_progress=die)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-5"]
     train(plan, out=run, resume=True)
     assert losses(run) == losses(reference)
