@@ -219,6 +219,13 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
+def check_file(path: Path) -> None:
+    """Raise ``UsageError`` unless ``path`` could be written as a file: before work that is lost."""
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder", hint="name a file in it")
+    check_folder(path.parent)
+
+
 def check_folder(folder: Path) -> None:
     """Raise ``UsageError`` unless a file could be written into ``folder``, which is not made yet: before work that is lost."""
     there = folder.absolute()

@@ -59,15 +59,13 @@ def plan(
     from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
     from budgetft.model import load_model
-    from budgetft.plan import check_folder, write_plan
+    from budgetft.plan import check_file, write_plan
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder", hint="name a file in it, for example plan.json")
-    check_folder(out.parent)
+    check_file(out)
     card, architecture, own = load_gpu(gpu), load_model(model), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(

@@ -33,9 +33,9 @@ def port(
     from budgetft.api import port as port_plan
     from budgetft.cli.progress import planning
     from budgetft.gpu import load_gpu
-    from budgetft.plan import check_folder, read_plan, write_plan
+    from budgetft.plan import check_file, read_plan, write_plan
 
-    check_folder(out.parent)
+    check_file(out)
     planned, card = read_plan(plan), load_gpu(gpu)
     with planning(quiet=quiet) as (on_event, _):
         ported = port_plan(

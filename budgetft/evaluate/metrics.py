@@ -77,7 +77,11 @@ def check_packages() -> None:
     """Raise ``BudgetftError`` when a package that scoring needs is missing, without loading any."""
     missing = next((name for name in ("nltk", "rouge_score") if find_spec(name) is None), None)
     if missing is not None:
-        raise BudgetftError(f"scoring needs the package {missing}", hint="install it: pip install 'budgetft[evaluate]'")
+        raise _missing(missing)
+
+
+def _missing(package: str | None) -> BudgetftError:
+    return BudgetftError(f"scoring needs the package {package}", hint="install it: pip install 'budgetft[evaluate]'")
 
 
 class Scorer:
@@ -89,14 +93,15 @@ class Scorer:
     """
 
     def __init__(self, wordnet: WordNet | None = None) -> None:
-        check_packages()
-        from nltk.stem import PorterStemmer
-        from nltk.tokenize import TreebankWordTokenizer
-        from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-        from nltk.translate.meteor_score import meteor_score
-        from rouge_score.rouge_scorer import RougeScorer
-        from rouge_score.tokenizers import DefaultTokenizer
-
+        try:
+            from nltk.stem import PorterStemmer
+            from nltk.tokenize import TreebankWordTokenizer
+            from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+            from nltk.translate.meteor_score import meteor_score
+            from rouge_score.rouge_scorer import RougeScorer
+            from rouge_score.tokenizers import DefaultTokenizer
+        except ImportError as error:  # one of theirs may be missing too
+            raise _missing(error.name) from None
         known = wordnet or installed_wordnet()
         self.meteor_name: MeteorName = (
             "meteor" if known is not None and not isinstance(known, NoWordNet) else "meteor_nowordnet"

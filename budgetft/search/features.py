@@ -68,7 +68,7 @@ def survey(cache: str, job: Job, data: str | None, *, precision: Precision | Non
     return Features(folder=str(folder), images=len(pictures), missing=len(missing), disk_bytes=needed), tokens
 
 
-def planned_features(cache: str, job: Job, data: str | None, weighed: Weighed, chosen: Precision) -> Features:
+def chosen_features(cache: str, job: Job, data: str | None, weighed: Weighed, chosen: Precision) -> Features:
     """The features for a plan whose weights are ``chosen``: four-bit ones compute in fp16, whatever is the card's own type."""
     precision = computed_in(chosen)
     return weighed.features if precision == base_precision(job) else survey(cache, job, data, precision=precision)[0]

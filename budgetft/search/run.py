@@ -25,7 +25,7 @@ from budgetft.outcome import Evidence, Stack
 from budgetft.plan import FRAMES, Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.search.features import planned_features, weigh
+from budgetft.search.features import chosen_features, weigh
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
@@ -153,7 +153,7 @@ def make_plan(request: PlanRequest) -> Plan:
         choice = planner.plan()
     plan = _plan(request, job, choice, place, estimator.calibration, started)
     if request.cache is not None and weighed is not None and plan.knobs.vision == "cached":
-        features = planned_features(request.cache, job, request.data, weighed, plan.knobs.base_precision)
+        features = chosen_features(request.cache, job, request.data, weighed, plan.knobs.base_precision)
         return plan.replace(features=features)
     return plan
 

@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import torch
 
 from budgetft.data.examples import read_dataset
-from budgetft.data.visuals import FeaturesOf
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.checkpoint import write_adapter
-from budgetft.train.features import planned_features
+from budgetft.train.features import PlannedFeatures, planned_features
 from budgetft.train.folder import HELDOUT_EVERY, Identity, RunFolder, write_folder
 from budgetft.train.guard import StopSignal, interrupted
 from budgetft.train.heldout import HeldOut, held_out_job
@@ -148,7 +147,7 @@ class Training:
     heldout_peak_bytes: int | None = None
     """Of the process, in the heaviest held-out batch."""
     accelerator: Any = None
-    features_of: FeaturesOf | None = None
+    features_of: PlannedFeatures | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     peak_bytes: int = -1
@@ -369,7 +368,7 @@ class Training:
             alloc_retries=held.alloc_retries,
             heldout_peak_bytes=self.heldout_peak_bytes,
             neighbours=self.neighbours.seen,
-            islands=(*self.precision.islands, *getattr(self.features_of, "islands", ())),
+            islands=(*self.precision.islands, *(self.features_of.islands if self.features_of else ())),
             evidence=self.memory.evidence,
             note=self.memory.note,
             stack=self.memory.stack,

@@ -12,7 +12,7 @@ from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.law import Work
-from budgetft.search.features import describe, planned_features, survey, weigh
+from budgetft.search.features import chosen_features, describe, survey, weigh
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
 
@@ -78,11 +78,11 @@ def test_a_plan_with_four_bit_weights_on_a_bf16_card_has_features_of_fp16(make_c
     job, estimator = make_case()
     modern = job.replace(gpu=load_gpu("rtx3090"))
     weighed = weigh("auto", modern, estimator, str(sample.folder))
-    own = planned_features("auto", modern, str(sample.folder), weighed, "bf16")
-    four_bit = planned_features("auto", modern, str(sample.folder), weighed, "nf4")
+    own = chosen_features("auto", modern, str(sample.folder), weighed, "bf16")
+    four_bit = chosen_features("auto", modern, str(sample.folder), weighed, "nf4")
     assert own == weighed.features
     assert four_bit.folder != own.folder
-    assert planned_features("auto", job, str(sample.folder), weighed, "nf4") == weighed.features
+    assert chosen_features("auto", job, str(sample.folder), weighed, "nf4") == weighed.features
 
 
 def test_a_long_run_takes_what_a_short_one_does_not(make_case, sample, tmp_path):
