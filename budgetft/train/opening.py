@@ -92,6 +92,9 @@ def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_no
 
 def open_accelerator(memory: Memory, trackers: Sequence[Any], out: Path) -> Any:
     """accelerate's view of the process, and the connection to the others where it is one of several."""
+    # Its functions keep the process group that there is when they are defined: torch imports them at some operation or other,
+    # and a group of a finished run then has threads that abort the interpreter's end.
+    import torch.distributed.nn  # noqa: F401
     from accelerate import Accelerator
 
     os.environ.pop(SHARED, None)  # accelerate would prepare to share the model in its own way
