@@ -220,6 +220,6 @@ def _read_record(path: Path, identity: dict[str, Any], work: Path) -> dict[str, 
         data = json.loads(path.read_bytes())
         taken = {key: Taken(file=file, seconds=seconds) for key, (file, seconds) in data["shots"].items()}
         same = all(data[name] == value for name, value in identity.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return taken if same and all((work / "frames" / one.file).is_file() for one in taken.values()) else {}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 16 * MIB
 HEADER_BYTES = 100_000_000
 """Longest header that safetensors itself accepts."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -140,8 +142,8 @@ def _read_adapter(adapter: Path) -> dict[str, str]:
     """The modules that the adapter changes: path in the model -> prefix of its two tensors' names."""
     from safetensors import safe_open
 
-    path = adapter / "adapter_model.safetensors"
-    config = read_json(adapter / "adapter_config.json")
+    path = adapter / ADAPTER_WEIGHTS
+    config = read_json(adapter / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise UsageError(f"{adapter} holds a {config.get('peft_type')} adapter; only LORA can be merged")
     try:
@@ -224,7 +226,7 @@ def _tensor(data: bytes, dtype: str, shape: tuple[int, ...], name: str) -> "torc
     import torch
 
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    if dtype not in types or len(shape) != 2:
+    if dtype not in types or len(shape) != 2 or not data:
         raise UsageError(f"{name} is {dtype} {shape}: only unquantised linear weights can be merged into")
     return torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape)
 
@@ -237,12 +239,20 @@ def _bytes_of(tensor: "torch.Tensor") -> memoryview:
 
 def merged_weight(weight: "torch.Tensor", prefix: str, adapter: Path) -> "torch.Tensor":
     """``weight`` (out, in) as peft merges it, by peft itself on a single linear layer."""
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-
     down, up = _adapter_tensors(adapter, prefix)
     if (up.shape[0], down.shape[1]) != tuple(weight.shape):
         raise UsageError(f"{prefix} is for a weight of {up.shape[0]} x {down.shape[1]}; the base has {tuple(weight.shape)}")
+    try:
+        return _merged_by_peft(weight, down, up, adapter)
+    except Exception as error:  # peft takes what the config says as it is, and fails where it uses it
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UsageError(f"{adapter / ADAPTER_CONFIG} is of no adapter that peft can merge: {told}") from None
+
+
+def _merged_by_peft(weight: "torch.Tensor", down: "torch.Tensor", up: "torch.Tensor", adapter: Path) -> "torch.Tensor":
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     config: Any = LoraConfig.from_pretrained(str(adapter))
@@ -260,5 +270,11 @@ def _adapter_tensors(adapter: Path, prefix: str) -> "tuple[torch.Tensor, torch.T
     """The two matrices of one module: (rank, in) and (out, rank)."""
     from safetensors import safe_open
 
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as opened:
-        return opened.get_tensor(f"{prefix}.lora_A.weight"), opened.get_tensor(f"{prefix}.lora_B.weight")
+    path = adapter / ADAPTER_WEIGHTS
+    with safe_open(path, framework="pt") as opened:
+        down, up = (opened.get_tensor(f"{prefix}.lora_{half}.weight") for half in "AB")
+    if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+        raise UsageError(f"{path}: {prefix} is {tuple(up.shape)} times {tuple(down.shape)}, no product of LoRA matrices")
+    if not (down.is_floating_point() and up.is_floating_point() and bool(down.isfinite().all() and up.isfinite().all())):
+        raise UsageError(f"{path}: {prefix} holds what are no finite numbers")
+    return down, up

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from budgetft.contract import Contract
-from budgetft.errors import BudgetftError, UsageError
+from budgetft.errors import UsageError
 from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
+from budgetft.step.pretrained import load_pretrained, unloadable
 from budgetft.step.quantise import quantise_layers
 from budgetft.step.shared import SharedLayers
 from budgetft.step.tower import remove_tower, towerless_class, without_blocks
@@ -149,25 +150,12 @@ def _random(config: Any, dtype: torch.dtype, device: torch.device, *, tower: boo
 
 
 def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    try:
-        loader = (
-            AutoModelForImageTextToText
-            if tower
-            else towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
-        )
-        return loader.from_pretrained(
-            weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
-        )
-    except OSError as error:
-        first_line = str(error).splitlines()[0]
-        raise UsageError(
-            f"cannot load weights from {weights!r}: {first_line}",
-            hint="give a folder that holds config.json and *.safetensors; --weights random tries the machinery without any",
-        ) from None
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise BudgetftError(f"cannot load weights from {weights!r}: {str(error).splitlines()[0]}") from None
+    loader = AutoModelForImageTextToText
+    if not tower:
+        try:
+            loader = towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
+        except OSError as error:
+            raise unloadable("weights from", weights, str(error).splitlines()[0]) from None
+    return load_pretrained(loader, weights, dtype=dtype, device=device)

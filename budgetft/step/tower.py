@@ -5,14 +5,17 @@ Shapes: V visual tokens of all images, F numbers of a token: the language model'
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from budgetft.errors import UsageError
+from budgetft.step.pretrained import load_pretrained, unloadable
+from budgetft.value import read_json
+
+WHAT = "the vision tower of"
+"""In what an error says of it."""
 
 
 class CachedTower(nn.Module):
@@ -93,16 +96,7 @@ def _pretrained_tower(config: Any, weights: str, dtype: torch.dtype, device: tor
         _tied_weights_keys={},
         _keys_to_ignore_on_load_unexpected=[r"language_model", r"lm_head", r"^(model\.)?(layers|embed_tokens|norm)\."],
     )
-    from safetensors import SafetensorError
-
-    try:
-        whole = only_tower.from_pretrained(
-            weights, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise _unreadable(weights, str(error).splitlines()[0]) from None
+    whole = load_pretrained(only_tower, weights, dtype=dtype, device=device, what=WHAT)
     return whole.model.visual
 
 
@@ -143,9 +137,9 @@ def tower_fingerprint(weights: str | None, *, seed: int) -> str:
                     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
                     found += 1
     except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(weights, str(error).splitlines()[0]) from None
+        raise unloadable(WHAT, weights, str(error).splitlines()[0]) from None
     if not found:
-        raise _unreadable(weights, "it holds no vision tower")
+        raise unloadable(WHAT, weights, "it holds no vision tower")
     return digest.hexdigest()
 
 
@@ -159,12 +153,7 @@ def _checkpoint_files(weights: str) -> list[str]:
     index = located("model.safetensors.index.json", must=False)
     if index is None:
         return [str(located("model.safetensors", must=True))]
-    placed = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    placed = read_json(Path(index)).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise unloadable(WHAT, weights, "the weight_map of its index is no table of file names")
     return [str(located(name, must=True)) for name in sorted({file for key, file in placed.items() if "visual." in key})]
-
-
-def _unreadable(weights: str, reason: str) -> UsageError:
-    return UsageError(
-        f"cannot load the vision tower of {weights!r}: {reason}",
-        hint="give a folder that holds config.json and *.safetensors; --weights random tries the machinery without any",
-    )

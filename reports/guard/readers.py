@@ -5,15 +5,16 @@ import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mutate import mutate_json
+from reader import Reader, copied, written
+from stored_readers import STORED
 
 from budgetft.data.convert import convert_file
+from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
@@ -24,30 +25,6 @@ from budgetft.value import read_json
 
 SPINE = Path(__file__).resolve().parent.parent / "spine"
 TINY = "tiny-qwen2.5-vl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """``make`` fills a folder with good files, ``read`` reads it as the tool does."""
-
-    name: str
-    make: Callable[[Path], Any]
-    read: Callable[[Path], Any]
-    files: tuple[str, ...]
-    """Patterns of what is damaged."""
-    damage: Callable[[Path, random.Random], None] | None = None
-    """A way of damaging that knows the format, used for some of the inputs."""
-
-
-def _copy(source: Path, name: str) -> Callable[[Path], Any]:
-    return lambda folder: shutil.copyfile(source, folder / name)
-
-
-def _write(folder: Path, name: str, *rows: Any) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
 
 
 def _model_folder(folder: Path) -> None:
@@ -255,8 +232,8 @@ CHAT = {"messages": [_USER, {"role": "assistant", "content": "Red."}]}
 
 def _make_rows(folder: Path) -> None:
     (folder / "a.png").write_bytes(_png())
-    _write(folder, "rows.json", [CANONICAL, LLAVA, CHAT])
-    _write(folder, "rows.jsonl", CANONICAL, LLAVA, CHAT)
+    written(folder, "rows.json", [CANONICAL, LLAVA, CHAT])
+    written(folder, "rows.jsonl", CANONICAL, LLAVA, CHAT)
 
 
 def _convert(folder: Path) -> None:
@@ -269,7 +246,7 @@ def _convert(folder: Path) -> None:
 
 def _make_predictions(folder: Path) -> None:
     row = {"id": "a", "text": "Red.", "seconds": 0.5, "scenario": "s", "phase": "1", "actor": "vehicle", "frame_rank": 0}
-    _write(folder, "captions.jsonl", row, {"id": "b", "text": "Blue."})
+    written(folder, "captions.jsonl", row, {"id": "b", "text": "Blue."})
 
 
 def _read_predictions(folder: Path) -> None:
@@ -282,14 +259,14 @@ def _read_predictions(folder: Path) -> None:
 
 def _make_official(folder: Path) -> None:
     segment = {"labels": ["1"], "caption_pedestrian": "He waits.", "caption_vehicle": "It turns.", "start_time": "0.5"}
-    _write(folder, "captions.json", {"scenario": [segment]})
-    _write(folder, "answers.json", [{"id": "q1", "correct": "a"}])
+    written(folder, "captions.json", {"scenario": [segment]})
+    written(folder, "answers.json", [{"id": "q1", "correct": "a"}])
     package = "WTS_DATASET_PUBLIC_TEST"
     annotated = {"id": 1, "event_phase": [segment]}
-    _write(folder, f"{package}/annotations/caption/test/public_challenge/s1/overhead_view/s1_caption.json", annotated)
+    written(folder, f"{package}/annotations/caption/test/public_challenge/s1/overhead_view/s1_caption.json", annotated)
     asked = {"id": "q1", "question": "What?", "a": "Red", "b": "Blue", "correct": "a"}
     entry = {"id": 1, "videos": ["video1.mp4"], "conversations": [asked], "event_phase": [{"conversations": [asked]}]}
-    _write(folder, "SubTask2-VQA/WTS_VQA_PUBLIC_TEST.json", [entry])
+    written(folder, "SubTask2-VQA/WTS_VQA_PUBLIC_TEST.json", [entry])
 
 
 def _read_official(folder: Path) -> None:
@@ -396,17 +373,20 @@ def _make_run(folder: Path) -> None:
     shutil.copyfile(SPINE / "plan-448.json", folder / "plan.json")
     shutil.copyfile(SPINE / "log-real.jsonl", folder / "log.jsonl")
     shutil.copyfile(SPINE / "summary-real.json", folder / "summary.json")
-    _write(folder, "run.json", {"plan_fingerprint": "f", "data_fingerprint": "d", "weights": "random", "steps": 3})
+    written(folder, "run.json", {"plan_fingerprint": "f", "data_fingerprint": "d", "weights": "random", "steps": 3})
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"")
 
 
-def _read_run(folder: Path) -> None:
+def _read_run_folder(folder: Path) -> None:
     from budgetft.evaluate.source import source_of_run
+    from budgetft.report.gather import _read_run
     from budgetft.train.log import Log
     from budgetft.train.record import Summary
 
     source_of_run(folder)
+    told = _read_run(folder)  # before the log is cut: what the report says of it
+    assert told[1] is not None or told[2]
     Log(folder / "log.jsonl", finished_steps=3).close()
     Summary.read(read_json(folder / "summary.json"), source="summary.json")
 
@@ -415,13 +395,57 @@ def _make_record(folder: Path) -> None:
     decoding: dict[str, Any] = {}
     settings = {"model": "m", "weights": "random", "adapter": None, "data_fingerprint": "d", "precision": "fp16"}
     settings |= {"max_pixels": 1, "max_length": 1, "decoding": decoding}
-    _write(folder, "captions.run.json", {"settings": settings, "reductions": []})
+    written(folder, "captions.run.json", {"settings": settings, "reductions": []})
 
 
 def _read_record(folder: Path) -> None:
     from budgetft.evaluate.generate import Record
 
     Record.read(read_json(folder / "captions.run.json"), source="captions.run.json")
+
+
+def _make_notes(folder: Path) -> None:
+    segment = {"labels": ["1"], "caption_pedestrian": "He waits.", "caption_vehicle": "It turns."}
+    times = {"start_time": "0.5", "end_time": "2.5"}
+    written(folder, "captions.json", {"id": 1, "overhead_videos": ["a.mp4"], "event_phase": [{**segment, **times}]})
+    asked = {"question": "What?", "a": "Red", "b": "Blue", "correct": "a"}
+    phase = {"labels": ["1"], **times, "conversations": [asked]}
+    written(folder, "questions.json", [{"id": 1, "overhead_videos": ["a.mp4"], "event_phase": [phase]}])
+    written(folder, "hidden.json", [{"id": 1, "videos": ["a.mp4"], "conversations": [{"id": "q", **asked}]}])
+    box = {"image_id": 3, "bbox": [1.0, 2.0, 30.0, 40.0], "phase_number": "1"}
+    written(folder, "boxes.json", {"annotations": [box, {**box, "image_id": 4}]})
+    picture = {"file": "a.jpg", "seconds": 0.5}
+    written(folder, "shots.json", {"version": 1, "shots": {"0": list(picture.values())}})
+
+
+def _read_notes(folder: Path) -> None:
+    from budgetft.data.shots import _read_record
+    from budgetft.data.wts_notes import Notes, read_boxes, read_captions, read_questions, read_test_questions
+
+    notes = Notes()
+    read_captions(folder / "captions.json", notes, captions=True)
+    read_questions(folder / "questions.json", notes)
+    read_test_questions(folder / "hidden.json", notes)
+    read_boxes(folder / "boxes.json", notes)
+    _read_record(folder / "shots.json", {"version": 1}, folder)  # one that cannot be read is made anew
+    if notes.problems:
+        raise UsageError("; ".join(notes.problems))
+
+
+def _make_stage_record(folder: Path) -> None:
+    from budgetft.workflow.record import Record, write_record
+
+    prints = {"a.json": "f" * 64}
+    options = {"gpu": ("v100-16g",)}
+    record = Record(command=("plan",), options=options, inputs=prints, outputs=prints, finished=True, seconds=1.5, version="1")
+    write_record(folder / "stage.json", record)
+
+
+def _read_stage_record(folder: Path) -> None:
+    from budgetft.workflow.record import read_record
+
+    if read_record(folder / "stage.json") is None:  # the stage is then done again
+        raise UsageError("no record")
 
 
 def _make_images(folder: Path) -> None:
@@ -463,13 +487,13 @@ def _commands() -> Any:
 READERS = (
     Reader(
         name="plan",
-        make=_copy(SPINE / "plan-448.json", "plan.json"),
+        make=copied(SPINE / "plan-448.json", "plan.json"),
         read=lambda folder: read_plan(folder / "plan.json"),
         files=("*",),
     ),
     Reader(
         name="card profile",
-        make=_copy(profiles_folder() / "gpus" / "v100-16g.toml", "card.toml"),
+        make=copied(profiles_folder() / "gpus" / "v100-16g.toml", "card.toml"),
         read=lambda folder: load_gpu(str(folder / "card.toml")).budget_bytes,
         files=("*",),
     ),
@@ -477,13 +501,13 @@ READERS = (
     Reader(name="weights' config", make=_model_folder, read=_read_weights_config, files=("config.json",)),
     Reader(
         name="calibration",
-        make=_copy(profiles_folder() / "calibrations" / "assumed.json", "calibration.json"),
+        make=copied(profiles_folder() / "calibrations" / "assumed.json", "calibration.json"),
         read=_read_calibration,
         files=("*",),
     ),
     Reader(
         name="law",
-        make=_copy(_smallest_law(), "law.json"),
+        make=copied(_smallest_law(), "law.json"),
         read=lambda folder: Law.read(read_json(folder / "law.json"), source="law.json"),
         files=("*",),
     ),
@@ -500,7 +524,7 @@ READERS = (
     Reader(name="predictions", make=_make_predictions, read=_read_predictions, files=("*",)),
     Reader(name="predictions' record", make=_make_record, read=_read_record, files=("*",)),
     Reader(name="official files", make=_make_official, read=_read_official, files=("**/*.json",)),
-    Reader(name="run folder", make=_make_run, read=_read_run, files=("*.json*",)),
+    Reader(name="run folder", make=_make_run, read=_read_run_folder, files=("*.json*",)),
     Reader(
         name="checkpoint",
         make=_make_checkpoint,
@@ -516,5 +540,8 @@ READERS = (
         damage=_damage_adapter,
     ),
     Reader(name="workflow", make=_make_workflow, read=_read_workflow, files=("*",)),
+    Reader(name="stage's record", make=_make_stage_record, read=_read_stage_record, files=("*",)),
+    Reader(name="traffic notes", make=_make_notes, read=_read_notes, files=("*",)),
+    *STORED,
     Reader(name="images", make=_make_images, read=_read_images, files=("*",)),
 )
