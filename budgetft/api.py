@@ -62,6 +62,7 @@ def plan(
     *,
     work: Work,
     budget: str | int | None = None,
+    cards: int = 1,
     contract: Contract | None = None,
     ranges: dict[str, list[int]] | None = None,
     probe: Probe = "auto",
@@ -72,9 +73,9 @@ def plan(
 ) -> Plan:
     """The fastest way to run ``work`` under ``contract`` that stays inside ``budget`` (bytes, or text such as 14GiB).
 
-    ``gpu`` and ``model`` are values or the names of profiles. ``ranges``: further values of contract fields to price.
-    ``probe`` as on the command line; finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left
-    out. Raises ``NothingFits`` with the smallest budget that would work.
+    ``gpu`` and ``model`` are values or the names of profiles. Several ``cards``, each with that budget, share the model's
+    frozen layers out. ``ranges``: further values of contract fields to price. ``probe`` as on the command line; finished
+    probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises ``NothingFits`` with the smallest budget that would work.
     """
     from budgetft.search.run import PlanRequest, make_plan
 
@@ -82,6 +83,7 @@ def plan(
     request = PlanRequest(
         gpu=card,
         budget_bytes=_budget(budget, card),
+        cards=cards,
         model=architecture,
         contract=contract or Contract(),
         ranges=ranges or {},

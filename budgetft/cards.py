@@ -22,6 +22,13 @@ class Card:
     """With MIG on: a process sees only these, and CUDA gives it one."""
 
 
+def launch_command(processes: int, *, share: bool) -> str:
+    """How as many processes are started, one for each card; what they run follows."""
+    kind = "--use_fsdp --fsdp_version 2" if share else "--multi_gpu"
+    fixed = "--num_machines 1 --mixed_precision no --dynamo_backend no"
+    return f"accelerate launch --num_processes {processes} {fixed} {kind}"
+
+
 def in_cuda_order(cards: Sequence[Card], environment: Mapping[str, str]) -> list[Card]:
     """``cards`` (along the bus) as CUDA numbers them before CUDA_VISIBLE_DEVICES.
 

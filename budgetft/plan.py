@@ -27,7 +27,10 @@ class Target(Value):
 
     name: str
     budget_bytes: int = Field(gt=0)
+    """Of each card, where there are several."""
     profile: Gpu
+    cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
+    """Alike and in one machine; several share the frozen decoder layers out between them."""
 
 
 class ModelReference(Value):

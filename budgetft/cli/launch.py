@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from budgetft.cards import launch_command
 from budgetft.errors import UsageError
 from budgetft.plan import read_plan, write_text_atomically
 
@@ -64,7 +65,10 @@ def launch(
     plan: Annotated[Path, typer.Option("--plan", help="The plan to run.")],
     out: Annotated[Path, typer.Option("--out", help="The run folder.")],
     slurm: Annotated[Path, typer.Option("--slurm", help="The job script to write; give it to sbatch.")],
-    gpus: Annotated[int, typer.Option(min=1, help="Cards of one node; they share a step's micro-batches.")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cards of one node, which share a step's micro-batches; the plan's when left out."),
+    ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Share the frozen layers out between the cards: each holds a part of every one.")
     ] = False,
@@ -80,7 +84,11 @@ def launch(
     tracker: Annotated[list[str] | None, typer.Option("--tracker", "--track", help="As for budgetft train.")] = None,
 ) -> None:
     """Write a Slurm job script that trains a plan, resumes it when it is there already, and requeues itself."""
-    accumulate = read_plan(plan).knobs.grad_accum
+    read = read_plan(plan)
+    accumulate, cards = read.knobs.grad_accum, read.gpu.cards
+    gpus, share = cards if gpus is None else gpus, share or cards > 1
+    if gpus < cards:
+        raise UsageError(f"--gpus {gpus}: this plan is for {cards} cards that share the frozen layers out")
     if gpus > accumulate:
         raise UsageError(
             f"--gpus {gpus}: a step of this plan has {accumulate} micro-batches to share",
@@ -120,9 +128,7 @@ def _start(gpus: int, *, share: bool) -> list[str]:
     """How the program is started on ``gpus`` cards."""
     if gpus == 1:
         return ["budgetft"]
-    several = ["accelerate", "launch", "--num_processes", str(gpus), "--num_machines", "1", "--mixed_precision", "no"]
-    several += ["--use_fsdp", "--fsdp_version", "2"] if share else ["--multi_gpu"]
-    return [*several, "--dynamo_backend", "no", "-m", "budgetft"]
+    return [*launch_command(gpus, share=share).split(), "-m", "budgetft"]
 
 
 def _options(**given: Path | str | int | None) -> list[str]:

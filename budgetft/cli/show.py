@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from budgetft.cards import launch_command
 from budgetft.knobs import Knobs
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
@@ -51,7 +52,9 @@ def rate(estimate: Estimate) -> str:
 def print_plan(plan: Plan, path: str) -> None:
     """The plan on stdout: what to run, what it needs, how sure it is, and what to do next."""
     estimate = plan.estimate
-    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}")
+    cards = plan.gpu.cards
+    several = f", each of {cards} cards that share the frozen layers out" if cards > 1 else ""
+    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}{several}")
     print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
     if plan.evidence.workers:
         made = Counter(plan.evidence.workers).most_common()
@@ -73,7 +76,8 @@ def print_plan(plan: Plan, path: str) -> None:
     for row in plan.price_list:
         speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"
         print(f"  price         {row.axis} {row.value}: {speed}, {format_gib(row.process_peak_bytes)} ({row.evidence})")
-    print(f"\nwritten to {path}; next: budgetft train --plan {path} --out runs/first")
+    start = "budgetft" if cards == 1 else f"{launch_command(cards, share=True)} -m budgetft"
+    print(f"\nwritten to {path}; next: {start} train --plan {path} --out runs/first")
 
 
 def _compared(baseline: Candidate | None, knobs: Knobs, estimate: Estimate) -> str:

@@ -25,6 +25,8 @@ class Job(Value):
 
     gpu: Gpu
     budget_bytes: int = Field(gt=0)
+    cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
+    """Cards that share the frozen decoder layers out, each with this budget."""
     model: Model
     weights: str | None = None
     """None: random weights. Memory and time do not depend on their values."""
@@ -81,6 +83,7 @@ def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | N
     return Job(
         gpu=plan.gpu.profile,
         budget_bytes=plan.gpu.budget_bytes,
+        cards=plan.gpu.cards,
         model=model or load_planned_model(plan),
         contract=plan.contract,
         workload=plan.workload,

@@ -45,6 +45,9 @@ class Calibration(Value):
     """Host time per kernel: a segment never takes less than its kernels times this."""
     host_gb_per_s: float = Field(default=12.0, gt=0)
     """Copies between pinned host memory and the card; the default is what PCIe 3 x16 gives, assumed."""
+    connection_bytes: int = Field(default=887_095_296, ge=0)
+    """What a process holds to be connected to others on other cards; the default is what NCCL took between two H100s
+    (reports/guard/cards.json)."""
     source: str
 
     def on_torch(self, version: str) -> "Calibration":

@@ -1,12 +1,13 @@
 """From a law and a calibration to an Estimate: peaks of the tensors, the allocator and the process; seconds of a step."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 
 from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
-from budgetft.knobs import Knobs, is_stock
+from budgetft.knobs import Knobs, Precision, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Term
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
@@ -15,6 +16,7 @@ from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
+CONNECTION = "connection to the other cards"
 MATH_SHARE = 0.15
 """N x N scores leave gaps in the allocator that one replayed micro-batch does not show (reports/prediction)."""
 
@@ -40,6 +42,7 @@ class Estimator:
         self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
+        self._saved: dict[Precision, int] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def law(self, knobs: Knobs) -> Law:
@@ -79,6 +82,17 @@ class Estimator:
             return ("checkpointed",)
         return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")
 
+    def saved_bytes(self, knobs: Knobs) -> int:
+        """Of the frozen layers, what each of several cards does not hold."""
+        if self.job.cards == 1:
+            return 0
+        from budgetft.predict.sharing import saved_bytes  # loads torch
+
+        precision = knobs.base_precision
+        if precision not in self._saved:
+            self._saved[precision] = saved_bytes(self.job, precision)
+        return self._saved[precision]
+
     def uncertainty_of(self, knobs: Knobs) -> float:
         """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
         share = self.calibration.uncertainty_share
@@ -102,16 +116,21 @@ class Estimator:
         blocks = kept = 0
         if self.job.device == "cuda":  # the CPU's byte meter counts tensors, not blocks
             blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
-        tensor_peak += blocks + known.workspace_bytes
+        saved = self.saved_bytes(knobs)
+        tensor_peak += blocks + known.workspace_bytes - saved
         reserved = tensor_peak + max(0, kept - blocks)
-        process = reserved + known.context_bytes
+        connection = known.connection_bytes if self.job.cards > 1 and self.job.device == "cuda" else 0
+        process = reserved + known.context_bytes + connection
         seconds = self._step_seconds(law, knobs)
         parts |= {
+            "weights": parts["weights"] - saved,
             "workspace": known.workspace_bytes,
             "allocator (blocks larger than their tensor)": blocks,
             "allocator (fragmentation)": reserved - tensor_peak,
             "context and kernels": known.context_bytes,
         }
+        if connection:
+            parts[CONNECTION] = connection
         return Estimate(
             tensor_peak_bytes=tensor_peak,
             reserved_peak_bytes=reserved,
@@ -125,7 +144,8 @@ class Estimator:
     def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
         """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown.
 
-        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
+        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make. The
+        time in which several cards gather the layers that they share is not in it.
         """
         gpu = self.job.host or self.job.gpu
         examples, sizes = self._ordinary(knobs)
@@ -135,7 +155,8 @@ class Estimator:
             if micro is None:
                 return None
             seconds += micro * times
-        return seconds * self.job.contract.effective_batch / examples
+        turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
+        return seconds * turns * self.job.contract.effective_batch / examples
 
     def _ordinary(self, knobs: Knobs) -> tuple[int, Counter[float]]:
         """How many examples the ordinary micro-batches hold, and their sizes in worst examples."""

@@ -14,6 +14,7 @@ from budgetft.model import Model
 from budgetft.outcome import Estimate
 from budgetft.plan import StagePeak
 from budgetft.predict.allocator import CachingAllocator
+from budgetft.predict.sharing import saved_bytes
 from budgetft.predict.trace import trace_step
 from budgetft.step.build import build_model
 
@@ -47,13 +48,14 @@ def evaluation_bytes(job: Job, knobs: Knobs, estimate: Estimate) -> int:
     shapes = job.worst_micro_batch(knobs)
     trace = trace_step(job.model, job.contract, knobs, shapes, gpu=job.gpu if on_card else None, evaluating=True)
     context = estimate.process_peak_bytes - estimate.reserved_peak_bytes
+    saved = saved_bytes(job, knobs.base_precision)
     if not on_card:  # the CPU's byte meter counts tensors, not blocks
-        return trace.peak_bytes + context
+        return trace.peak_bytes + context - saved
     allocator = CachingAllocator(knobs.allocator)
     allocator.run(trace.static_events)
     allocator.run(trace.events)
     workspace = sum(term.memory_bytes for term in estimate.terms if term.name == "workspace")
-    return allocator.reserved_peak_bytes + workspace + context
+    return allocator.reserved_peak_bytes + workspace + context - saved
 
 
 def merge_host_bytes(model: Model, contract: Contract) -> int:

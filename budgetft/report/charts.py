@@ -6,6 +6,7 @@ from statistics import fmean
 from budgetft.knobs import Knobs, is_stock
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan, PriceRow
+from budgetft.predict.estimator import CONNECTION
 from budgetft.report.axes import Axes, legend, padded
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
@@ -13,7 +14,7 @@ from budgetft.train.record import Record
 from budgetft.units import GIB, format_gib
 
 GROUPS = {
-    "context": ("context and kernels", ("context and kernels",)),
+    "context": ("context and kernels", ("context and kernels", CONNECTION)),
     "weights": ("weights", ("weights",)),
     "adapter": ("adapter, gradients, optimizer", ("adapter", "gradients", "optimizer")),
     "inputs": ("inputs, workspace", ("inputs", "workspace")),

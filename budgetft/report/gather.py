@@ -125,7 +125,9 @@ def _host(plan: Plan) -> Gpu | None:
 def _moments(plan: Plan, estimator: Estimator) -> tuple[Moment, ...]:
     knobs = plan.knobs
     found = estimator.law(knobs).timeline(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
-    return tuple(m for m in found if not m.before_bytes == m.peak_bytes == m.after_bytes)
+    saved = estimator.saved_bytes(knobs)
+    moved = [moment for moment in found if not moment.before_bytes == moment.peak_bytes == moment.after_bytes]
+    return tuple(Moment(phase, layer, *(size - saved for size in sizes)) for phase, layer, *sizes in moved)
 
 
 def _earlier(plan: Plan, ledger: Path, key: str | None) -> tuple[tuple[Outcome, ...], str]:

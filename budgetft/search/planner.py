@@ -24,6 +24,8 @@ from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, ope
 from budgetft.search.transfer import Transferred
 from budgetft.units import format_gib
 
+MOST_CARDS = 8
+"""That one machine has."""
 Stage = Literal["trace", "baseline", "search", "confirm"]
 
 
@@ -136,7 +138,9 @@ class Planner:
         weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
         fewer, kind = self._fewer_frames(), "frames of a video" if self.job.workload.is_video else "images"
         change = (
-            "choose a smaller model: its weights alone exceed the budget"
+            f"share the frozen layers out between {more} such cards, --cards {more}: that fits (predicted)"
+            if (more := self._more_cards()) is not None
+            else "choose a smaller model: its weights alone exceed the budget"
             if weights > self.job.budget_bytes
             else f"make examples of {fewer} instead of {self.job.workload.most_frames} {kind}: that fits (predicted)"
             if fewer is not None
@@ -151,6 +155,17 @@ class Planner:
             f" ({describe(knobs)}): {names}",
             hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
         )
+
+    def _more_cards(self) -> int | None:
+        """The fewest cards, of the doubles of their number in a machine, over which the job is predicted to fit."""
+        cards = 2 * self.job.cards
+        while cards <= min(MOST_CARDS, self.job.contract.effective_batch):
+            job = self.job.replace(cards=cards, device="cuda")
+            estimator = self.make_estimator(job)
+            if any(estimator.estimate(knobs).fits for knobs in self._wanted(settings(job, self.vision))):
+                return cards
+            cards *= 2
+        return None
 
     def _fewer_frames(self) -> int | None:
         """The most images an example (or frames of its video), of the halves of their number, that are predicted to fit."""

@@ -73,6 +73,7 @@ def port_plan(request: PortRequest) -> Port:
     planning = PlanRequest(
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
+        cards=plan.gpu.cards,
         model=request.model,
         contract=plan.contract,
         workload_under=lambda contract: plan.workload,

@@ -40,6 +40,8 @@ class PlanRequest:
 
     gpu: Gpu
     budget_bytes: int
+    cards: int = 1
+    """That share the frozen decoder layers out; several are planned for without probes, which one process makes."""
     model: Model
     contract: Contract
     workload_under: Callable[[Contract], Workload]
@@ -78,7 +80,12 @@ class Place:
 
 def find_place(request: PlanRequest) -> Place | None:
     """None when nothing is to be probed. ``auto`` probes on a CUDA card only; ``always`` falls to the CPU's byte meter."""
-    if request.probe == "never":
+    if request.cards > 1 and request.probe == "always":
+        raise UsageError(
+            f"a probe is of one card; what each of {request.cards} holds is predicted",
+            hint="leave --probe out: the pre-flight of every run tries it on all cards before the first step",
+        )
+    if request.probe == "never" or request.cards > 1:
         return None
     card = first_visible(os.environ)  # asking torch would load it
     if card is None:
@@ -125,6 +132,11 @@ def check_packages(contract: Contract, place: Place | None) -> None:
 def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
     started = time.monotonic()
+    if request.cards > request.contract.effective_batch:
+        raise UsageError(
+            f"--cards {request.cards}: a step has {request.contract.effective_batch} examples to share",
+            hint="raise --effective-batch, or plan for fewer cards",
+        )
     place = find_place(request)
     check_packages(request.contract, place)
     job = make_job(request, request.contract, place)
@@ -172,6 +184,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
     return Job(
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
+        cards=request.cards,
         model=request.model,
         contract=contract,
         workload=request.workload_under(contract),
@@ -189,9 +202,10 @@ def _plan(
     winner = choice.winner
     unprobed = (
         f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
+        + ("; the time in which the cards gather layers is not counted" if job.cards > 1 else "")
     )
     return Plan(
-        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu),
+        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards),
         model=refer(job.model),
         contract=job.contract,
         knobs=winner.knobs,

@@ -44,6 +44,12 @@ def divisors(number: int) -> list[int]:
     return [candidate for candidate in range(1, min(number, LARGEST_MICRO_BATCH) + 1) if number % candidate == 0]
 
 
+def micro_batches(job: Job) -> list[int]:
+    """Those that divide the effective batch and leave each of the job's cards one of a step, smallest first."""
+    effective = job.contract.effective_batch
+    return [size for size in divisors(effective) if effective // size >= job.cards]
+
+
 def checkpoint_choices(layers: int) -> list[int]:
     """All layers, none, and evenly between; the shortest laws need at least two of each kind."""
     steps = {round(layers * step / CHECKPOINT_STEPS) for step in range(CHECKPOINT_STEPS + 1)}
@@ -112,7 +118,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
     precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
     optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
     loss_chunk, vision_group = part_sizes(job)
-    chosen: dict[int, Batching] = {size: better_batching(job, size) for size in divisors(contract.effective_batch)}
+    chosen: dict[int, Batching] = {size: better_batching(job, size) for size in micro_batches(job)}
     found = [
         Knobs(
             micro_batch=micro_batch,
@@ -131,7 +137,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
             loss_chunk=loss_chunk,
             vision_group=vision_group,
         )
-        for micro_batch in divisors(contract.effective_batch)
+        for micro_batch in micro_batches(job)
         for checkpointed in checkpoint_choices(job.model.layers)
         for precision in precisions
         for optimizer in optimizers
@@ -150,5 +156,5 @@ def stock_settings(job: Job) -> list[Knobs]:
             layers=job.model.layers,
             base_precision=base_precision(job),
         )
-        for micro_batch in divisors(effective)
+        for micro_batch in micro_batches(job)
     ]

@@ -9,8 +9,9 @@ import torch
 
 from budgetft.data.processor import load_processor
 from budgetft.plan import Plan
+from budgetft.predict.estimator import CONNECTION
 from budgetft.step.build import build_model
-from budgetft.step.shared import SharedLayers
+from budgetft.step.shared import SharedLayers, held_bytes
 from budgetft.step.step import Step
 from budgetft.train.guard import out_of_memory
 from budgetft.train.job import Job
@@ -72,20 +73,24 @@ def connect(memory: Memory, ranks: Ranks, trackers: Sequence[Any], out: Path) ->
 
 
 def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_note: Callable[[str], None]) -> int | None:
-    """Predicted peak of each of several processes: the planned one of the whole base, with what is held of the layers in the
-    place of them all where they are shared, and with the connection to the others. None for a run in one."""
+    """Predicted peak of each of several processes: the planned one, with what is held of the layers in the place of what is
+    planned to be where they are shared, and with the connection to the others as it is. None for a run in one."""
     if ranks.alone:
         return None
     shared, planned = step.shared, plan.estimate.process_peak_bytes
-    saved = 0 if shared is None else sum(shared.layer_bytes) - shared.held_bytes
-    held = "each holds the whole base"
+    saved, cards = 0, plan.gpu.cards
+    if shared is not None:
+        all_of_them = sum(shared.layer_bytes)
+        saved = (all_of_them if cards == 1 else held_bytes(shared.layer_bytes, cards)) - shared.held_bytes
+    foreseen = sum(term.memory_bytes for term in plan.estimate.terms if term.name == CONNECTION)
+    held, whom = "each holds the whole base", str(cards) if cards > 1 else "one"
     if shared is not None:
         whole = f"{len(shared.layer_bytes)} layers of {format_gib(sum(shared.layer_bytes))}"
         held = f"each holds {format_gib(shared.held_bytes)} of {whole}"
-    peak = planned - saved + connection_bytes
+    peak = planned - saved - foreseen + connection_bytes
     on_note(
         f"{ranks.world} processes: {held}, and {format_gib(connection_bytes)} to connect (measured); peak {format_gib(peak)}"
-        f" predicted, planned {format_gib(planned)} for one ({plan.estimate.evidence})"
+        f" predicted, planned {format_gib(planned)} for {whom} ({plan.estimate.evidence})"
     )
     return peak
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from budgetft.cards import launch_command
 from budgetft.errors import UsageError
 from budgetft.step.shared import all_gather
 from budgetft.train.folder import RunFolder, claimed
@@ -100,9 +101,9 @@ class Ranks:
         return float(total)
 
 
-def launched_ranks(micro_batches: int) -> Ranks:
-    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, or when the model
-    is to be cut in a way that this step is not made for."""
+def launched_ranks(micro_batches: int, *, cards: int = 1) -> Ranks:
+    """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, when the model is to
+    be cut in a way that this step is not made for, or when each of ``cards`` was to have its part of it and has more."""
     for name, variable in SHARDINGS.items():
         if _is_set(variable):
             raise UsageError(
@@ -115,6 +116,13 @@ def launched_ranks(micro_batches: int) -> Ranks:
         raise UsageError(
             f"launched as {ranks.world} processes; a step of this plan has {micro_batches} micro-batches to share",
             hint="launch fewer processes, or plan again with a larger --effective-batch",
+        )
+    if cards > 1 and (ranks.world < cards or not ranks.shared):
+        shared = ", each with the whole model" if ranks.world > 1 and not ranks.shared else ""
+        raise UsageError(
+            f"launched as {ranks.world} process{'es' if ranks.world > 1 else ''}{shared}; this plan is for {cards} cards that"
+            " share the frozen layers out",
+            hint=f"{launch_command(cards, share=True)} -m budgetft train ...; or budgetft launch, which writes a job script",
         )
     return ranks
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path, visio
 def test_a_tower_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
     folder = save(tmp_path / "weights")
     lost = without(folder, "visual.blocks.1.")
-    with pytest.raises(UsageError, match="cannot load the vision tower of .*: 1 of the model's tensors") as caught:
+    with pytest.raises(UsageError, match=r"cannot load the vision tower of .*: 1 of the model's tensors") as caught:
         load_tower(model_config(small()), str(folder), dtype=torch.float32, device=CPU, seed=0)
     assert lost.rpartition("blocks")[2] in caught.value.message
 

@@ -47,6 +47,7 @@ def make_plan(dataset) -> Callable[..., Plan]:
     def make(
         *,
         budget_bytes: int = GIB,
+        cards: int = 1,
         micro_batch: int = 2,
         knobs: dict | None = None,
         data: Path | None = None,
@@ -68,7 +69,7 @@ def make_plan(dataset) -> Callable[..., Plan]:
             **(knobs or {}),
         }
         return Plan(
-            gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g")),
+            gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g"), cards=cards),
             model=refer(_model()),
             contract=agreed,
             knobs=Knobs(**chosen),

@@ -134,6 +134,17 @@ def test_several_cards_share_the_step_through_accelerate(script, cluster):
     assert "multi_gpu" not in called
 
 
+def test_a_plan_for_several_cards_is_launched_on_them(script, cluster, make_plan, tmp_path, capsys):
+    job = script()
+    write_plan(make_plan(micro_batch=1, cards=2), tmp_path / "plan.json")
+    called = "|".join(cluster(script(), FAILS).of("srun")[0])
+    assert called.startswith("accelerate|launch|--num_processes|2|")
+    assert "|--use_fsdp|--fsdp_version|2|" in called
+    options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(job)]
+    assert main(["launch", *options, "--gpus", "1"]) == 2
+    assert "for 2 cards that share the frozen layers out" in capsys.readouterr().err
+
+
 def test_a_folder_with_a_space_is_one_word_to_sbatch(script, tmp_path):
     lines = [shlex.split(line) for line in script().read_text().splitlines() if line.startswith("#SBATCH")]
     assert ["#SBATCH", f"--output={tmp_path}/my run.slurm.log"] in lines

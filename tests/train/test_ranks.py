@@ -48,6 +48,18 @@ def test_more_processes_than_micro_batches_are_refused(make_plan, train, monkeyp
         train(make_plan(micro_batch=2))
 
 
+@pytest.mark.parametrize(("world", "shared", "said"), [("1", "1", "as 1 process;"), ("2", "0", "each with the whole model")])
+def test_a_plan_for_cards_that_share_is_refused_where_they_do_not(make_plan, train, monkeypatch, tmp_path, world, shared, said):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", shared)
+    with pytest.raises(UsageError, match="this plan is for 2 cards") as caught:
+        train(make_plan(micro_batch=1, cards=2))
+    assert said in caught.value.message
+    assert "--num_processes 2" in (caught.value.hint or "")
+    assert "--use_fsdp" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
 def test_a_launch_that_would_do_the_step_in_its_own_way_is_refused_before_anything_is_written(
     make_plan, train, monkeypatch, tmp_path, variable

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import distributed
 
 from budgetft.errors import BudgetftError
+from budgetft.measure.job import planned_job
 from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
 from budgetft.plan import refer
+from budgetft.predict.sharing import saved_bytes
 from budgetft.profiles import profiles_folder
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -62,9 +64,11 @@ def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted
     plan = make_deep_plan(micro_batch=1, effective_batch=3)
     held = draw_examples(tmp_path / "held", 3, answer="one {colour} shape").folder
     alone = train(plan, steps=3, out=tmp_path / "alone", weights=str(deep), heldout=held, heldout_every=2)
-    planned = plan.estimate.replace(process_peak_bytes=alone.preflight_peak_bytes)
+    planned = plan.replace(gpu=plan.gpu.replace(cards=2))
+    saved = saved_bytes(planned_job(planned, device="cpu", evidence="predicted", model=load_model(str(deep))), "fp32")
+    planned = planned.replace(estimate=plan.estimate.replace(process_peak_bytes=alone.preflight_peak_bytes - saved))
     options = ("--steps", "3", "--eval-data", str(held), "--eval-every", "2")
-    done = launch(plan.replace(estimate=planned), *options, shared=True, weights=str(deep))
+    done = launch(planned, *options, shared=True, weights=str(deep))
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
@@ -73,7 +77,8 @@ def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted
     found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
     shared = summary(run)
-    assert shared["preflight_peak_bytes"] == shared["predicted_peak_bytes"] < alone.preflight_peak_bytes
+    assert shared["preflight_peak_bytes"] == shared["predicted_peak_bytes"] == planned.estimate.process_peak_bytes
+    assert saved > 0
     assert max(shared["processes_peak_bytes"]) < alone.process_peak_bytes
     assert len(shared["processes_peak_bytes"]) == 2
     assert f"of {LAYERS} layers" in done.stderr

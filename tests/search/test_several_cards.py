@@ -1,0 +1,74 @@
+"""A model that no single card holds is planned for several that share its frozen layers out."""
+
+import pytest
+
+from budgetft.cli import main
+from budgetft.gpu import load_gpu
+from budgetft.measure.job import planned_job
+from budgetft.plan import read_plan
+from budgetft.predict.estimator import CONNECTION, Estimator
+from budgetft.predict.stages import evaluation_bytes
+
+SEVEN_BILLION = ["plan", "--gpu", "rtx3060-12g", "--model", "qwen2.5-vl-7b", "--image", "448x448", "--probe", "never"]
+
+
+def planned(out, *options):
+    assert main([*SEVEN_BILLION, "--quiet", "--out", str(out), *options]) == 0
+    return read_plan(out)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return planned(tmp_path_factory.mktemp("plans") / "plan.json", "--cards", "4")
+
+
+def test_what_no_card_holds_is_refused_with_the_number_that_would(tmp_path, capsys):
+    assert main([*SEVEN_BILLION, "--out", str(tmp_path / "plan.json")]) == 3
+    assert "--cards 4: that fits (predicted)" in capsys.readouterr().err
+
+
+def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
+    job = planned_job(four, device="cuda", evidence="predicted")
+    one, shared = (Estimator(each).estimate(four.knobs) for each in (job.replace(cards=1), job))
+    saved = Estimator(job).saved_bytes(four.knobs)
+    connection = next(term.memory_bytes for term in four.estimate.terms if term.name == CONNECTION)
+    assert four.estimate == shared
+    assert one.process_peak_bytes - saved + connection == shared.process_peak_bytes <= four.gpu.budget_bytes
+    layer = saved / (job.model.layers * 3 / 4 - 2)  # of each a fourth stays, and two are whole
+    assert 2 * 233e6 < layer < 2 * 234e6  # 233.1 million parameters in 16 bits
+    evaluated = [evaluation_bytes(each, four.knobs, found) for each, found in ((job.replace(cards=1), one), (job, shared))]
+    assert evaluated[0] - evaluated[1] == saved - connection
+
+
+def test_cards_share_the_micro_batches_of_a_step(four):
+    job = planned_job(four, device="cuda", evidence="predicted")
+    alone, shared = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
+    assert shared == pytest.approx(alone / 4)
+    assert four.knobs.grad_accum >= 4
+
+
+def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_path, capsys):
+    planned(tmp_path / "plan.json", "--cards", "4")
+    said = capsys.readouterr().out
+    assert "each of 4 cards that share the frozen layers out" in said
+    assert "next: accelerate launch --num_processes 4" in said
+    assert "the time in which the cards gather layers is not counted" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cards", "2", "--probe", "always"], "a probe is of one card"),
+        (["--cards", "64", "--effective-batch", "32"], "a step has 32 examples to share"),
+    ],
+)
+def test_what_cannot_be_planned_for_several_is_refused(tmp_path, capsys, options, said):
+    assert main([*SEVEN_BILLION, "--out", str(tmp_path / "plan.json"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_an_outcome_of_one_card_is_still_known(four):
+    job = planned_job(four, device="cuda", evidence="predicted")
+    assert "cards" in job.model_dump()
+    assert "cards" not in job.replace(cards=1, gpu=load_gpu("v100-16g")).model_dump()
