@@ -75,7 +75,8 @@ def plan(
 
     ``gpu`` and ``model`` are values or the names of profiles. Several ``cards``, each with that budget, share the model's
     frozen layers out. ``ranges``: further values of contract fields to price. ``probe`` as on the command line; finished
-    probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises ``NothingFits`` with the smallest budget that would work.
+    probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises ``NothingFits`` with the smallest
+    budget that would work.
     """
     from budgetft.search.run import PlanRequest, make_plan
 

@@ -15,6 +15,10 @@ Phase = Literal["load", "vision", "forward", "loss", "backward", "optimizer"]
 Status = Literal["ok", "oom", "over_budget", "nonfinite", "timeout", "crash"]
 
 
+CONNECTION = "connection to the other cards"
+"""Name of the term of what a process holds to be connected to others; only plans for several cards have one."""
+
+
 class Term(Value):
     """One named part of an estimate."""
 

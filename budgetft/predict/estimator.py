@@ -9,14 +9,13 @@ from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, Precision, is_stock
 from budgetft.measure.job import Job
-from budgetft.outcome import Estimate, Term
+from budgetft.outcome import CONNECTION, Estimate, Term
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
 from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
-CONNECTION = "connection to the other cards"
 MATH_SHARE = 0.15
 """N x N scores leave gaps in the allocator that one replayed micro-batch does not show (reports/prediction)."""
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from budgetft.knobs import Knobs, is_stock
-from budgetft.outcome import Estimate, Outcome
+from budgetft.outcome import CONNECTION, Estimate, Outcome
 from budgetft.plan import Plan, PriceRow
-from budgetft.predict.estimator import CONNECTION
 from budgetft.report.axes import Axes, legend, padded
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from budgetft.data.processor import load_processor
+from budgetft.outcome import CONNECTION
 from budgetft.plan import Plan
-from budgetft.predict.estimator import CONNECTION
 from budgetft.step.build import build_model
 from budgetft.step.shared import SharedLayers, held_bytes
 from budgetft.step.step import Step

@@ -5,8 +5,9 @@ import pytest
 from budgetft.cli import main
 from budgetft.gpu import load_gpu
 from budgetft.measure.job import planned_job
+from budgetft.outcome import CONNECTION
 from budgetft.plan import read_plan
-from budgetft.predict.estimator import CONNECTION, Estimator
+from budgetft.predict.estimator import Estimator
 from budgetft.predict.stages import evaluation_bytes
 
 SEVEN_BILLION = ["plan", "--gpu", "rtx3060-12g", "--model", "qwen2.5-vl-7b", "--image", "448x448", "--probe", "never"]
