@@ -47,9 +47,9 @@ HEAVY = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """One cache for the tests of this file: what one has traced the others need not."""
-    return tmp_path_factory.mktemp("cache")
+def cache(new_cache) -> Path:
+    """One cache for the tests of this file, with its ledger."""
+    return new_cache()
 
 
 @pytest.fixture(autouse=True)

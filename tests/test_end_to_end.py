@@ -18,11 +18,12 @@ MODEL = "tiny-qwen2.5-vl"
 
 
 @pytest.fixture(scope="module")
-def way(tmp_path_factory) -> Path:
+def way(tmp_path_factory, new_cache) -> Path:
     """A dataset of real frames, a plan that was probed on the CPU's byte meter, and a run of it."""
     folder = tmp_path_factory.mktemp("way")
     bikes_dataset(folder / "bikes", 12)
     with pytest.MonkeyPatch.context() as patch:
+        (folder / "cache").symlink_to(new_cache(), target_is_directory=True)
         patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
         plan = ["plan", "--gpu", "v100-16g", "--model", MODEL, "--data", str(folder / "bikes"), "--rank", "4"]
         plan += ["--effective-batch", "4", "--budget", "700MiB", "--probe", "always", "--max-probes", "6", "--quiet"]

@@ -20,11 +20,16 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def way(tmp_path_factory) -> Path:
+def cache(new_cache) -> Path:
+    return new_cache()
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory, cache) -> Path:
     """A probed plan, ported to a budget that it does not fit."""
     folder = tmp_path_factory.mktemp("port")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
+        patch.setenv("BUDGETFT_CACHE", str(cache))
         probed = ["--probe", "always", "--max-probes", "5", "--out", folder / "old.json"]
         assert run("plan", "--gpu", "v100-16g", "--budget", "600MiB", *WORK, *probed) == 0
         port = ["port", "--plan", folder / "old.json", "--gpu", "t4", "--budget", SMALL, "--precision", "keep", "--quiet"]
@@ -33,9 +38,9 @@ def way(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _shared_cache(way, monkeypatch):
+def _shared_cache(cache, monkeypatch):
     """What was probed and traced for the module is not paid for again."""
-    monkeypatch.setenv("BUDGETFT_CACHE", str(way / "cache"))
+    monkeypatch.setenv("BUDGETFT_CACHE", str(cache))
 
 
 @pytest.fixture

@@ -39,10 +39,10 @@ max-new-tokens = 4
 """
 
 
-def test_a_workflow_runs_once_and_again_only_where_it_was_edited(tmp_path, monkeypatch, capsys):
+def test_a_workflow_runs_once_and_again_only_where_it_was_edited(tmp_path, new_cache, monkeypatch, capsys):
     file = tmp_path / "workflow.toml"
     file.write_text(TEXT)
-    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BUDGETFT_CACHE", str(new_cache()))
     monkeypatch.chdir(tmp_path)
 
     assert main(["run", str(file)]) == 0
