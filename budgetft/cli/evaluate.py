@@ -76,6 +76,11 @@ def _caption_lines(report: "CaptionReport") -> list[str]:
             f" {report.bigram_bias:+.1f} (CIDEr keeps 61 % at 6, 14 % at 12, 1 % at 18)"
         )
     lines.append(f"{report.captions} captions, {len(report.missing)} missing (they score 0){_some(report.missing)}")
+    if report.wordless:
+        lines.append(
+            f"{len(report.wordless)} references have no Latin letter or digit: the challenge's scores are made for English, and"
+            f" mean little for another script{_some(report.wordless)}"
+        )
     if report.unknown:
         lines.append(f"{len(report.unknown)} predictions belong to no caption{_some(report.unknown)}")
     return lines

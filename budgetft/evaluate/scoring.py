@@ -43,6 +43,8 @@ class CaptionReport(Value):
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     """Predictions that no reference asks for; they do not count."""
+    wordless: tuple[str, ...] = ()
+    """Captions whose reference has no word that ROUGE-L sees: it knows Latin letters and digits alone."""
     scores: Scores
     s1: float
     groups: dict[str, Scores]
@@ -113,6 +115,7 @@ def score_captions(pairs: Sequence[Pair], scorer: Scorer, *, unknown: Sequence[s
         captions=len(pairs),
         missing=tuple(pair.name for pair in pairs if pair.prediction is None),
         unknown=tuple(unknown),
+        wordless=tuple(pair.name for pair in pairs if pair.reference.strip() and not scorer.rouge_words(pair.reference)),
         scores=overall,
         s1=overall.s1,
         groups=groups,

@@ -112,7 +112,12 @@ class Step:
 
     def prepare(self, batch: Batch) -> Inputs:
         """``batch`` with the host's part done, on the step's device."""
-        return self.prepare_on_host(batch).to(self.device)
+        return self.take(self.prepare_on_host(batch))
+
+    def take(self, inputs: Inputs) -> Inputs:
+        """``inputs`` on the step's device."""
+        self._enter("load")
+        return inputs.to(self.device)
 
     def prepare_on_host(self, batch: Batch) -> Inputs:
         """``batch`` with the host's part done."""

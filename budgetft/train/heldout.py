@@ -119,7 +119,7 @@ class HeldOut:
 
     def _sum(self, micro: Micro) -> torch.Tensor:
         with self.memory.working():
-            return self.step.evaluate(micro.inputs.to(self.step.device))
+            return self.step.evaluate(self.step.take(micro.inputs))
 
 
 def held_out_job(examples: Examples, job: Job, on_note: Callable[[str], None]) -> Job:

@@ -246,7 +246,7 @@ class Training:
 
     def _micro(self, micro: Micro, total_supervised: float) -> torch.Tensor:
         """One micro-batch moved to the device and through the step; its tensors die before the next one's are made."""
-        inputs = micro.inputs.to(self.step.device)
+        inputs = self.step.take(micro.inputs)
         return self.step.micro(inputs, total_supervised=total_supervised)
 
     def _steps(self, first: int, log: Log | Unwritten) -> None:

@@ -59,7 +59,7 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
     with step.even(len(micros), backward=False):
         for micro in micros:
             with memory.working(), watching(step.base, repair=True) as found:
-                loss = step.evaluate(micro.inputs.to(step.device))
+                loss = step.evaluate(step.take(micro.inputs))
             for one in found:
                 before = findings.get(one.block, Finding(block=one.block, largest=0.0, nonfinite=0))
                 largest, nonfinite = max(before.largest, one.largest), before.nonfinite + one.nonfinite
@@ -103,7 +103,7 @@ def culprit(step: Step, memory: Memory, micros: Sequence[Micro], passes: int = 0
     """
     with step.even(passes, backward=False), memory.working():
         for micro in micros:
-            inputs = micro.inputs.to(step.device)
+            inputs = step.take(micro.inputs)
             found = first_nonfinite(step.base, lambda inputs=inputs: step.evaluate(inputs))
             if found is not None:
                 return found

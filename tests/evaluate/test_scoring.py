@@ -2,6 +2,7 @@
 
 import pytest
 
+from budgetft.cli.evaluate import describe
 from budgetft.data.wts_notes import phase_digit
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import consensus, majority, middle
@@ -55,6 +56,17 @@ def test_plain_captions_pair_by_id_and_a_missing_one_counts(make_example, scorer
     assert report.missing == ("two",)
     assert report.scores.bleu == pytest.approx(0.5)
     assert report.scenarios == ()
+
+
+def test_captions_in_another_script_are_told_rather_than_scored_0_in_silence(make_example, scorer):
+    texts = {"chinese": "一个红色的圆", "english": "a red circle", "number": "42"}
+    examples = [make_example(name, text) for name, text in texts.items()]
+    found = reduce_predictions([told(name, text) for name, text in texts.items()], examples, how="mid", scorer=scorer)
+    result = evaluate(found, truth_of_examples(examples), scorer)
+    assert result.captions is not None
+    assert result.captions.wordless == ("chinese",)
+    assert "1 references have no Latin letter or digit" in describe(result)
+    assert "Latin" not in describe(evaluate(found, truth_of_examples(examples[1:]), scorer))
 
 
 def test_frames_and_views_of_one_caption_count_once(make_example, scorer):

@@ -218,7 +218,7 @@ def test_phases_are_reported_in_the_order_of_the_work(case):
     case.step.micro(case.step.prepare(synthetic_batch(case.shapes, case.model, seed=0)), total_supervised=32)
     case.step.update()
     case.step.on_phase = lambda phase: None
-    assert phases == ["forward", "vision", "forward", "loss", "backward", "optimizer"]
+    assert phases == ["load", "forward", "vision", "forward", "loss", "backward", "optimizer"]
 
 
 def test_building_a_model_leaves_its_description_as_it_was():

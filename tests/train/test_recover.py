@@ -17,7 +17,7 @@ from budgetft.train.neighbours import Neighbours
 from budgetft.train.record import Neighbour
 
 STEPS = 4
-PHASES = ("vision", "forward", "loss", "backward", "optimizer")
+PHASES = ("load", "vision", "forward", "loss", "backward", "optimizer")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_memory_refused_in_the_update_names_all_examples_of_the_step(make_plan, 
     plan = make_plan(micro_batch=2, effective_batch=6)
     with refusing() as state:
         train(plan, out=tmp_path / "undisturbed", steps=2)
-    with refusing((2, "optimizer", state.counts[2, "optimizer"])):  # the first ones are of moving the examples
+    with refusing((2, "optimizer", state.counts[2, "optimizer"])):
         summary = train(plan, steps=2)
     (fallback,) = summary.fallbacks
     assert (fallback.phase, fallback.micro_batch, fallback.reduced_to) == ("optimizer", 2, 1)
