@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
-from budgetft.knobs import Knobs, Precision, is_stock
+from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import CONNECTION, Estimate, Term
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
@@ -41,7 +41,6 @@ class Estimator:
         self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
-        self._saved: dict[Precision, int] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def law(self, knobs: Knobs) -> Law:
@@ -87,10 +86,7 @@ class Estimator:
             return 0
         from budgetft.predict.sharing import saved_bytes  # loads torch
 
-        precision = knobs.base_precision
-        if precision not in self._saved:
-            self._saved[precision] = saved_bytes(self.job, precision)
-        return self._saved[precision]
+        return saved_bytes(self.job, knobs.base_precision)
 
     def uncertainty_of(self, knobs: Knobs) -> float:
         """Half-width of the interval around the process peak of ``knobs``, as a share of it."""

@@ -4,15 +4,27 @@ import torch
 
 from budgetft.knobs import Precision
 from budgetft.measure.job import Job
+from budgetft.plan import config_fingerprint
 from budgetft.step.build import build_model
 from budgetft.step.shared import held_bytes, layer_size
+
+_layer_bytes: dict[tuple[str, Precision], int] = {}
+"""Of the layers that were looked at, by model and precision."""
 
 
 def saved_bytes(job: Job, precision: Precision) -> int:
     """Of the frozen layers in ``precision``, the bytes that each of the job's cards does not hold; 0 for a single card."""
     if job.cards == 1:
         return 0
-    device = torch.device("meta")
-    built = build_model(job.model, job.contract, base_precision=precision, device=device, layers=1, vision="cached")
-    layers = [layer_size(built.get_base_model().model.language_model.layers[0])] * job.model.layers
+    layers = [layer_bytes(job, precision)] * job.model.layers
     return sum(layers) - held_bytes(layers, job.cards)
+
+
+def layer_bytes(job: Job, precision: Precision) -> int:
+    """Of the frozen tensors of one decoder layer."""
+    key = config_fingerprint(job.model), precision
+    if key not in _layer_bytes:
+        device = torch.device("meta")
+        built = build_model(job.model, job.contract, base_precision=precision, device=device, layers=1, vision="cached")
+        _layer_bytes[key] = layer_size(built.get_base_model().model.language_model.layers[0])
+    return _layer_bytes[key]

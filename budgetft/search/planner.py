@@ -138,14 +138,14 @@ class Planner:
         weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
         fewer, kind = self._fewer_frames(), "frames of a video" if self.job.workload.is_video else "images"
         change = (
-            f"share the frozen layers out between {more} such cards, --cards {more}: that fits (predicted)"
-            if (more := self._more_cards()) is not None
-            else "choose a smaller model: its weights alone exceed the budget"
+            "choose a smaller model: its weights alone exceed the budget"
             if weights > self.job.budget_bytes
             else f"make examples of {fewer} instead of {self.job.workload.most_frames} {kind}: that fits (predicted)"
             if fewer is not None
             else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
         )
+        if (cards := self._more_cards()) is not None:
+            change += f"; or share the frozen layers out between {cards} such cards, --cards {cards}: that fits (predicted)"
         need = f"needs at least {format_gib(least.process_peak_bytes)}"
         if tried is not None:
             how = "held only with allocator retries" if tried.fits else f"ended as {tried.status} in phase {tried.phase}"
