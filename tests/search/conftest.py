@@ -54,7 +54,7 @@ class Formula:
         layers = self.job.model.layers
         plain = layers - knobs.checkpointed_layers
         stock = is_stock(knobs)
-        fixed = int(7.2 * GIB)
+        fixed = int((1.2 + 6 / self.job.cards) * GIB)
         moving = knobs.micro_batch * (90 * MIB + 45 * MIB * plain + 2 * MIB * knobs.checkpointed_layers)
         moving += knobs.micro_batch * 600 * MIB * stock
         fragmentation = int((0.04 if knobs.allocator == "default" else 0.015) * moving)

@@ -41,6 +41,7 @@ def make_planner(make_truth):
     def make(seed: int = 0, *, answer=None, ledger=None, stack=STACK, budget_bytes: int = 14 * GIB, **options):
         truth = make_truth(seed, budget_bytes=budget_bytes)
         prober = LookedUp((lambda knobs, fresh: truth.outcome(knobs)) if answer is None else answer(truth), stack)
+        options = {"make_estimator": type(truth.formula), **options}
         planner = Planner(job=truth.formula.job, estimator=truth.formula, prober=prober, ledger=ledger, **options)
         return planner, prober, truth
 
@@ -203,7 +204,7 @@ def test_tensors_that_exceed_the_budget_are_refused_without_a_probe(make_planner
     needed = round(smallest.process_peak_bytes * (1 + planner.estimator.calibration.uncertainty_share))
     assert f"about {format_gib(needed)}" in caught.value.hint
     assert "weights alone exceed the budget" in caught.value.hint
-    assert "--cards 4: that fits (predicted)" in caught.value.hint
+    assert "--cards 2: that fits (predicted)" in caught.value.hint
 
 
 def test_the_budget_that_the_refusal_names_does_work(make_planner):
