@@ -73,10 +73,10 @@ def plan(
 ) -> Plan:
     """The fastest way to run ``work`` under ``contract`` that stays inside ``budget`` (bytes, or text such as 14GiB).
 
-    ``gpu`` and ``model`` are values or the names of profiles. Several ``cards``, each with that budget, share the model's
-    frozen layers out. ``ranges``: further values of contract fields to price. ``probe`` as on the command line; finished
-    probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises ``NothingFits`` with the smallest
-    budget that would work.
+    ``gpu`` and ``model`` are values or the names of profiles. Several ``cards``, each with that budget, hold the whole base
+    each or share its layers out, whichever is faster. ``ranges``: further values of contract fields to price. ``probe`` as on
+    the command line; finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises
+    ``NothingFits`` with the smallest budget that would work.
     """
     from budgetft.search.run import PlanRequest, make_plan
 

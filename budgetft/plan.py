@@ -30,7 +30,9 @@ class Target(Value):
     """Of each card, where there are several."""
     profile: Gpu
     cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
-    """Alike and in one machine; several share the frozen decoder layers out between them."""
+    """Alike and in one machine: they share the micro-batches of a step."""
+    shared: bool = Field(default=False, exclude_if=lambda shared: not shared)
+    """They share the frozen decoder layers out too, where each would hold the whole base."""
 
 
 class ModelReference(Value):

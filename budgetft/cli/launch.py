@@ -86,8 +86,8 @@ def launch(
     """Write a Slurm job script that trains a plan, resumes it when it is there already, and requeues itself."""
     read = read_plan(plan)
     accumulate, cards = read.knobs.grad_accum, read.gpu.cards
-    gpus, share = cards if gpus is None else gpus, share or cards > 1
-    if gpus < cards:
+    gpus, share = cards if gpus is None else gpus, share or read.gpu.shared
+    if read.gpu.shared and gpus < cards:
         raise UsageError(f"--gpus {gpus}: this plan is for {cards} cards that share the frozen layers out")
     if gpus > accumulate:
         raise UsageError(

@@ -19,7 +19,9 @@ def plan(
     gpu: options.Gpu_,
     model: options.Model_ = options.DEFAULT_MODEL,
     budget: options.Budget = None,
-    cards: Annotated[int, typer.Option(min=1, help="Cards of one machine that share the model's frozen layers out.")] = 1,
+    cards: Annotated[
+        int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
+    ] = 1,
     data: Annotated[Path | None, typer.Option(help="A dataset folder (budgetft data); drawn samples when left out.")] = None,
     image: options.Image = None,
     images: options.Images = 1,

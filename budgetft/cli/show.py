@@ -53,7 +53,8 @@ def print_plan(plan: Plan, path: str) -> None:
     """The plan on stdout: what to run, what it needs, how sure it is, and what to do next."""
     estimate = plan.estimate
     cards = plan.gpu.cards
-    several = f", each of {cards} cards that share the frozen layers out" if cards > 1 else ""
+    base = "that share the frozen layers out" if plan.gpu.shared else "with the whole base"
+    several = f", each of {cards} cards {base}" if cards > 1 else ""
     print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}{several}")
     print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
     if plan.evidence.workers:
@@ -76,7 +77,7 @@ def print_plan(plan: Plan, path: str) -> None:
     for row in plan.price_list:
         speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"
         print(f"  price         {row.axis} {row.value}: {speed}, {format_gib(row.process_peak_bytes)} ({row.evidence})")
-    start = "budgetft" if cards == 1 else f"{launch_command(cards, share=True)} -m budgetft"
+    start = "budgetft" if cards == 1 else f"{launch_command(cards, share=plan.gpu.shared)} -m budgetft"
     print(f"\nwritten to {path}; next: {start} train --plan {path} --out runs/first")
 
 

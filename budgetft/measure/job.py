@@ -26,7 +26,9 @@ class Job(Value):
     gpu: Gpu
     budget_bytes: int = Field(gt=0)
     cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
-    """Cards that share the frozen decoder layers out, each with this budget."""
+    """Cards that share a step's micro-batches, each with this budget."""
+    shared: bool = Field(default=False, exclude_if=lambda shared: not shared)
+    """They share the frozen decoder layers out too."""
     model: Model
     weights: str | None = None
     """None: random weights. Memory and time do not depend on their values."""
@@ -84,6 +86,7 @@ def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | N
         gpu=plan.gpu.profile,
         budget_bytes=plan.gpu.budget_bytes,
         cards=plan.gpu.cards,
+        shared=plan.gpu.shared,
         model=model or load_planned_model(plan),
         contract=plan.contract,
         workload=plan.workload,

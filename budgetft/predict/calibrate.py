@@ -48,6 +48,8 @@ class Calibration(Value):
     connection_bytes: int = Field(default=887_095_296, ge=0)
     """What a process holds to be connected to others on other cards; the default is what NCCL took between two H100s
     (reports/guard/cards.json)."""
+    link_gb_per_s: float = Field(default=12.0, gt=0)
+    """What reaches a card from the others; the default is what PCIe 3 x16 gives, assumed."""
     source: str
 
     def on_torch(self, version: str) -> "Calibration":

@@ -82,11 +82,19 @@ class Estimator:
 
     def saved_bytes(self, knobs: Knobs) -> int:
         """Of the frozen layers, what each of several cards does not hold."""
-        if self.job.cards == 1:
+        if not self.job.shared:
             return 0
         from budgetft.predict.sharing import saved_bytes  # loads torch
 
         return saved_bytes(self.job, knobs.base_precision)
+
+    def gather_seconds(self, knobs: Knobs) -> float:
+        """In which a micro-batch's layers reach a card, where several share them; computing goes on beside it."""
+        if not self.job.shared:
+            return 0.0
+        from budgetft.predict.sharing import gathered_bytes
+
+        return gathered_bytes(self.job, knobs.base_precision) / (self.calibration.link_gb_per_s * 1e9)
 
     def uncertainty_of(self, knobs: Knobs) -> float:
         """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
@@ -139,17 +147,17 @@ class Estimator:
     def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
         """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown.
 
-        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make. The
-        time in which several cards gather the layers that they share is not in it.
+        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
+        Layers that several cards share are gathered while others compute: the longer of the two counts.
         """
         gpu = self.job.host or self.job.gpu
         examples, sizes = self._ordinary(knobs)
-        seconds = 0.0
+        seconds, gathering = 0.0, self.gather_seconds(knobs)
         for size, times in sizes.items():
             micro = self.calibration.micro_seconds(law.work(size, knobs.checkpointed_layers), gpu)
             if micro is None:
                 return None
-            seconds += micro * times
+            seconds += max(micro, gathering) * times
         turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
         return seconds * turns * self.job.contract.effective_batch / examples
 

@@ -13,11 +13,20 @@ _layer_bytes: dict[tuple[str, Precision], int] = {}
 
 
 def saved_bytes(job: Job, precision: Precision) -> int:
-    """Of the frozen layers in ``precision``, the bytes that each of the job's cards does not hold; 0 for a single card."""
-    if job.cards == 1:
+    """Of the frozen layers in ``precision``, the bytes that each of the job's cards does not hold; 0 where each has all."""
+    if not job.shared:
         return 0
     layers = [layer_bytes(job, precision)] * job.model.layers
     return sum(layers) - held_bytes(layers, job.cards)
+
+
+def gathered_bytes(job: Job, precision: Precision) -> float:
+    """What reaches each card in the forward and backward of a micro-batch, which are as many gathers as
+    :class:`budgetft.step.shared.SharedLayers` makes; 0 where each has all."""
+    if not job.shared:
+        return 0
+    gathers = 2 * job.model.layers - 1
+    return gathers * layer_bytes(job, precision) * (job.cards - 1) / job.cards
 
 
 def layer_bytes(job: Job, precision: Precision) -> int:

@@ -157,10 +157,10 @@ class Planner:
         )
 
     def _more_cards(self) -> int | None:
-        """The fewest cards, of the doubles of their number in a machine, over which the job is predicted to fit."""
+        """The fewest cards, of the doubles of their number, that are predicted to hold the job with its layers shared."""
         cards = 2 * self.job.cards
         while cards <= min(MOST_CARDS, self.job.contract.effective_batch):
-            job = self.job.replace(cards=cards, device="cuda")
+            job = self.job.replace(cards=cards, shared=True, device="cuda")
             estimator = self.make_estimator(job)
             if any(estimator.estimate(knobs).fits for knobs in self._wanted(settings(job, self.vision))):
                 return cards

@@ -74,6 +74,7 @@ def port_plan(request: PortRequest) -> Port:
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
         cards=plan.gpu.cards,
+        shared=plan.gpu.shared,
         model=request.model,
         contract=plan.contract,
         workload_under=lambda contract: plan.workload,

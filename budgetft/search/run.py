@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.features import chosen_features, weigh
 from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.ranking import speed
 from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
@@ -41,7 +42,9 @@ class PlanRequest:
     gpu: Gpu
     budget_bytes: int
     cards: int = 1
-    """That share the frozen decoder layers out; several are planned for without probes, which one process makes."""
+    """Several are planned for without probes, which one process makes."""
+    shared: bool | None = None
+    """Several cards share the frozen decoder layers out, or each holds the whole base; None: whichever is faster and fits."""
     model: Model
     contract: Contract
     workload_under: Callable[[Contract], Workload]
@@ -131,6 +134,8 @@ def check_packages(contract: Contract, place: Place | None) -> None:
 
 def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
+    if request.cards > 1 and request.shared is None:
+        return _whole_or_shared(request)
     started = time.monotonic()
     if request.cards > request.contract.effective_batch:
         raise UsageError(
@@ -170,6 +175,18 @@ def make_plan(request: PlanRequest) -> Plan:
     return plan
 
 
+def _whole_or_shared(request: PlanRequest) -> Plan:
+    """For several cards: the faster of the plans with the whole base on each and with its layers shared out."""
+    plans: list[Plan] = []
+    for shared in (False, True):
+        try:
+            plans.append(make_plan(replace(request, shared=shared)))
+        except NothingFits:
+            if shared and not plans:
+                raise
+    return max(plans, key=lambda plan: speed(plan.estimate))
+
+
 def make_estimator(request: PlanRequest, job: Job, place: Place | None) -> Estimator | Transferred:
     """The estimator that the request is planned with."""
     estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
@@ -185,6 +202,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
         cards=request.cards,
+        shared=bool(request.shared),
         model=request.model,
         contract=contract,
         workload=request.workload_under(contract),
@@ -202,10 +220,10 @@ def _plan(
     winner = choice.winner
     unprobed = (
         f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
-        + ("; the time in which the cards gather layers is not counted" if job.cards > 1 else "")
+        + (f"; layers travel at {calibration.link_gb_per_s:g} GB/s (assumed)" if job.shared else "")
     )
     return Plan(
-        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards),
+        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards, shared=job.shared),
         model=refer(job.model),
         contract=job.contract,
         knobs=winner.knobs,

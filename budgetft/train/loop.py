@@ -83,7 +83,7 @@ def run_training(
     """
     if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
-    ranks = launched_ranks(plan.knobs.grad_accum, cards=plan.gpu.cards)
+    ranks = launched_ranks(plan.knobs.grad_accum, sharing_cards=plan.gpu.cards if plan.gpu.shared else 1)
     if not ranks.first:
         on_progress, on_note, on_refused = (lambda told: None,) * 3
     with claimed_by_first(out, ranks, resume=resume) as folder:

@@ -81,7 +81,7 @@ def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_no
     saved, cards = 0, plan.gpu.cards
     if shared is not None:
         all_of_them = sum(shared.layer_bytes)
-        saved = (all_of_them if cards == 1 else held_bytes(shared.layer_bytes, cards)) - shared.held_bytes
+        saved = (held_bytes(shared.layer_bytes, cards) if plan.gpu.shared else all_of_them) - shared.held_bytes
     foreseen = sum(term.memory_bytes for term in plan.estimate.terms if term.name == CONNECTION)
     held, whom = "each holds the whole base", str(cards) if cards > 1 else "one"
     if shared is not None:

@@ -101,9 +101,9 @@ class Ranks:
         return float(total)
 
 
-def launched_ranks(micro_batches: int, *, cards: int = 1) -> Ranks:
+def launched_ranks(micro_batches: int, *, sharing_cards: int = 1) -> Ranks:
     """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, when the model is to
-    be cut in a way that this step is not made for, or when each of ``cards`` was to have its part of it and has more."""
+    be cut in a way that this step is not made for, or when each of ``sharing_cards`` was to have its part and has more."""
     for name, variable in SHARDINGS.items():
         if _is_set(variable):
             raise UsageError(
@@ -117,12 +117,13 @@ def launched_ranks(micro_batches: int, *, cards: int = 1) -> Ranks:
             f"launched as {ranks.world} processes; a step of this plan has {micro_batches} micro-batches to share",
             hint="launch fewer processes, or plan again with a larger --effective-batch",
         )
-    if cards > 1 and (ranks.world < cards or not ranks.shared):
-        shared = ", each with the whole model" if ranks.world > 1 and not ranks.shared else ""
+    if sharing_cards > 1 and (ranks.world < sharing_cards or not ranks.shared):
+        found = f"{ranks.world} process" + ("es" if ranks.world > 1 else "")
+        found += ", each with the whole model" if ranks.world > 1 and not ranks.shared else ""
+        start = launch_command(sharing_cards, share=True)
         raise UsageError(
-            f"launched as {ranks.world} process{'es' if ranks.world > 1 else ''}{shared}; this plan is for {cards} cards that"
-            " share the frozen layers out",
-            hint=f"{launch_command(cards, share=True)} -m budgetft train ...; or budgetft launch, which writes a job script",
+            f"launched as {found}; this plan is for {sharing_cards} cards that share the frozen layers out",
+            hint=f"{start} -m budgetft train ...; or budgetft launch, which writes a job script",
         )
     return ranks
 

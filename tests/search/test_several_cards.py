@@ -3,12 +3,14 @@
 import pytest
 
 from budgetft.cli import main
-from budgetft.gpu import load_gpu
 from budgetft.measure.job import planned_job
 from budgetft.outcome import CONNECTION
 from budgetft.plan import read_plan
+from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.stages import evaluation_bytes
+from budgetft.profiles import profiles_folder
+from budgetft.value import read_json
 
 SEVEN_BILLION = ["plan", "--gpu", "rtx3060-12g", "--model", "qwen2.5-vl-7b", "--image", "448x448", "--probe", "never"]
 
@@ -30,22 +32,46 @@ def test_what_no_card_holds_is_refused_with_the_number_that_would(tmp_path, caps
 
 def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
     job = planned_job(four, device="cuda", evidence="predicted")
-    one, shared = (Estimator(each).estimate(four.knobs) for each in (job.replace(cards=1), job))
+    alone = job.replace(cards=1, shared=False)
+    one, shared = (Estimator(each).estimate(four.knobs) for each in (alone, job))
     saved = Estimator(job).saved_bytes(four.knobs)
     connection = next(term.memory_bytes for term in four.estimate.terms if term.name == CONNECTION)
     assert four.estimate == shared
     assert one.process_peak_bytes - saved + connection == shared.process_peak_bytes <= four.gpu.budget_bytes
     layer = saved / (job.model.layers * 3 / 4 - 2)  # of each a fourth stays, and two are whole
     assert 2 * 233e6 < layer < 2 * 234e6  # 233.1 million parameters in 16 bits
-    evaluated = [evaluation_bytes(each, four.knobs, found) for each, found in ((job.replace(cards=1), one), (job, shared))]
+    evaluated = [evaluation_bytes(each, four.knobs, found) for each, found in ((alone, one), (job, shared))]
     assert evaluated[0] - evaluated[1] == saved - connection
 
 
 def test_cards_share_the_micro_batches_of_a_step(four):
-    job = planned_job(four, device="cuda", evidence="predicted")
-    alone, shared = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
-    assert shared == pytest.approx(alone / 4)
+    job = planned_job(four, device="cuda", evidence="predicted").replace(shared=False)
+    alone, together = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
+    assert together == pytest.approx(alone / 4)
     assert four.knobs.grad_accum >= 4
+
+
+def test_a_micro_batch_takes_no_less_than_its_layers_take_to_come(four):
+    """Forward and backward gather all layers, but for the one that is still there."""
+    slow = Calibration.read({**read_json(profiles_folder() / "calibrations" / "assumed.json"), "link_gb_per_s": 1}, source="")
+    job = planned_job(four, device="cuda", evidence="predicted")
+    for size in (1, 2):
+        knobs = four.knobs.replace(micro_batch=size, grad_accum=32 // size)
+        gathered = 55 * 466e6 * 3 / 4
+        seconds = Estimator(job, calibration=slow).estimate(knobs).step_seconds
+        assert seconds == pytest.approx(32 / size / 4 * gathered / 1e9, rel=0.01)
+
+
+def test_where_the_whole_base_fits_each_card_holds_it_if_that_is_as_fast(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    words = ["plan", "--gpu", "v100-16g", "--image", "448x448", "--probe", "never", "--cards", "2", "--quiet"]
+    assert main([*words, "--out", str(out)]) == 0
+    plan = read_plan(out)
+    assert (plan.gpu.cards, plan.gpu.shared) == (2, False)
+    assert any(term.name == CONNECTION for term in plan.estimate.terms)
+    said = capsys.readouterr().out
+    assert "each of 2 cards with the whole base" in said
+    assert "--multi_gpu" in said
 
 
 def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_path, capsys):
@@ -53,7 +79,8 @@ def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_pat
     said = capsys.readouterr().out
     assert "each of 4 cards that share the frozen layers out" in said
     assert "next: accelerate launch --num_processes 4" in said
-    assert "the time in which the cards gather layers is not counted" in said
+    assert "layers travel at 12 GB/s (assumed)" in said
+    assert "--use_fsdp" in said
 
 
 @pytest.mark.parametrize(
@@ -72,4 +99,4 @@ def test_what_cannot_be_planned_for_several_is_refused(tmp_path, capsys, options
 def test_an_outcome_of_one_card_is_still_known(four):
     job = planned_job(four, device="cuda", evidence="predicted")
     assert "cards" in job.model_dump()
-    assert "cards" not in job.replace(cards=1, gpu=load_gpu("v100-16g")).model_dump()
+    assert not {"cards", "shared"} & job.replace(cards=1, shared=False).model_dump().keys()

@@ -69,7 +69,7 @@ def make_plan(dataset) -> Callable[..., Plan]:
             **(knobs or {}),
         }
         return Plan(
-            gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g"), cards=cards),
+            gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g"), cards=cards, shared=cards > 1),
             model=refer(_model()),
             contract=agreed,
             knobs=Knobs(**chosen),
