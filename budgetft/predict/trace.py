@@ -199,7 +199,6 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     already = tuple(recorder.segments[0].events)
     recorder.segments = [Segment(label=("forward", -1))]
     step.on_phase = lambda phase: recorder.enter((phase, -1))
-    gc.collect()
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
         with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), _static_deepstack(step, inputs), meter:
