@@ -38,6 +38,10 @@ class Estimate(Value):
     terms: tuple[Term, ...]
     evidence: Evidence = "predicted"
 
+    def term_bytes(self, name: str) -> int:
+        """Of the term called ``name``; 0 where there is none."""
+        return sum(term.memory_bytes for term in self.terms if term.name == name)
+
 
 class Stack(Value):
     """The software and hardware that a measurement was made on."""

@@ -15,13 +15,11 @@ from budgetft.model import Model, load_model
 from budgetft.plan import Plan, Target, read_plan
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
-from budgetft.train.folder import RunFolder
+from budgetft.train.folder import ADAPTER_WEIGHTS, RunFolder
 from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
 from budgetft.train.numerics import restore_islands
 from budgetft.value import read_json
-
-_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,7 @@ def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = 
     folder = RunFolder(run)
     if not folder.holds_run:
         raise UsageError(f"{run} holds no run", hint="give --run the folder that budgetft train --out wrote")
-    if use_adapter and not (folder.adapter / _ADAPTER_FILE).is_file():
+    if use_adapter and not (folder.adapter / ADAPTER_WEIGHTS).is_file():
         raise UsageError(
             f"the run in {run} has no adapter: it has not come to its end",
             hint=f"finish it: budgetft train --plan {folder.plan} --out {run} --resume; or add --no-adapter",
@@ -140,7 +138,7 @@ def adapter_fingerprint(adapter: Path | None) -> str | None:
     """SHA-256 of the tensors in the adapter folder; None without one."""
     if adapter is None:
         return None
-    with (adapter / _ADAPTER_FILE).open("rb") as file:
+    with (adapter / ADAPTER_WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -150,7 +148,7 @@ def _load_adapter(peft_model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(folder / _ADAPTER_FILE)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
         loaded = set_peft_model_state_dict(peft_model, tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.train.folder import RunFolder, write_folder
+from budgetft.train.folder import ADAPTER_WEIGHTS, RunFolder, write_folder
 from budgetft.units import MIB, format_gib
 from budgetft.value import read_json
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 16 * MIB
 HEADER_BYTES = 100_000_000
 """Longest header that safetensors itself accepts."""
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -244,6 +243,8 @@ def merged_weight(weight: "torch.Tensor", prefix: str, adapter: Path) -> "torch.
         raise UsageError(f"{prefix} is for a weight of {up.shape[0]} x {down.shape[1]}; the base has {tuple(weight.shape)}")
     try:
         return _merged_by_peft(weight, down, up, adapter)
+    except MemoryError:
+        raise
     except Exception as error:  # peft takes what the config says as it is, and fails where it uses it
         told = f"{type(error).__name__}: {str(error)[:200]}"
         raise UsageError(f"{adapter / ADAPTER_CONFIG} is of no adapter that peft can merge: {told}") from None

@@ -6,7 +6,7 @@ from budgetft.knobs import Precision
 from budgetft.measure.job import Job
 from budgetft.plan import config_fingerprint
 from budgetft.step.build import build_model
-from budgetft.step.shared import held_bytes, layer_size
+from budgetft.step.shared import gathers_of_pass, held_bytes, layer_size
 
 _layer_bytes: dict[tuple[str, Precision], int] = {}
 """Of the layers that were looked at, by model and precision."""
@@ -21,12 +21,8 @@ def saved_bytes(job: Job, precision: Precision) -> int:
 
 
 def gathered_bytes(job: Job, precision: Precision) -> float:
-    """What reaches each card in the forward and backward of a micro-batch, which are as many gathers as
-    :class:`budgetft.step.shared.SharedLayers` makes; 0 where each has all."""
-    if not job.shared:
-        return 0
-    gathers = 2 * job.model.layers - 1
-    return gathers * layer_bytes(job, precision) * (job.cards - 1) / job.cards
+    """What reaches each of the cards that share the layers in the forward and backward of a micro-batch."""
+    return gathers_of_pass(job.model.layers) * layer_bytes(job, precision) * (job.cards - 1) / job.cards
 
 
 def layer_bytes(job: Job, precision: Precision) -> int:

@@ -54,8 +54,7 @@ def evaluation_bytes(job: Job, knobs: Knobs, estimate: Estimate) -> int:
     allocator = CachingAllocator(knobs.allocator)
     allocator.run(trace.static_events)
     allocator.run(trace.events)
-    workspace = sum(term.memory_bytes for term in estimate.terms if term.name == "workspace")
-    return allocator.reserved_peak_bytes + workspace + context - saved
+    return allocator.reserved_peak_bytes + estimate.term_bytes("workspace") + context - saved
 
 
 def merge_host_bytes(model: Model, contract: Contract) -> int:

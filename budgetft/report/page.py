@@ -115,18 +115,14 @@ def _bytes(story: Story) -> str:
     names = list(dict.fromkeys(term.name for estimate in columns.values() for term in estimate.terms))
     rows = [
         [escape(name), *(_gib_of(estimate, name) for estimate in columns.values())]
-        for name in sorted(names, key=lambda name: -_bytes_of(plan.estimate, name))
+        for name in sorted(names, key=lambda name: -plan.estimate.term_bytes(name))
     ]
     total = ["<b>process peak</b>", *(f"{e.process_peak_bytes / GIB:.2f}" for e in columns.values())]
     return "".join(parts) + _table(["at the peak", *columns], [*rows, total], numbers=range(1, 1 + len(columns)))
 
 
-def _bytes_of(estimate: Estimate, name: str) -> int:
-    return sum(term.memory_bytes for term in estimate.terms if term.name == name)
-
-
 def _gib_of(estimate: Estimate, name: str) -> str:
-    return f"{_bytes_of(estimate, name) / GIB:.2f}" if any(term.name == name for term in estimate.terms) else "-"
+    return f"{estimate.term_bytes(name) / GIB:.2f}" if any(term.name == name for term in estimate.terms) else "-"
 
 
 def _probes(story: Story) -> str:

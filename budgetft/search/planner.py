@@ -135,7 +135,7 @@ class Planner:
         needed = round(margin * (least.process_peak_bytes if tried is None else self.job.budget_bytes))
         parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
         names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
-        weights = next((term.memory_bytes for term in least.terms if term.name == "weights"), 0)
+        weights = least.term_bytes("weights")
         fewer, kind = self._fewer_frames(), "frames of a video" if self.job.workload.is_video else "images"
         change = (
             "choose a smaller model: its weights alone exceed the budget"

@@ -25,7 +25,7 @@ from budgetft.outcome import Evidence, Stack
 from budgetft.plan import FRAMES, Candidate, Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.calibrate import Calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.search.features import chosen_features, weigh
+from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.ranking import speed
 from budgetft.search.space import padding_of
@@ -132,10 +132,19 @@ def check_packages(contract: Contract, place: Place | None) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found, of ``request`` as it was searched."""
+
+    request: PlanRequest
+    job: Job
+    choice: Choice
+    calibration: Calibration
+    weighed: Weighed | None
+
+
 def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
-    if request.cards > 1 and request.shared is None:
-        return _whole_or_shared(request)
     started = time.monotonic()
     if request.cards > request.contract.effective_batch:
         raise UsageError(
@@ -144,6 +153,28 @@ def make_plan(request: PlanRequest) -> Plan:
         )
     place = find_place(request)
     check_packages(request.contract, place)
+    either = request.cards > 1 and request.shared is None
+    found = _whole_or_shared(request, place) if either else _search(request, place)
+    plan = _plan(found, place, started)
+    if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
+        features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
+        return plan.replace(features=features)
+    return plan
+
+
+def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
+    """For several cards: what is faster of the whole base on each and of its layers shared out."""
+    found: list[Found] = []
+    for shared in (False, True):
+        try:
+            found.append(_search(replace(request, shared=shared), place))
+        except NothingFits:
+            if shared and not found:
+                raise
+    return max(found, key=lambda each: speed(each.choice.winner.estimate))
+
+
+def _search(request: PlanRequest, place: Place | None) -> Found:
     job = make_job(request, request.contract, place)
     estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
@@ -168,23 +199,7 @@ def make_plan(request: PlanRequest) -> Plan:
             choice = planner.plan()
     else:
         choice = planner.plan()
-    plan = _plan(request, job, choice, place, estimator.calibration, started)
-    if request.cache is not None and weighed is not None and plan.knobs.vision == "cached":
-        features = chosen_features(request.cache, job, request.data, weighed, plan.knobs.base_precision)
-        return plan.replace(features=features)
-    return plan
-
-
-def _whole_or_shared(request: PlanRequest) -> Plan:
-    """For several cards: the faster of the plans with the whole base on each and with its layers shared out."""
-    plans: list[Plan] = []
-    for shared in (False, True):
-        try:
-            plans.append(make_plan(replace(request, shared=shared)))
-        except NothingFits:
-            if shared and not plans:
-                raise
-    return max(plans, key=lambda plan: speed(plan.estimate))
+    return Found(request=request, job=job, choice=choice, calibration=estimator.calibration, weighed=weighed)
 
 
 def make_estimator(request: PlanRequest, job: Job, place: Place | None) -> Estimator | Transferred:
@@ -212,11 +227,10 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
     )
 
 
-def _plan(
-    request: PlanRequest, job: Job, choice: Choice, place: Place | None, calibration: Calibration, started: float
-) -> Plan:
+def _plan(found: Found, place: Place | None, started: float) -> Plan:
     from budgetft.predict.stages import stage_peaks  # loads torch
 
+    request, job, choice, calibration = found.request, found.job, found.choice, found.calibration
     winner = choice.winner
     unprobed = (
         f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"

@@ -11,7 +11,7 @@ from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
-from budgetft.step.pretrained import load_pretrained, unloadable
+from budgetft.step.pretrained import load_pretrained
 from budgetft.step.quantise import quantise_layers
 from budgetft.step.shared import SharedLayers
 from budgetft.step.tower import remove_tower, towerless_class, without_blocks
@@ -152,10 +152,9 @@ def _random(config: Any, dtype: torch.dtype, device: torch.device, *, tower: boo
 def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    loader = AutoModelForImageTextToText
-    if not tower:
-        try:
-            loader = towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
-        except OSError as error:
-            raise unloadable("weights from", weights, str(error).splitlines()[0]) from None
+    def loader() -> Any:
+        if tower:
+            return AutoModelForImageTextToText
+        return towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
+
     return load_pretrained(loader, weights, dtype=dtype, device=device)

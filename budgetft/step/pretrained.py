@@ -1,5 +1,6 @@
 """Weights as transformers reads them, whole or not at all: what a checkpoint lacks it would fill with random numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from budgetft.errors import UsageError
 HINT = "give a folder that holds config.json and *.safetensors; --weights random tries the machinery without any"
 
 
-def load_pretrained(loader: Any, weights: str, *, dtype: torch.dtype, device: torch.device, what: str = "weights from") -> Any:
-    """The model that ``loader`` makes of the checkpoint ``weights`` (a folder or hub id): safetensors only, no code of its own.
+def load_pretrained(
+    loader: Callable[[], Any], weights: str, *, dtype: torch.dtype, device: torch.device, what: str = "weights from"
+) -> Any:
+    """The model that the class of ``loader`` makes of the checkpoint ``weights``, a folder or hub id.
 
+    Safetensors only, and no code of its own.
     Raises ``UsageError``, which says ``what`` was to be loaded, when a file cannot be read or tensors are missing.
     """
     try:
-        model, told = loader.from_pretrained(
+        model, told = loader().from_pretrained(
             weights,
             dtype=dtype,
             device_map={"": device},

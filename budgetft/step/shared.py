@@ -37,6 +37,11 @@ def held_bytes(layer_bytes: Sequence[int], world: int) -> int:
     return sum(size // world for size in whole) + SLOTS * max(whole)
 
 
+def gathers_of_pass(layers: int) -> int:
+    """Gathers in forward and backward of one pass among others: where these turn, the slots hold the next layers already."""
+    return 2 * max(0, layers - SLOTS)
+
+
 def layer_size(layer: nn.Module) -> int:
     """Bytes of the frozen tensors of ``layer``, each up to the alignment."""
     return sum(padded(tensor.nbytes, ALIGNMENT) for _, _, tensor in _frozen(layer))

@@ -96,7 +96,7 @@ def _pretrained_tower(config: Any, weights: str, dtype: torch.dtype, device: tor
         _tied_weights_keys={},
         _keys_to_ignore_on_load_unexpected=[r"language_model", r"lm_head", r"^(model\.)?(layers|embed_tokens|norm)\."],
     )
-    whole = load_pretrained(only_tower, weights, dtype=dtype, device=device, what=WHAT)
+    whole = load_pretrained(lambda: only_tower, weights, dtype=dtype, device=device, what=WHAT)
     return whole.model.visual
 
 

@@ -11,7 +11,7 @@ import torch
 from budgetft.errors import BudgetftError
 from budgetft.step.optimizer import own_states, set_states, state_shapes
 from budgetft.step.step import Step
-from budgetft.train.folder import write_folder
+from budgetft.train.folder import ADAPTER_WEIGHTS, write_folder
 from budgetft.value import Value, read_json
 
 KEPT = 2
@@ -114,7 +114,7 @@ def _restore(folder: Path, state: State, step: Step) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    loaded = set_peft_model_state_dict(step.peft_model, load_file(folder / ADAPTER / "adapter_model.safetensors"))
+    loaded = set_peft_model_state_dict(step.peft_model, load_file(folder / ADAPTER / ADAPTER_WEIGHTS))
     absent = [name for name in loaded.missing_keys if ".lora_" in name]
     if absent or loaded.unexpected_keys:
         raise BudgetftError(

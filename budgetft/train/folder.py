@@ -12,8 +12,8 @@ from budgetft.plan import write_text_atomically
 from budgetft.value import Value, read_json
 
 LOCK = ".lock"
-
-
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Beside ``adapter_config.json`` in an adapter's folder, as peft names it."""
 NO_DATA = Path("none")
 """In place of held-out data: a resumed run goes on without those that it had."""
 HELDOUT_EVERY = 50

@@ -77,17 +77,13 @@ def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_no
     planned to be where they are shared, and with the connection to the others as it is. None for a run in one."""
     if ranks.alone:
         return None
-    shared, planned = step.shared, plan.estimate.process_peak_bytes
-    saved, cards = 0, plan.gpu.cards
+    shared, planned, cards = step.shared, plan.estimate.process_peak_bytes, plan.gpu.cards
+    saved, held, whom = 0, "each holds the whole base", str(cards) if cards > 1 else "one"
     if shared is not None:
-        all_of_them = sum(shared.layer_bytes)
-        saved = (held_bytes(shared.layer_bytes, cards) if plan.gpu.shared else all_of_them) - shared.held_bytes
-    foreseen = sum(term.memory_bytes for term in plan.estimate.terms if term.name == CONNECTION)
-    held, whom = "each holds the whole base", str(cards) if cards > 1 else "one"
-    if shared is not None:
-        whole = f"{len(shared.layer_bytes)} layers of {format_gib(sum(shared.layer_bytes))}"
-        held = f"each holds {format_gib(shared.held_bytes)} of {whole}"
-    peak = planned - saved - foreseen + connection_bytes
+        whole = sum(shared.layer_bytes)
+        saved = (held_bytes(shared.layer_bytes, cards) if plan.gpu.shared else whole) - shared.held_bytes
+        held = f"each holds {format_gib(shared.held_bytes)} of {len(shared.layer_bytes)} layers of {format_gib(whole)}"
+    peak = planned - saved - plan.estimate.term_bytes(CONNECTION) + connection_bytes
     on_note(
         f"{ranks.world} processes: {held}, and {format_gib(connection_bytes)} to connect (measured); peak {format_gib(peak)}"
         f" predicted, planned {format_gib(planned)} for {whom} ({plan.estimate.evidence})"

@@ -81,6 +81,14 @@ def poison(layers):
     layers._inside[:] = [None] * SLOTS
 
 
+def test_a_pass_among_others_makes_the_gathers_that_are_predicted(gathers):
+    step, inputs = made_step("tiny-qwen2.5-vl", OURS)
+    step.micro(inputs, total_supervised=inputs.supervised_tokens)
+    del gathers[:]
+    step.micro(inputs, total_supervised=inputs.supervised_tokens)
+    assert len(gathers) == shared.gathers_of_pass(LAYERS) > 0
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_and_gradients_are_those_of_whole_layers(name, settings):

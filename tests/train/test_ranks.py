@@ -1,11 +1,17 @@
 """Several processes share a run: the loss curve and the adapter of one process, whatever their number."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from budgetft.errors import UsageError
+from budgetft.outcome import CONNECTION, Term
+from budgetft.step.shared import ALIGNMENT, SharedLayers
+from budgetft.train.opening import tell_peak
 from budgetft.train.ranks import Ranks
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -58,6 +64,18 @@ def test_a_plan_for_cards_that_share_is_refused_where_they_do_not(make_plan, tra
     assert "--num_processes 2" in (caught.value.hint or "")
     assert "--use_fsdp" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("cards", "held"), [(1, 300), (2, 150 + 2 * 100)])  # of three layers all, or parts and two whole
+def test_the_peak_of_a_process_has_what_it_holds_in_place_of_what_was_planned(make_plan, cards, held):
+    unit = ALIGNMENT * 2
+    layers = SharedLayers(rank=0, world=2, device=torch.device("cpu"), layer_bytes=[100 * unit] * 3)
+    plan = make_plan(micro_batch=1, cards=cards)
+    terms = (Term(name=CONNECTION, memory_bytes=7 * unit),) * (cards - 1)
+    plan = plan.replace(estimate=plan.estimate.replace(process_peak_bytes=1000 * unit, terms=terms))
+    step: Any = SimpleNamespace(shared=layers)
+    found = tell_peak(step, plan, Ranks(rank=0, world=2, shared=True), 11 * unit, lambda note: None)
+    assert found == (1000 - held + 350 - 7 * (cards - 1) + 11) * unit
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
