@@ -1,14 +1,21 @@
-# A virtual environment of its own, with pip: `make plan` runs the main job, `make test` runs every check.
+# A virtual environment of its own, with pip: `make plan` runs the main job, `make check` what takes a minute and a half of
+# the checks, `make test` all of them, and `make sweep` the long versions that a release needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= --numprocesses 2 --dist loadfile
 
-.PHONY: plan test lint types pytest clean
+.PHONY: plan check test sweep lint types pytest quick clean
 
 plan: $(VENV)/installed
 	$(BIN)/budgetft plan --gpu v100-16g
 
+check: lint types quick
+
 test: lint types pytest
+
+sweep: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(WORKERS) -m sweep
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -17,8 +24,12 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Tests of a file stay together: they share what is slow to make.
 pytest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --quick $(WORKERS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

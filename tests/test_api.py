@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 import budgetft
 from budgetft import api
@@ -16,9 +17,8 @@ ROOT = HERE.parent
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
-    )
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=HANG_SECONDS, env=environment)
 
 
 def test_importing_the_package_loads_nothing_and_the_api_no_heavy_library():
@@ -39,8 +39,8 @@ def test_every_name_is_documented_and_every_function_is_typed():
             assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values()), name
 
 
-def test_the_example_runs_to_its_end(tmp_path):
-    done = python(str(HERE / "example_api.py"), str(tmp_path), BUDGETFT_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
+def test_the_example_runs_to_its_end(tmp_path, new_cache):
+    done = python(str(HERE / "example_api.py"), str(tmp_path), BUDGETFT_CACHE=str(new_cache()), PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["micro_batch 2", "plan", "ported", "nothing fits"]

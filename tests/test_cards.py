@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+
 from budgetft import cards
 from budgetft.cards import Card, card_with, first_visible, list_cards, pinned, takes_expandable_segments, visible_cards
 from budgetft.errors import UsageError

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import warm
 
 from budgetft.cli import main
 from budgetft.measure.ledger import Ledger
@@ -22,7 +23,7 @@ def way(tmp_path_factory, new_cache) -> Path:
     """A dataset of real frames, a plan that was probed on the CPU's byte meter, and a run of it."""
     folder = tmp_path_factory.mktemp("way")
     bikes_dataset(folder / "bikes", 12)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warm():
         (folder / "cache").symlink_to(new_cache(), target_is_directory=True)
         patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
         plan = ["plan", "--gpu", "v100-16g", "--model", MODEL, "--data", str(folder / "bikes"), "--rank", "4"]

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 import budgetft
 from budgetft.gpu import gpu_names
@@ -35,7 +36,7 @@ def load_all(python_path: Path, cwd: Path) -> dict:
     """What a fresh interpreter finds when ``python_path`` is the only place with a budgetft."""
     environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD_ALL], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOAD_ALL], cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

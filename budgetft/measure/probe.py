@@ -26,6 +26,8 @@ ANSWER_BYTES = 2**20
 """Longest answer that is read; an outcome is a few kilobytes."""
 LOAD_SECONDS = 600.0
 PROBE_SECONDS = 300.0
+END_SECONDS = 10.0
+"""How long a child that has closed its answers may take to end."""
 
 
 class Prober:
@@ -41,6 +43,7 @@ class Prober:
         probe_seconds: float = PROBE_SECONDS,
         timed_steps: int = 3,
         on_phase: Callable[[Phase], None] = lambda phase: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.job = job
         self.stack = stack
@@ -49,17 +52,18 @@ class Prober:
         self._probe_seconds = probe_seconds
         self._timed_steps = timed_steps
         self._on_phase = on_phase
+        self._clock = clock
         self._child: _Child | None = None
 
     def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
         """Measure ``knobs``; ``fresh`` starts a new process for it. Every ending is an Outcome; only Ctrl-C raises."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             outcome = self._ask(knobs, fresh=fresh)
         except BaseException:
             self.close()
             raise
-        outcome = outcome.replace(wall_seconds=time.monotonic() - started, stack=self.stack)
+        outcome = outcome.replace(wall_seconds=self._clock() - started, stack=self.stack)
         if not outcome.fits:
             self.close()
         return outcome
@@ -70,7 +74,7 @@ class Prober:
             self.close()
         if self._child is None:
             environment = {**os.environ, **(pinned(os.environ) if self.job.device == "cuda" else {})}
-            self._child = _Child(self._command, key, knobs.allocator, self._on_phase, environment)
+            self._child = _Child(self._command, key, knobs.allocator, self._on_phase, environment, self._clock)
             first = {"job": self.job.model_dump(mode="json"), "knobs": knobs.model_dump(mode="json")}
             failed = self._child.talk(first, "ready", self._load_seconds)
             if "ready" not in failed:
@@ -119,10 +123,12 @@ class _Child:
         allocator: str,
         on_phase: Callable[[Phase], None],
         environment: dict[str, str],
+        clock: Callable[[], float],
     ) -> None:
         self.key = key
         self.phase: Phase = "load"
         self._on_phase = on_phase
+        self._clock = clock
         self._pending = b""
         self._stderr: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as the child
         read_end, write_end = os.pipe()
@@ -148,7 +154,7 @@ class _Child:
     def talk(self, request: dict[str, Any], wanted: str, seconds: float) -> dict[str, Any]:
         """Send one line and read until ``wanted`` or ``outcome``; else {"timeout": why} or {"crash": why}."""
         unsent = json.dumps(request).encode() + b"\n"
-        deadline = time.monotonic() + seconds
+        deadline = self._clock() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._results, selectors.EVENT_READ)
             selector.register(self._requests, selectors.EVENT_WRITE)
@@ -162,7 +168,7 @@ class _Child:
                     continue
                 if len(self._pending) > ANSWER_BYTES:
                     return {"crash": f"unreadable answer: {self._pending[:200]!r}"}
-                left = deadline - time.monotonic()
+                left = deadline - self._clock()
                 ready = {key.fileobj for key, _ in selector.select(left)} if left > 0 else set()
                 if not ready:
                     return {"timeout": f"no answer within {seconds:.0f} s"}
@@ -197,7 +203,7 @@ class _Child:
 
     def _death(self) -> str:
         try:
-            code = self._process.wait(timeout=10)
+            code = self._process.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its answers and went on running"
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

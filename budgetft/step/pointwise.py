@@ -71,17 +71,25 @@ class _SwiGlu(torch.autograd.Function):
         return swiglu_backward(grads[0], *ctx.saved_tensors)
 
 
+def _wide_type(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(_wide_type(x))
+
+
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x / rms(x) * weight`` with fp32 inside, and 1 / rms of every row."""
+    """``x / rms(x) * weight`` with fp32 inside (fp64 of fp64), and 1 / rms of every row."""
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm"):
         return torch.ops.aten._fused_rms_norm(x.contiguous(), [x.shape[-1]], weight, epsilon)
-    wide = x.float()
+    wide = _wide(x)
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return wide.mul_(scale).mul_(weight).to(x.dtype) if wide is not x else x * scale * weight, scale
 
 
 def _fake_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty((*x.shape[:-1], 1), dtype=_wide_type(x))
 
 
 def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -91,7 +99,7 @@ def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor,
             grad.contiguous(), x.contiguous(), [x.shape[-1]], scale, weight, [True, False]
         )
         return grads[0]
-    weighted, normed = grad.float() * weight, x.float() * scale
+    weighted, normed = _wide(grad) * weight, _wide(x) * scale
     mean = (weighted * normed).mean(-1, keepdim=True)
     return (scale * (weighted - normed * mean)).to(x.dtype)
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+
 from budgetft.cli.progress import ProbeLines, planning
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.outcome import Estimate, Outcome

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import HANG_SECONDS
 
 from budgetft.cli import main
 from budgetft.doctor.builds import carries, choose_build, load_builds, numbers
@@ -245,7 +246,9 @@ def recipe(tmp_path: Path):
         "LD_LIBRARY_PATH": f"{tmp_path}/cuda:{tmp_path}/driver",
         "LD_PRELOAD": "",
     }
-    done = subprocess.run(["bash", "env.sh", "made"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "env.sh", "made"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     return tmp_path, environment
 
@@ -267,7 +270,9 @@ def test_the_recipe_installs_the_build_first_and_holds_the_rest_to_the_lock(reci
 def test_entering_the_environment_keeps_the_machines_libraries_out(recipe, shell):
     folder, environment = recipe
     show = '. made/bin/activate; echo "${PYTHONPATH-none} $PYTHONNOUSERSITE $LD_LIBRARY_PATH"'
-    done = subprocess.run([*shell, "-c", show], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*shell, "-c", show], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.stderr == ""
     assert done.stdout.split() == ["none", "1", f"{folder}/driver"]
 

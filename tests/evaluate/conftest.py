@@ -9,6 +9,11 @@ from budgetft.data.examples import Example
 from budgetft.evaluate.metrics import NoWordNet, Scorer
 
 
+@pytest.fixture(autouse=True)
+def _read_once(one_tokenizer):
+    """See there."""
+
+
 @pytest.fixture(scope="session")
 def scorer() -> Scorer:
     return Scorer(NoWordNet())

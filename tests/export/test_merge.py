@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG_SECONDS
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -121,7 +122,7 @@ def test_memory_is_bounded_by_a_weight_not_by_the_model(tmp_path):
         [sys.executable, "-c", code, str(adapter), str(base), str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 150 * 1024

@@ -2,11 +2,12 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
@@ -22,9 +23,20 @@ REAL_CHILD = """
 import os, sys
 with open({pids!r}, "a") as pids:
     print(os.getpid(), file=pids)
-from budgetft.measure.child import main
-main()
+from budgetft.measure import child
+child.TIMED_SECONDS = float("inf")  # no step is left out because the machine is busy
+{clock}
+child.main()
 """
+FLOPS = """
+def clock(self, act):
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counter:
+        act()
+    return 1e-9 + counter.get_total_flops() / 1e12
+child.Probing._clock = clock
+"""
+"""A clock that no other process on the machine can slow down: a second is a million million operations."""
 
 
 @pytest.fixture
@@ -76,7 +88,13 @@ def pids(tmp_path) -> Path:
 @pytest.fixture
 def real_child(script, pids) -> tuple[str, str]:
     """The command of budgetft's own child, which first writes its process id to ``pids``."""
-    return script(REAL_CHILD.format(pids=str(pids)))
+    return script(REAL_CHILD.format(pids=str(pids), clock=""))
+
+
+@pytest.fixture
+def counting_child(script, pids) -> tuple[str, str]:
+    """The same, whose seconds are the operations of what it times."""
+    return script(REAL_CHILD.format(pids=str(pids), clock=FLOPS))
 
 
 def is_running(pid: int) -> bool:
@@ -90,12 +108,11 @@ def is_running(pid: int) -> bool:
 
 @pytest.fixture
 def gone_within() -> Callable[[int, float], bool]:
-    """Whether a process is gone, waiting at most so many seconds for it."""
+    """Whether a process is gone, waiting at most so many seconds for it: none for one that was waited for, else many."""
 
     def wait(pid: int, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while is_running(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(AssertionError):
+            until(lambda: not is_running(pid), f"the end of process {pid}", seconds=seconds)
         return not is_running(pid)
 
     if not os.path.isdir("/proc/self"):

@@ -115,7 +115,6 @@ def test_a_name_and_detect_exclude_each_other(capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_card_is_what_its_driver_says_and_its_rates_are_plausible():
     found = detect()
     assert found.memory_bytes > GIB

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import HANG_SECONDS
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.measure.ledger import Ledger
@@ -177,7 +178,7 @@ def test_two_processes_that_create_and_write_a_ledger_at_once_lose_nothing(make_
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=HANG_SECONDS) for writer in writers] == [0, 0]
     details = [outcome.detail for _, outcome in Ledger(tmp_path / "ledger.sqlite3").rows()]
     assert sorted(details) == sorted(f"{who} {number}" for who in ("left", "right") for number in range(100))
     for who in ("left", "right"):

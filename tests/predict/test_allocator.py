@@ -6,7 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+
+pytest.importorskip("hypothesis", reason="hypothesis is not installed: it draws the sequences of allocations")
+
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budgetft.predict.allocator import MIB, CachingAllocator
@@ -76,7 +79,7 @@ def test_above_the_cap_free_segments_are_given_back_before_it_is_out_of_memory(k
     assert full.retries == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kind=st.sampled_from(KINDS),
     sizes=st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=60),
@@ -99,6 +102,10 @@ def test_blocks_never_overlap_reserved_covers_allocated_and_all_can_be_given_bac
     assert allocator.reserved_bytes == 0
 
 
+HALF_A_PERCENT = 0.005
+"""What is claimed of the replay in reports/prediction."""
+
+
 def recorded() -> list[dict]:
     with gzip.open(HISTORY, "rt") as file:
         return json.load(file)
@@ -111,5 +118,5 @@ def test_a_recorded_step_of_a_card_is_replayed_to_half_a_percent(number):
     if record["held_before"]:
         allocator.allocate(-1, record["held_before"])
     allocator.run([tuple(event) for event in record["events"]])
-    assert allocator.reserved_peak_bytes == pytest.approx(record["reserved_peak_bytes"], rel=0.005)
-    assert allocator.allocated_peak_bytes == pytest.approx(record["allocated_peak_bytes"], rel=0.005)
+    assert allocator.reserved_peak_bytes == pytest.approx(record["reserved_peak_bytes"], rel=HALF_A_PERCENT)
+    assert allocator.allocated_peak_bytes == pytest.approx(record["allocated_peak_bytes"], rel=HALF_A_PERCENT)

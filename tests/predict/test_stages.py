@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from patience import HANG_SECONDS
+from tiny import FAMILIES, short_model, tiny_model
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
@@ -12,7 +14,7 @@ from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.measure.job import Job
 from budgetft.meter.live import LiveBytes
-from budgetft.model import load_model
+from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.stages import MERGED_BYTES, evaluation_bytes, merge_host_bytes, stage_peaks
@@ -37,9 +39,9 @@ SETTINGS = {
 }
 
 
-def job_of(name: str, shape: Shape, **changes) -> Job:
+def job_of(model: Model, shape: Shape, **changes) -> Job:
     fields = {"gpu": load_gpu("v100-16g"), "budget_bytes": 14 * GIB, "contract": CONTRACT, "device": "cpu"}
-    return Job(**{**fields, "model": load_model(name), "workload": Workload.uniform(shape), "evidence": "predicted", **changes})
+    return Job(**{**fields, "model": model, "workload": Workload.uniform(shape), "evidence": "predicted", **changes})
 
 
 def metered_evaluation(job: Job, knobs: Knobs) -> int:
@@ -60,21 +62,35 @@ def metered_evaluation(job: Job, knobs: Knobs) -> int:
     return meter.peak_bytes
 
 
-@pytest.mark.parametrize("name", ["tiny-qwen2.5-vl", "tiny-qwen2-vl", "tiny-qwen3-vl"])
-@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
-def test_the_planned_evaluation_is_the_real_one_to_the_byte(name, knobs):
-    edge = load_model(name).pixel_step
-    text, supervised = (60, 30) if knobs.base_precision == "nf4" else (300, 270)  # a CPU is slow in fp16; else several chunks
-    job = job_of(name, Shape(images=((edge * 10, edge * 7),), text_tokens=text, supervised_tokens=supervised))
+def both_peaks(model: Model, knobs: Knobs) -> tuple[int, int]:
+    """The planned peak of an evaluation and the metered one."""
+    edge = model.pixel_step
+    shape = Shape(images=((edge * 10, edge * 7),), text_tokens=300, supervised_tokens=270)  # several chunks
     estimate = Estimate(  # the CPU's byte meter knows no context, so that only their difference counts
         tensor_peak_bytes=1, reserved_peak_bytes=1, process_peak_bytes=1, step_seconds=None, samples_per_second=None,
         fits=True, terms=(),
     )  # fmt: skip
-    assert evaluation_bytes(job, knobs, estimate) == metered_evaluation(job, knobs)
+    job = job_of(model, shape)
+    return evaluation_bytes(job, knobs, estimate), metered_evaluation(job, knobs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
+def test_the_planned_evaluation_is_the_real_one_to_the_byte(name, knobs):
+    planned, metered = both_peaks(tiny_model(name), knobs)
+    assert planned == metered
+
+
+@pytest.mark.parametrize("setting", ["stock", "ours", "ours in bf16", "small chunks and groups"])
+def test_so_it_is_with_the_real_vocabulary(setting):
+    """With 151,936 words the peak lies in the loss."""
+    planned, metered = both_peaks(load_model("tiny-qwen2.5-vl"), SETTINGS[setting])
+    assert planned == metered
 
 
 def test_on_a_card_context_and_blocks_count_too_and_evaluation_needs_less_than_training():
-    job = job_of("qwen2.5-vl-3b", Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160), device="cuda")
+    shape = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
+    job = job_of(short_model(layers=6), shape, device="cuda")
     knobs = Knobs(micro_batch=2, grad_accum=2, checkpointed_layers=0, allocator="expandable")
     estimate = Estimator(job).estimate(knobs)
     train, evaluation, merge = stage_peaks(job, knobs, estimate)
@@ -108,9 +124,11 @@ print((highest() - before) / size**2)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the process's pages as Linux does")
 def test_a_merge_takes_the_planned_bytes_a_weight(tmp_path):
-    done = subprocess.run([sys.executable, "-c", MERGE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", MERGE, str(tmp_path)], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(MERGED_BYTES, rel=0.1)
+    assert float(done.stdout) == pytest.approx(
+        MERGED_BYTES, abs=1
+    )  # a byte a weight is less than the smallest tensor that a merge could hold more
 
 
 def test_a_higher_rank_leaves_the_merge_as_it_is_and_fewer_targets_may_make_it_smaller():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from tiny import FAMILIES, tiny_model
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.meter.live import LiveBytes
-from budgetft.model import load_model
+from budgetft.model import Model, load_model
 from budgetft.predict.trace import trace_step, with_indices
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
@@ -38,9 +39,8 @@ SETTINGS = {
 }
 
 
-def metered_peak(name: str, knobs: Knobs, shapes: list[Shape]) -> int:
+def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape]) -> int:
     """Peak of the third micro-batch's forward and backward: Adam's states exist, and gradients when accumulating."""
-    model = load_model(name)
     peft_model = build_model(
         model, CONTRACT, base_precision=knobs.base_precision, device=torch.device("cpu"), vision=knobs.vision
     )
@@ -60,24 +60,36 @@ def metered_peak(name: str, knobs: Knobs, shapes: list[Shape]) -> int:
     return meter.peak_bytes
 
 
-@pytest.mark.parametrize("name", ["tiny-qwen2.5-vl", "tiny-qwen2-vl", "tiny-qwen3-vl"])
-@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
-def test_the_traced_peak_is_the_real_one_to_the_byte(name, knobs):
-    model = load_model(name)
+def both_peaks(model: Model, knobs: Knobs) -> tuple[int, int]:
+    """The traced peak and the metered one."""
     edge = model.pixel_step
     shapes = [Shape(images=((edge * 10, edge * 7),), text_tokens=60, supervised_tokens=30)] * knobs.micro_batch
-    traced = trace_step(model, CONTRACT, knobs, shapes, gpu=None)
-    assert traced.peak_bytes == metered_peak(name, knobs, shapes)
+    return trace_step(model, CONTRACT, knobs, shapes, gpu=None).peak_bytes, metered_peak(model, knobs, shapes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
+def test_the_traced_peak_is_the_real_one_to_the_byte(name, knobs):
+    """With few words the peak lies in the layers or in the tower."""
+    traced, metered = both_peaks(tiny_model(name), knobs)
+    assert traced == metered
+
+
+@pytest.mark.parametrize(("number", "setting"), enumerate(SETTINGS), ids=SETTINGS)
+def test_so_it_is_with_the_real_vocabulary(number, setting):
+    """With 151,936 words the peak lies in the loss."""
+    traced, metered = both_peaks(load_model(FAMILIES[number % 3]), SETTINGS[setting])
+    assert traced == metered
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2.5-vl", "tiny-qwen3-vl"])
 @pytest.mark.parametrize("knobs", [STOCK, OURS], ids=["stock", "ours"])
 def test_the_traced_peak_of_a_video_is_the_real_one_to_the_byte(name, knobs):
-    model = load_model(name)
+    model = tiny_model(name)
     edge = model.pixel_step
     shapes = [Shape(images=((edge * 6, edge * 5),) * 3, text_tokens=60, supervised_tokens=30, frames=6)] * 2
     traced = trace_step(model, CONTRACT, knobs, shapes, gpu=None)
-    assert traced.peak_bytes == metered_peak(name, knobs, shapes)
+    assert traced.peak_bytes == metered_peak(model, knobs, shapes)
     images = [shape.replace(frames=None) for shape in shapes]
     assert traced.peak_bytes == trace_step(model, CONTRACT, knobs, images, gpu=None).peak_bytes
 
@@ -96,9 +108,14 @@ def test_flops_of_the_language_model_are_those_of_the_formula():
     linears = 2048 * (2048 + 256 + 256 + 2048) + 3 * 2048 * 11008
     tokens = 256 + 258
     plain, recomputed = flops_of_a_layer(0), flops_of_a_layer(3)
-    assert plain == pytest.approx(2 * 2 * linears * tokens, rel=0.06)  # attention and adapters come on top
-    assert plain > 2 * 2 * linears * tokens
-    assert recomputed / plain == pytest.approx(1.5, rel=0.05)
+    heads, size, rank = 16, 128, CONTRACT.rank
+    attention = (2 + 5) * 2 * heads * size * tokens**2  # two products forward, five backward
+    sides = 2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008)
+    adapters = (2 + 4) * rank * sides * tokens  # forward, and backward to the input and to the weights
+    expected = 4 * linears * tokens + attention + adapters
+    assert plain == pytest.approx(expected, rel=adapters / expected)  # the lean backward spares some products of the adapters
+    forward = 2 * linears * tokens + 2 * 2 * heads * size * tokens**2 + 2 * rank * sides * tokens
+    assert recomputed - plain == pytest.approx(forward, rel=adapters / forward)
 
 
 def test_a_card_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
@@ -121,6 +138,7 @@ def test_on_a_card_the_math_kernel_needs_one_more_score_matrix_in_backward():
     tokens = shape.total_tokens(model.pixel_step)
     scores = 4 * tokens**2 * 4  # four heads, fp32
     on_card, on_cpu = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu).peak_bytes for gpu in (load_gpu("v100-16g"), None))
+    # Elsewhere at the peak the two differ by a few tensors that have no N x N: of 4 heads, less than N / 100 of them.
     assert on_card - on_cpu == pytest.approx(scores, rel=0.01)
 
 
@@ -151,7 +169,9 @@ def test_layer_inputs_on_the_host_leave_the_card_and_are_fetched_once_in_backwar
         for where in ("none", "activations")
     )
     input_bytes = 4 * (256 + 258) * 2048 * 2
-    assert kept.peak_bytes - sent.peak_bytes == pytest.approx(5 * input_bytes, rel=0.2)  # one is back when the peak comes
+    assert kept.peak_bytes - sent.peak_bytes == pytest.approx(
+        5 * input_bytes, abs=input_bytes
+    )  # one is back when the peak comes
     assert sum(segment.host_bytes for segment in sent.segments) == 6 * input_bytes
     assert sum(segment.host_bytes for segment in kept.segments) == 0
 
@@ -166,9 +186,9 @@ def test_four_bit_weights_take_nine_sixteenths_of_a_byte_and_their_linears_make_
     )
     linears = 2 * (2048 * (2048 + 256 + 256 + 2048) + 3 * 2048 * 11008)
     spared = half.static_bytes["weights"] - four.static_bytes["weights"]
-    assert spared == pytest.approx(linears * (2 - 1 / 2 - 4 / 64), rel=1e-6)
+    assert spared == linears * (2 - 1 / 2 - 4 / 64)
     made_anew = sum(s.moved_bytes for s in four.segments) - sum(s.moved_bytes for s in half.segments)
     inputs_need_no_gradient = 2048 * (2048 + 256 + 256)  # of the first layer: its query, key and value
     read = 2 * linears - inputs_need_no_gradient  # in forward and in backward
-    assert made_anew == pytest.approx(read * (2 + 1 / 2 + 4 / 64), rel=1e-6)
+    assert made_anew == read * (2 + 1 / 2 + 4 / 64)
     assert four.flops == half.flops

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from patience import HANG_SECONDS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -62,12 +64,12 @@ class Browser:
             self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_SECONDS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self._in, 1 << 20) if ready else b""
             if not data:
-                raise TimeoutError("the browser does not answer")
+                raise TimeoutError(f"the browser does not answer, or takes more than {HANG_SECONDS:.0f} s")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(line)

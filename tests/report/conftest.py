@@ -36,7 +36,7 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="session")
 def _laws(plan, tmp_path_factory) -> Path:
-    """A cache with laws of the plan and of its baseline as they were once traced: a page needs no newer ones."""
+    """A cache with laws of the plan, of its baseline and of two frames as they were once traced: a page needs no newer ones."""
     cache = tmp_path_factory.mktemp("cache")
     job = Job(
         gpu=plan.gpu.profile,
@@ -47,9 +47,10 @@ def _laws(plan, tmp_path_factory) -> Path:
         evidence=plan.evidence.kind,
     )
     estimator = Estimator(job)
-    for name, knobs in (("plan", plan.knobs), ("stock", plan.baseline.knobs)):
+    (one,), (two,) = plan.workload.worst, plan.workload.with_frames(2, job.model, video=False).worst
+    for name, knobs, shape in (("plan", plan.knobs, one), ("stock", plan.baseline.knobs, one), ("frames", plan.knobs, two)):
         path, combination = Path(__file__).with_name(f"law-{name}.json"), estimator.combination(knobs)
-        shape, layouts = plan.workload.worst[0], estimator.layouts(combination)
+        layouts = estimator.layouts(combination)
         key = law_key(job.model, plan.contract, combination, shape, job.gpu, layouts)
         keep_law(key, Law.read(read_json(path), source=str(path)), cache / "laws")
     return cache

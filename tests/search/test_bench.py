@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+
 import budgetft
 from budgetft.cli import main
 from budgetft.cli.bench import table

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+
 from budgetft.errors import NothingFits
 from budgetft.search.planner import Planner
 from budgetft.search.run import frame_steps

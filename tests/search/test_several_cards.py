@@ -1,6 +1,7 @@
 """A model that no single card holds is planned for several that share its frozen layers out."""
 
 import pytest
+from rounding import arithmetic
 
 from budgetft.cli import main
 from budgetft.measure.job import planned_job
@@ -47,7 +48,7 @@ def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
 def test_cards_share_the_micro_batches_of_a_step(four):
     job = planned_job(four, device="cuda", evidence="predicted").replace(shared=False)
     alone, together = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
-    assert together == pytest.approx(alone / 4)
+    assert together == arithmetic(alone / 4, operations=1000)
     assert four.knobs.grad_accum >= 4
 
 

@@ -6,18 +6,25 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
+
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed: it keeps the studies of several workers")
+
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from patience import HANG_SECONDS, until
 from sqlalchemy.exc import IntegrityError
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
+from budgetft.search import claims as claiming
 from budgetft.search import storage as storages
 from budgetft.search.claims import Claims
 from budgetft.search.planner import Planner
@@ -26,19 +33,23 @@ from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import open_study, told
 
 STACK = Stack(card="a card", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
-quick = partial(Claims, beat_seconds=0.1, dead_seconds=1.5)
+quick = partial(Claims, beat_seconds=0.1, dead_seconds=HANG_SECONDS)
+"""On a busy machine a worker that lives may be silent for long."""
 
 
 class Slow:
     """A prober that takes its time, and writes down what it was asked before it answers."""
 
-    def __init__(self, truth, told_to, seconds: float) -> None:
+    def __init__(self, truth, told_to, seconds: float, meet: Callable[[], object] = lambda: None) -> None:
         self.stack = STACK
-        self._truth, self._told_to, self._seconds = truth, told_to, seconds
+        self._truth, self._told_to, self._seconds, self._meet = truth, told_to, seconds, meet
 
     def probe(self, knobs, *, fresh: bool = False):
+        first = not self._told_to.exists()
         with self._told_to.open("a") as file:
             print(json.dumps([knobs.model_dump(mode="json"), fresh]), file=file)
+        if first:
+            self._meet()
         time.sleep(self._seconds)
         return self._truth.outcome(knobs).replace(stack=STACK)
 
@@ -58,15 +69,13 @@ def start(make_truth, tmp_path, journal):
     """Start a worker in a process of its own; its probes go to ``name.asked``, its choice to ``name.json``."""
     started = []
 
-    def work(name: str, seconds: float, ledger: bool, options: dict) -> None:
-        truth = make_truth(0)
+    def work(name: str, seconds: float, dead_seconds: float, meet: Callable, ledger: bool, options: dict) -> None:
+        truth, make_claims = make_truth(0), partial(quick, dead_seconds=dead_seconds)
         if ledger:
             options["ledger"] = Ledger(tmp_path / "ledger.sqlite3")
-        prober = Slow(truth, tmp_path / f"{name}.asked", seconds)
-        planner = Planner(
-            job=truth.formula.job, estimator=truth.formula, prober=prober, storage=journal, make_claims=quick, **options
-        )
-        choice = planner.plan()
+        prober = Slow(truth, tmp_path / f"{name}.asked", seconds, meet)
+        facts = {"job": truth.formula.job, "estimator": truth.formula, "storage": journal, "make_claims": make_claims}
+        choice = Planner(prober=prober, **facts, **options).plan()
         found = {
             "winner": choice.winner.model_dump(mode="json"),
             "outcomes": [outcome.model_dump(mode="json") for outcome in choice.outcomes],
@@ -74,8 +83,9 @@ def start(make_truth, tmp_path, journal):
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
 
-    def begin(name: str, *, seconds: float = 0.2, ledger: bool = False, **options):
-        process = multiprocessing.get_context("fork").Process(target=work, args=(name, seconds, ledger, options))
+    def begin(name, *, seconds=0.0, dead_seconds=HANG_SECONDS, meet=lambda: None, ledger=False, **options):
+        given = (name, seconds, dead_seconds, meet, ledger, options)
+        process = multiprocessing.get_context("fork").Process(target=work, args=given)
         process.start()
         started.append(process)
         return process
@@ -91,8 +101,8 @@ def end(tmp_path):
     """Wait for a worker's process; what it chose and what it was asked."""
 
     def wait(name: str, process):
-        process.join(60)
-        assert process.exitcode == 0
+        process.join(HANG_SECONDS)
+        assert process.exitcode == 0, f"{name} failed, or hangs (None)"
         return json.loads((tmp_path / f"{name}.json").read_text()), asked(tmp_path / f"{name}.asked")
 
     return wait
@@ -110,13 +120,15 @@ def alone(make_truth, tmp_path):
 @pytest.mark.parametrize(("number", "ledger"), [(2, False), (3, False), (2, True)])
 def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_truth, number, ledger):
     names = [f"worker-{index}" for index in range(number)]
-    processes = [start(name, ledger=ledger) for name in names]
+    meeting = multiprocessing.get_context("fork").Barrier(number)  # each has its first probe while the others have theirs
+    meet = partial(meeting.wait, HANG_SECONDS)
+    processes = [start(name, seconds=0.1, meet=meet, ledger=ledger) for name in names]
     found = [end(name, process) for name, process in zip(names, processes, strict=True)]
     probes = Counter(probe for _, made in found for probe in made)
     assert set(probes.values()) == {1}, "no setting twice"
     assert sum(fresh for _, fresh in probes) == 1, "one confirmation for all"
     single, lonely = alone
-    assert all(0 < len(made) < len(lonely) for _, made in found), "fewer probes each"
+    assert all(made for _, made in found), "each takes a part"
     assert sum(probes.values()) <= len(lonely) + 2 * (number - 1), "together little more than one alone"
     first = found[0][0]
     assert all(choice == first for choice, _ in found)
@@ -129,20 +141,17 @@ def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_
 
 @pytest.mark.parametrize("ledger", [False, True])
 def test_a_worker_who_comes_late_pays_for_nothing_and_has_the_same_plan(start, end, ledger):
-    first, _ = end("first", start("first", seconds=0.0, ledger=ledger))
-    second, made = end("second", start("second", seconds=0.0, ledger=ledger))
+    first, _ = end("first", start("first", ledger=ledger))
+    second, made = end("second", start("second", ledger=ledger))
     assert made == []
     assert second == first
 
 
 def test_a_worker_killed_in_the_middle_of_a_probe_holds_up_nobody_and_its_probe_is_made_by_another(start, end, tmp_path):
-    victim = start("victim", seconds=60.0)
-    while not asked(tmp_path / "victim.asked"):
-        time.sleep(0.02)
+    victim = start("victim", seconds=HANG_SECONDS)
+    until(lambda: asked(tmp_path / "victim.asked") or not victim.is_alive(), "a probe of the victim")
     victim.kill()
-    began = time.monotonic()
-    choice, made = end("other", start("other", seconds=0.0))
-    assert time.monotonic() - began < 30
+    choice, made = end("other", start("other", dead_seconds=0.1))
     ((left, _),) = asked(tmp_path / "victim.asked")
     assert (left, False) in made
     assert len(set(choice["workers"])) == 1
@@ -150,15 +159,14 @@ def test_a_worker_killed_in_the_middle_of_a_probe_holds_up_nobody_and_its_probe_
 
 def test_a_journal_cut_off_in_the_middle_of_its_last_line_is_read_and_written_on(start, end, tmp_path):
     process = start("victim", seconds=0.1)
-    while len(asked(tmp_path / "victim.asked")) < 3:
-        time.sleep(0.02)
+    until(lambda: len(asked(tmp_path / "victim.asked")) >= 3 or not process.is_alive(), "three probes of the victim")
     process.kill()
     process.join()
     path = tmp_path / "study.log"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     lines = whole.splitlines(keepends=True)
-    choice, _ = end("other", start("other", seconds=0.0))
+    choice, _ = end("other", start("other", dead_seconds=0.1))
     written = path.read_bytes()
     assert written.startswith(b"".join(lines[:-1]))
     assert all(json.loads(line) for line in written.splitlines())
@@ -236,26 +244,48 @@ def test_processes_that_claim_the_same_settings_at_once_get_each_setting_once(cl
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG_SECONDS)
     got = [index for number in range(4) for index in json.loads((tmp_path / f"got-{number}").read_text())]
     assert sorted(got) == list(range(12))
 
 
-def test_a_worker_that_gives_signs_of_life_is_waited_for_and_one_that_does_not_is_not(claims):
+class Clock:
+    """In the place of the module ``time``: a sleep takes no time, and is over."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < 1000, "it is waited for for ever"
+
+
+def test_a_worker_that_gives_signs_of_life_is_waited_for_and_one_that_does_not_is_not(claims, monkeypatch):
     make, grid, _ = claims
-    first, second = make(), make(dead_seconds=0.6)
+    monkeypatch.setattr(claiming, "time", clock := Clock())
+    first, second = make(beat_seconds=0.01), make(dead_seconds=60.0)
     trial = first.take(grid[0])
     assert trial is not None
+
+    def signs() -> int:
+        (running,) = second.study.get_trials(deepcopy=False)
+        return running.user_attrs.get("beat", 0)
+
     with first.working(trial):
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
+        for _ in range(5):
+            before = signs()
+            until(lambda before=before: signs() > before, "a sign of life")
             assert [other.number for other in second.others()] == [trial.number]
-            time.sleep(0.05)
+            clock.now += 59.0
+    assert [other.number for other in second.others()] == [trial.number]
     said: list[str] = []
-    began = time.monotonic()
+    began = clock.now
     assert second.wait(said.append)
     assert said == ["waiting for 1 probe of other workers"]
-    assert time.monotonic() - began >= 0.5
+    assert clock.now - began in (1.0, 60.0), "a minute after the last sign"
     assert second.others() == []
     (closed,) = second.study.get_trials()
     assert (closed.state, closed.user_attrs["status"]) == (TrialState.FAIL, "lost")

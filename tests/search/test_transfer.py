@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
+
 from budgetft.gpu import load_gpu
 from budgetft.outcome import Stack
 from budgetft.search.planner import Planner
@@ -36,7 +38,7 @@ def test_what_probes_found_of_the_bytes_carries_over_to_another_card(formula):
     learned = Transferred(formula, lessons, card="another card")
     for knobs in grid[1::7]:
         said = learned.estimate(knobs).reserved_peak_bytes / formula.estimate(knobs).reserved_peak_bytes
-        assert said == pytest.approx(math.exp(0.02), rel=0.005)
+        assert said == pytest.approx(math.exp(0.02), abs=0.02 / 4)  # three quarters of what was found at least
 
 
 def test_the_context_and_the_level_of_the_speed_carry_over_only_to_the_same_card(formula):
@@ -47,8 +49,10 @@ def test_the_context_and_the_level_of_the_speed_carry_over_only_to_the_same_card
     plain = formula.estimate(knobs).step_seconds
     assert here.calibration.context_bytes == 700 * 2**20
     assert elsewhere.calibration.context_bytes == formula.calibration.context_bytes
-    assert here.estimate(knobs).step_seconds == pytest.approx(plain * math.exp(0.5), rel=0.02)
-    assert elsewhere.estimate(knobs).step_seconds == pytest.approx(plain, rel=0.02)
+    assert here.estimate(knobs).step_seconds == pytest.approx(
+        plain * math.exp(0.5), rel=0.5 / 25
+    )  # nearly all of what was found
+    assert elsewhere.estimate(knobs).step_seconds == pytest.approx(plain, rel=0.5 / 25)
 
 
 def test_another_card_leaves_at_least_the_uncertainty_of_its_calibration(formula):

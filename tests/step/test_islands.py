@@ -1,12 +1,15 @@
 """fp16 overflow: found on the heaviest batch, put right block by block, and named where it cannot be."""
 
+import math
+
 import pytest
 import torch
+from rounding import SIGMAS, UNITS, distance
+from tiny import tiny_model
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.knobs import Knobs
-from budgetft.model import load_model
 from budgetft.step.build import build_model
 from budgetft.step.islands import blocks_of, first_nonfinite, is_island, watching
 from budgetft.step.step import Step
@@ -19,7 +22,7 @@ TEXT, VISION = "model.language_model.layers.1.mlp", "model.visual.blocks.2.mlp"
 @pytest.fixture(params=["lean", "stock"])
 def made(request):
     """A tiny model in fp16 on the CPU, and a batch."""
-    model, contract = load_model("tiny-qwen2.5-vl"), Contract(rank=4, alpha=8, effective_batch=1)
+    model, contract = tiny_model("tiny-qwen2.5-vl"), Contract(rank=4, alpha=8, effective_batch=1)
     knobs = Knobs(micro_batch=1, grad_accum=1, checkpointed_layers=1, base_precision="fp16", lora=request.param)
     peft_model = build_model(model, contract, base_precision="fp16", device=torch.device("cpu"))
     step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
@@ -72,15 +75,16 @@ def test_an_island_learns_what_the_whole_model_in_fp32_learns(made):
     with watching(step.base, repair=True):
         step.evaluate(inputs)
     loss, found = gradients(step, inputs)
-    model = load_model("tiny-qwen2.5-vl")
+    model = tiny_model("tiny-qwen2.5-vl")
     peft_model = build_model(model, step.contract, base_precision="fp32", device=torch.device("cpu"))
     tensors = {name: tensor.float() for name, tensor in step.peft_model.state_dict().items()}
     peft_model.load_state_dict(tensors)
     whole = Step(peft_model, step.contract, step.knobs.replace(base_precision="fp32"), device=torch.device("cpu"))
     exact_loss, exact = gradients(whole, inputs)
-    assert loss == pytest.approx(exact_loss, rel=1e-3)
-    for ours, theirs in zip(found, exact, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02 * float(theirs.abs().max()))
+    # Some two hundred roundings to fp16 in a row, which add like the root of their number; the loss averages over tokens.
+    bound = math.sqrt(200) * UNITS["fp16"]
+    assert distance([loss], [exact_loss]) < bound
+    assert distance(found, exact) < SIGMAS * bound
 
 
 def test_the_first_module_that_is_not_finite_is_named(made):

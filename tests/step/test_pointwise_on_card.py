@@ -2,20 +2,19 @@
 
 import pytest
 import torch
+from rounding import UNITS
 from torch.nn.functional import silu
 
 from budgetft.step import pointwise
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 SHAPE = (4, 300, 2048)
 
 
 def near(result: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Within two roundings of fp16."""
-    return torch.allclose(result.float(), exact.float(), rtol=2e-3, atol=2e-4 * float(exact.abs().max()))
+    """Within four roundings of fp16, of the number or, where large ones cancel, of a tenth of the largest."""
+    bound = 4 * UNITS["fp16"]
+    return torch.allclose(result.float(), exact.float(), rtol=bound, atol=bound / 10 * float(exact.abs().max()))
 
 
 def numbers(*shape: int, seed: int) -> torch.Tensor:

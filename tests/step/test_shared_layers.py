@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from rounding import distance, noise
+from tiny import FAMILIES, tiny_model
 from torch import distributed
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.knobs import Knobs
-from budgetft.model import load_model
 from budgetft.step import shared
 from budgetft.step.build import build_model, trainable
 from budgetft.step.shared import ALIGNMENT, SLOTS, SharedLayers, held_bytes
@@ -16,7 +17,6 @@ from budgetft.workload import Shape
 
 CPU = torch.device("cpu")
 LAYERS = 5
-FAMILIES = ("tiny-qwen2.5-vl", "tiny-qwen2-vl", "tiny-qwen3-vl")
 STOCK = {"lora": "stock", "pointwise": "stock", "loss": "full", "vision": "stock", "attention": "stock"}
 OURS = {"lora": "lean", "pointwise": "fused", "loss": "chunked", "vision": "frozen", "attention": "efficient"}
 SETTINGS = {
@@ -52,8 +52,7 @@ def gathers(monkeypatch):
 
 
 def made_step(name, settings, *, precision="fp32", share=True, device=CPU):
-    model = load_model(name)
-    model = model.replace(config={**model.config, "text_config": {**model.text, "num_hidden_layers": LAYERS}})
+    model = tiny_model(name, num_hidden_layers=LAYERS)
     contract = Contract(rank=4, effective_batch=2, allow_nf4=True)
     layers = SharedLayers(rank=0, world=1, device=device) if share else None
     knobs = Knobs(**{"micro_batch": 2, "grad_accum": 1, "base_precision": precision, "checkpointed_layers": 0, **settings})
@@ -112,7 +111,7 @@ def test_four_bit_layers_are_shared_as_they_are():
     assert torch.equal(gradient, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "nf4"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_on_a_card_gathering_beside_the_computing_layer_changes_nothing(settings, precision):
@@ -122,11 +121,13 @@ def test_on_a_card_gathering_beside_the_computing_layer_changes_nothing(settings
     expected_loss, expected = gradients(*made_step("tiny-qwen2.5-vl", settings, share=False, **options))
     step, inputs = made_step("tiny-qwen2.5-vl", settings, **options)
     assert all(tensor.is_cuda for tensor in step.shared.tensors())
+    whole = made_step("tiny-qwen2.5-vl", settings, share=False, **options)
+    bound = noise(lambda: gradients(*whole)[1], expected)  # kernels on a card may add in another order
     for _ in range(3):
         poison(step.shared)
         loss, gradient = gradients(step, inputs)
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert (gradient - expected).norm() / expected.norm() < 1e-3
+        assert distance([loss], [expected_loss]) < bound
+        assert distance(gradient, expected) < bound
 
 
 def test_an_evaluation_between_two_passes_changes_neither():

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG_SECONDS
+from rounding import UNITS, farthest
+from runs import losses_of
 
 from budgetft.data.features import KEY_FILE
 from budgetft.errors import BudgetftError, UsageError
@@ -17,6 +20,7 @@ from budgetft.step.build import model_config
 from budgetft.train.job import plan_fingerprint
 
 CACHED = {"vision": "cached"}
+pytestmark = pytest.mark.usefixtures("warm_children")  # a run fills its cache in a process of its own
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +41,17 @@ def cached_plan(make_plan, tmp_path):
     return make_plan(knobs=CACHED).replace(features=Features(folder=str(tmp_path / "features")))
 
 
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
-
-
 def test_a_run_on_cached_features_has_the_losses_of_the_run_with_the_frozen_tower(
-    make_plan, cached_plan, train, weights, tmp_path
+    make_plan, cached_plan, train, same_run, weights, tmp_path
 ):
-    train(make_plan(), steps=4, weights=weights, out=tmp_path / "frozen")
+    slowly = {"learning_rate": 1e-4}  # as the bound's run
+    train(make_plan(**slowly), steps=4, weights=weights, out=tmp_path / "frozen")
+    cached_plan = make_plan(knobs=CACHED, **slowly).replace(features=cached_plan.features)
     notes: list[str] = []
     train(cached_plan, steps=4, weights=weights, out=tmp_path / "cached", on_note=notes.append)
     assert any("computing the features of 10 of 10 images" in note for note in notes)
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "frozen"), rel=1e-6)
+    assert same_run.in_fp32().losses(tmp_path / "cached", tmp_path / "frozen")
+    assert same_run.in_fp32().adapters(tmp_path / "cached", tmp_path / "frozen")
     again: list[str] = []
     train(cached_plan, steps=2, weights=weights, out=tmp_path / "again", on_note=again.append)
     assert not any("computing" in note for note in again)
@@ -165,7 +168,8 @@ def test_a_tower_that_overflows_fp16_is_cached_with_that_block_in_fp32(make_plan
     cached = train(plan, steps=2, weights=overflowing, out=tmp_path / "cached")
     assert frozen.islands == cached.islands == (OVERFLOWS,)  # what predicts with the adapter makes them again
     assert cached.skipped_steps == 0
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "frozen"), rel=1e-3)
+    # A feature's rounding to fp16 moves a loss by some units of fp16; the cache groups the images otherwise than the step.
+    assert farthest(losses_of(tmp_path / "cached"), losses_of(tmp_path / "frozen")) < 4 * UNITS["fp16"]
     again = train(plan, steps=1, weights=overflowing, out=tmp_path / "again")
     assert again.islands == (OVERFLOWS,)
 
@@ -199,7 +203,8 @@ def test_of_several_processes_one_fills_the_cache_and_the_others_wait_for_it(cac
     waiting = Thread(target=fetch, args=("second", False))
     waiting.start()
     fetch("first", True)
-    waiting.join(60)
+    waiting.join(HANG_SECONDS)
+    assert not waiting.is_alive(), "it waits for ever"
     assert notes == ["first"]
     assert len(found["first"].cache) == len(found["second"].cache) == 10
 

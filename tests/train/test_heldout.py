@@ -9,6 +9,8 @@ import pytest
 import torch
 from drawn import draw_examples
 from refusing import refusing
+from rounding import farthest
+from runs import log_of, losses_of
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint
@@ -20,7 +22,9 @@ def heldout(tmp_path):
     return draw_examples(tmp_path / "held", 4, answer="one {colour} shape")
 
 
-def test_the_held_out_loss_is_that_of_the_whole_logits_and_training_is_not_changed(make_plan, train, tmp_path, heldout):
+def test_the_held_out_loss_is_that_of_the_whole_logits_and_training_is_not_changed(
+    make_plan, train, doubles, same_run, tmp_path, heldout
+):
     from budgetft.data.collate import collate, encode
     from budgetft.data.processor import load_processor
     from budgetft.model import load_model
@@ -30,11 +34,9 @@ def test_the_held_out_loss_is_that_of_the_whole_logits_and_training_is_not_chang
     plan, notes = make_plan(), []
     summary = train(plan, steps=4, heldout=heldout.folder, heldout_every=3, on_note=notes.append)
     train(plan, steps=4, out=tmp_path / "alone")
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = log_of(tmp_path / "run")
     assert [line["heldout_loss"] is not None for line in log] == [False, False, True, True]
-    assert [line["loss"] for line in log] == [
-        json.loads(line)["loss"] for line in (tmp_path / "alone" / "log.jsonl").read_text().splitlines()
-    ]
+    assert [line["loss"] for line in log] == losses_of(tmp_path / "alone")
     assert any("4 of 4 held-out examples have the id of one that is trained on" in note for note in notes)
 
     model = load_model(plan.model.name)
@@ -51,7 +53,7 @@ def test_the_held_out_loss_is_that_of_the_whole_logits_and_training_is_not_chang
             logits = step.base.lm_head(step._hidden(inputs))
             total += float(torch.nn.functional.cross_entropy(logits, inputs.targets_N, reduction="sum"))
             tokens += inputs.supervised_tokens
-    assert summary.heldout_loss == pytest.approx(total / tokens, rel=1e-5)
+    assert farthest([summary.heldout_loss], [total / tokens]) <= same_run.loss
 
 
 @pytest.mark.parametrize("loss", ["chunked", "full"])
@@ -61,7 +63,7 @@ def test_evaluation_needs_less_than_training_whatever_the_training_loss(make_pla
 
 
 def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches_and_training_at_its_planned_size(
-    make_plan, train, tmp_path, heldout
+    make_plan, train, doubles, same_run, tmp_path, heldout
 ):
     with refusing() as state:
         whole = train(make_plan(micro_batch=4), steps=2, heldout=heldout.folder, out=tmp_path / "undisturbed")
@@ -71,7 +73,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_smaller_batches_and_tr
             make_plan(micro_batch=4), steps=2, heldout=heldout.folder, on_note=notes.append, on_refused=outcomes.append
         )
     assert state.refused
-    assert again.heldout_loss == pytest.approx(whole.heldout_loss, rel=1e-6)
+    assert farthest([again.heldout_loss], [whole.heldout_loss]) <= same_run.loss
     assert again.last_loss == whole.last_loss
     (fallback,) = again.fallbacks
     assert (fallback.during, fallback.step, fallback.phase) == ("evaluation", 2, "loss")

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+from patience import HANG_SECONDS
 
 from budgetft.cli import main
 from budgetft.plan import write_plan
@@ -21,7 +22,7 @@ MEETS_THE_TIME_LIMIT = """
 echo $$ > "$CALLS.step"
 trap '{saves} exit {code}' TERM
 kill -USR1 $PPID
-for i in $(seq 100); do sleep 0.05; done
+for i in $(seq 2000); do sleep 0.05; done
 exit 99  # nobody told it
 """
 SAVES = 'mkdir -p "$RUN/checkpoints"; touch "$RUN/run.json" "$RUN/checkpoints/step-$RANDOM";'
@@ -68,7 +69,7 @@ def cluster(tmp_path):
             (folder / name).chmod(stat.S_IRWXU)
         added = {"CALLS": str(calls), "RUN": str(tmp_path / "my run"), "SLURM_JOB_ID": "7"}
         environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **added}
-        ended = subprocess.run(["bash", str(job)], env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+        ended = subprocess.run(["bash", str(job)], env=environment, stderr=subprocess.PIPE, text=True, timeout=HANG_SECONDS)
         told = [line.rstrip("\t").split("\t") for line in calls.read_text().splitlines()]
         calls.unlink()
         return Ended(code=ended.returncode, calls=told, errors=ended.stderr)

@@ -1,11 +1,13 @@
 """Training: it learns, keeps the contract whatever the knobs, and leaves an adapter that plain peft loads."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from drawn import draw_examples
-from safetensors.torch import load_file
+from rounding import arithmetic, distance, sum_error
+from runs import log_of, losses_of
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.plan import read_plan
@@ -15,8 +17,9 @@ from budgetft.train.record import Summary
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-def read_log(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def step_depth(model):
+    """Operations that round one after another from the pixels to the logits: some twelve in a layer or block."""
+    return 12 * (model.layers + model.config["vision_config"]["depth"])
 
 
 def files_in(folder):
@@ -29,7 +32,7 @@ def test_the_loss_falls_on_a_few_repeated_examples(make_plan, train, tmp_path):
     summary = train(plan, steps=30, on_progress=records.append)
     assert summary.last_loss < summary.first_loss - 0.5
     assert [record.step for record in records] == list(range(1, 31))
-    assert records[0].learning_rate == pytest.approx(1e-2)
+    assert records[0].learning_rate == arithmetic(1e-2)
     assert records[-1].learning_rate < 1e-3
     assert all(record.finite and record.steps == 30 for record in records)
 
@@ -45,7 +48,7 @@ def test_a_run_leaves_log_summary_plan_and_adapter(make_plan, train, tmp_path):
     assert "CPU" in summary.note
     assert 0 < summary.process_peak_bytes <= summary.budget_bytes
     assert summary.process_peak_bytes <= summary.preflight_peak_bytes  # the heaviest batch came first
-    log = read_log(run)
+    log = log_of(run)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert log[0]["peak_examples"]
     assert max(line["process_peak_bytes"] for line in log) == summary.process_peak_bytes
@@ -93,34 +96,31 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_same_logits(make_plan, tr
                 image_grid_thw=batch.image_grid_thw,
                 mm_token_type_ids=batch.mm_token_type_ids,
             ).logits[0, inputs.target_index_N]
-    torch.testing.assert_close(step.base.lm_head(hidden), expected, rtol=1e-4, atol=1e-5)
-    assert (expected - untrained).abs().max() > 1e-3
+    logits = step.base.lm_head(hidden)
+    # The adapters' part of the difference is all that plain peft computes in another order; sums are of at most 128 terms.
+    assert distance(logits, expected) < sum_error(128) * step_depth(model)
+    assert distance(untrained, expected) > 100 * sum_error(128) * step_depth(model)
 
 
-def test_the_split_into_micro_batches_does_not_change_what_is_learned(make_plan, train, tmp_path):
-    losses, adapters = [], []
+def test_the_split_into_micro_batches_does_not_change_what_is_learned(make_plan, train, doubles, same_run, tmp_path):
     for micro_batch in (1, 4):
-        out = tmp_path / f"by-{micro_batch}"
-        # Not Adam's first steps at full speed: it divides noise by noise where a gradient is all but zero.
-        train(make_plan(micro_batch=micro_batch, learning_rate=1e-4), out=out, steps=4)
-        losses.append([line["loss"] for line in read_log(out)])
-        adapters.append(load_file(out / ADAPTER))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    for name, tensor in adapters[0].items():
-        torch.testing.assert_close(tensor, adapters[1][name], rtol=1e-3, atol=1e-5)
+        train(make_plan(micro_batch=micro_batch, learning_rate=1e-4), out=tmp_path / f"by-{micro_batch}", steps=4)
+    assert same_run.losses(tmp_path / "by-1", tmp_path / "by-4")
+    assert same_run.adapters(tmp_path / "by-1", tmp_path / "by-4")
 
 
-def test_weights_of_examples_are_honoured_whatever_the_split_into_micro_batches(make_plan, train, tmp_path):
-    def losses(name: str, weights: tuple[float, ...], micro_batch: int = 2) -> list[float]:
+def test_weights_of_examples_are_honoured_whatever_the_split_into_micro_batches(make_plan, train, doubles, same_run, tmp_path):
+    def run(name: str, weights: tuple[float, ...], micro_batch: int = 2) -> Path:
         data = draw_examples(tmp_path / name, 4, weights=weights).folder
-        train(make_plan(data=data, micro_batch=micro_batch), out=tmp_path / f"run-{name}", steps=3)
-        return [line["loss"] for line in read_log(tmp_path / f"run-{name}")]
+        plan = make_plan(data=data, micro_batch=micro_batch, learning_rate=1e-4)
+        train(plan, out=tmp_path / f"run-{name}", steps=3)
+        return tmp_path / f"run-{name}"
 
-    plain = losses("plain", (1.0,))
-    assert losses("halves", (0.5,)) == pytest.approx(plain, rel=1e-5)  # a mean: only their ratio counts
-    mixed = losses("mixed", (0.1, 5.0))
-    assert mixed != pytest.approx(plain, rel=1e-4)
-    assert losses("singly", (0.1, 5.0), micro_batch=1) == pytest.approx(mixed, rel=1e-5)
+    plain = run("plain", (1.0,))
+    assert same_run.losses(run("halves", (0.5,)), plain)  # a mean: only their ratio counts
+    mixed = run("mixed", (0.125, 5.0))  # numbers that fp32, in which weights are kept, has exactly
+    assert not same_run.losses(mixed, plain)
+    assert same_run.losses(run("singly", (0.125, 5.0), micro_batch=1), mixed)
 
 
 def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_the_preflight_does_not_change_what_is_learned(make_plan, train, tmp_pat
     train(plan, out=tmp_path / "with", steps=2)
     monkeypatch.setattr(Training, "_preflight", lambda self, micros: None)
     train(plan, out=tmp_path / "without", steps=2)
-    assert [line["loss"] for line in read_log(tmp_path / "with")] == [line["loss"] for line in read_log(tmp_path / "without")]
+    assert losses_of(tmp_path / "with") == losses_of(tmp_path / "without")
     assert (tmp_path / "with" / ADAPTER).read_bytes() == (tmp_path / "without" / ADAPTER).read_bytes()
 
 

@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from patience import HANG_SECONDS
+from rounding import arithmetic
 
 from budgetft.contract import Contract
 from budgetft.data.bucket import split
@@ -52,7 +53,7 @@ def test_the_steps_cover_the_epochs():
 def test_the_learning_rate_warms_up_and_ends_near_zero():
     contract = Contract(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate(step, 100, contract) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert rates[:10] == arithmetic([step / 10 for step in range(1, 11)])
     assert rates[10] == 1.0
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.001
@@ -65,12 +66,17 @@ def test_micro_batches_keep_the_order():
 
 
 def test_batches_come_in_order_although_threads_finish_out_of_it():
-    def slow_first(number):
-        time.sleep(0.02 if number % 4 == 0 else 0)
+    ended = [threading.Event() for _ in range(24)]
+
+    def last_first(number):
+        """The first of a batch ends after its last."""
+        if number % 4 == 0:
+            assert ended[number + 3].wait(HANG_SECONDS), f"{number + 3} was not made beside {number}"
+        ended[number].set()
         return number
 
     batches = [[4 * batch + part for part in range(4)] for batch in range(6)]
-    assert list(prefetched(batches, slow_first, workers=4)) == batches
+    assert list(prefetched(batches, last_first, workers=4)) == batches
 
 
 def test_an_error_in_a_thread_is_raised_where_its_batch_would_have_come():
@@ -86,12 +92,13 @@ def test_an_error_in_a_thread_is_raised_where_its_batch_would_have_come():
 
 
 def test_only_a_bounded_number_of_batches_is_made_ahead():
-    made = []
-    stream = prefetched(([number] for number in range(1000)), lambda number: made.append(number) or number, ahead=2)
+    taken, made = [], []
+    numbers = ([taken.append(number) or number] for number in range(1000))
+    stream = prefetched(numbers, lambda number: made.append(number) or number, ahead=2)
     assert next(stream) == [0]
-    time.sleep(0.05)
-    assert len(made) <= 3
     stream.close()
+    assert taken == [0, 1, 2], "the one that was wanted, and two ahead"
+    assert set(made) <= {0, 1, 2}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from budgetft.errors import UsageError
 from budgetft.outcome import CONNECTION, Term
@@ -17,19 +16,14 @@ from budgetft.train.ranks import Ranks
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def test_two_processes_have_the_loss_curve_of_one_also_after_a_resume(make_plan, train, launch, tmp_path):
+def test_two_processes_have_the_loss_curve_of_one_also_after_a_resume(make_plan, train, launch, doubles, same_run, tmp_path):
     plan = make_plan(micro_batch=1, learning_rate=1e-4)
     alone = train(plan, steps=5, out=tmp_path / "alone")
-    done = launch(plan, "--steps", "5", "--save-every", "2")
+    done = launch(plan, "--steps", "5", "--save-every", "2", doubles=True)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
-    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
-    found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    assert same_run.losses(run, tmp_path / "alone")
+    assert same_run.adapters(run, tmp_path / "alone")
     summary = json.loads((run / "summary.json").read_text())
     assert len(summary["processes_peak_bytes"]) == 2
     assert summary["examples"] == alone.examples
@@ -37,9 +31,15 @@ def test_two_processes_have_the_loss_curve_of_one_also_after_a_resume(make_plan,
     adapter = (run / ADAPTER).read_bytes()
     (run / "summary.json").unlink()
     (run / "checkpoints" / "step-5").rename(tmp_path / "removed")
-    done = launch(plan, "--resume")
+    done = launch(plan, "--resume", doubles=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (run / ADAPTER).read_bytes() == adapter
+
+
+def test_two_processes_start_as_a_user_starts_them(make_plan, launch, tmp_path):
+    done = launch(make_plan(micro_batch=1), "--steps", "1", module="budgetft")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["processes_peak_bytes"]) == 2
 
 
 def test_processes_share_the_micro_batches_of_a_step_without_leaving_one_out():

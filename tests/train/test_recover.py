@@ -6,10 +6,10 @@ import random
 import signal
 
 import pytest
-import torch
+from doubles import in_doubles
 from drawn import draw_examples
 from refusing import refusing
-from safetensors.torch import load_file
+from runs import log_of, plan_of, train_plan
 
 from budgetft.errors import BudgetftError
 from budgetft.train.guard import Interrupted
@@ -20,66 +20,51 @@ STEPS = 4
 PHASES = ("load", "vision", "forward", "loss", "backward", "optimizer")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Losses are compared to seven digits: how many threads a busy machine gives a sum must not decide."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def plan(make_plan):
     # Not Adam's first steps at full speed: it divides noise by noise where a gradient is all but zero.
     return make_plan(micro_batch=4, learning_rate=1e-4)
 
 
-@pytest.fixture
-def losses(tmp_path):
-    return lambda name="run": [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """An undisturbed run's folder, and how many allocations each phase of each of its steps made."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    with in_doubles(), refusing() as state:
+        train_plan(plan_of(dataset, micro_batch=4, learning_rate=1e-4), run, steps=STEPS)
+    return run, state.counts
 
 
-@pytest.fixture
-def reference(plan, train, tmp_path, losses):
-    """Losses of an undisturbed run, and how many allocations each phase of its last step made."""
-    with refusing() as state:
-        train(plan, out=tmp_path / "undisturbed", steps=STEPS)
-    return losses("undisturbed"), state.counts
-
-
-def test_a_refused_allocation_anywhere_in_a_step_changes_no_loss(plan, train, tmp_path, losses, reference):
-    expected, counts = reference
+def test_a_refused_allocation_anywhere_in_a_step_changes_no_loss(plan, train, doubles, tmp_path, undisturbed, same_run):
+    expected, counts = undisturbed
     draw = random.Random(0)
-    for number, phase in enumerate(PHASES):
-        step = draw.randint(1, STEPS - 1)
-        place = (step, phase, draw.randint(1, counts[step, phase]))
-        with refusing(place) as state:
+    for number, phases in enumerate((PHASES[:3], PHASES[3:])):  # one a step: each step starts at its planned size again
+        places = [(step, phase, draw.randint(1, counts[step, phase])) for step, phase in enumerate(phases, start=1)]
+        with refusing(*places) as state:
             summary = train(plan, out=tmp_path / f"run-{number}", steps=STEPS)
-        assert state.refused == [place]
-        assert losses(f"run-{number}") == pytest.approx(expected, rel=1e-6), place
-        (fallback,) = summary.fallbacks
-        assert (fallback.step, fallback.phase, fallback.micro_batch, fallback.reduced_to) == (step, phase, 4, 2)
+        assert state.refused == places
+        assert same_run.losses(tmp_path / f"run-{number}", expected), places
+        assert same_run.adapters(tmp_path / f"run-{number}", expected), places
+        told = [(one.step, one.phase, one.micro_batch, one.reduced_to) for one in summary.fallbacks]
+        assert told == [(step, phase, 4, 2) for step, phase, _ in places]
 
 
-def test_every_allocation_of_the_first_update_may_be_refused(plan, train, tmp_path, reference):
+def test_every_allocation_of_the_first_update_may_be_refused(plan, train, doubles, tmp_path, undisturbed, same_run):
     """The first one makes Adam's states: a half-made set must not survive."""
-    expected = load_file(tmp_path / "undisturbed" / "adapter" / "adapter_model.safetensors")
-    count = reference[1][1, "optimizer"]
-    for number, depth in enumerate({1, count // 2, count - 1, count}):
+    expected, counts = undisturbed
+    count = counts[1, "optimizer"]
+    for number, depth in enumerate({1, count // 2, count}):
         with refusing((1, "optimizer", depth)) as state:
             train(plan, out=tmp_path / f"run-{number}", steps=STEPS)
         assert len(state.refused) == 1
-        found = load_file(tmp_path / f"run-{number}" / "adapter" / "adapter_model.safetensors")
-        assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+        assert same_run.adapters(tmp_path / f"run-{number}", expected)
 
 
-def test_a_fallback_is_told_logged_with_its_examples_and_ends_with_the_step(plan, train, tmp_path, reference):
+def test_a_fallback_is_told_logged_with_its_examples_and_ends_with_the_step(plan, train, tmp_path):
     notes = []
     with refusing((2, "backward", 5), (2, "forward", 3)):
         summary = train(plan, steps=STEPS, on_note=notes.append)
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [len(line["fallbacks"]) for line in log] == [0, 2, 0, 0]
+    assert [len(line["fallbacks"]) for line in log_of(tmp_path / "run")] == [0, 2, 0, 0]
     first, second = summary.fallbacks
     assert {first.reduced_to, second.reduced_to} == {2, 1}
     assert len(first.examples) == 4
@@ -98,7 +83,7 @@ def test_memory_refused_in_the_update_names_all_examples_of_the_step(make_plan, 
     assert len(fallback.examples) == 6
 
 
-def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_plan, train, tmp_path, losses):
+def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_plan, train, doubles, tmp_path, same_run):
     """The cap itself refuses, in every step: the data is heavier than the budget allows at this micro-batch."""
     from budgetft.train.loop import Training
 
@@ -110,7 +95,7 @@ def test_a_batch_that_does_not_fit_whole_is_done_in_parts_under_the_cap(make_pla
         patch.setattr(Training, "_preflight", lambda self, micros: None)
         summary = train(make_plan(micro_batch=4, learning_rate=1e-4, budget_bytes=budget), steps=3)
     assert {fallback.step for fallback in summary.fallbacks} == {1, 2, 3}
-    assert losses() == pytest.approx(losses("small"), rel=1e-6)
+    assert same_run.losses(tmp_path / "run", tmp_path / "small")
     assert summary.process_peak_bytes <= budget
     assert not summary.over_budget
 
@@ -126,22 +111,23 @@ def test_one_example_that_does_not_fit_ends_the_run_by_name_and_keeps_the_checkp
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
 
 
-def test_a_run_that_ends_out_of_memory_keeps_its_finished_steps_its_record_and_the_ledgers(plan, train, tmp_path, reference):
+def test_a_run_that_ends_out_of_memory_keeps_its_finished_steps_its_record_and_the_ledgers(
+    plan, train, doubles, tmp_path, undisturbed, same_run
+):
     run, outcomes = tmp_path / "run", []
     with refusing(*[(3, "backward", 5)] * 3), pytest.raises(BudgetftError, match="step 3, one example at a time") as caught:
         train(plan, steps=STEPS, on_refused=outcomes.append)
     assert "--resume goes on after step 2" in (caught.value.hint or "")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
     assert [(outcome.status, outcome.phase, outcome.knobs) for outcome in outcomes] == [("oom", "backward", plan.knobs)]
-    *finished, last = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    *finished, last = log_of(run)
     assert [line["step"] for line in finished] == [1, 2]
     assert last["unfinished_step"] == 3
     assert [(one["micro_batch"], one["reduced_to"]) for one in last["fallbacks"]] == [(4, 2), (2, 1), (1, None)]
 
     summary = train(plan, resume=True, on_refused=pytest.fail)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in log] == pytest.approx(reference[0], rel=1e-6)
-    assert [len(line["fallbacks"]) for line in log] == [0, 0, 3, 0]
+    assert same_run.losses(run, undisturbed[0])
+    assert [len(line["fallbacks"]) for line in log_of(run)] == [0, 0, 3, 0]
     assert [one.reduced_to for one in summary.fallbacks] == [2, 1, None]
 
 
@@ -192,14 +178,15 @@ def test_a_neighbour_is_told_once_and_kept_with_its_largest_bytes():
     assert neighbours.seen == (a.replace(memory_bytes=2**31), b)
 
 
-def test_data_of_equal_ids_is_made_again_from_the_same_examples(make_plan, train, tmp_path, losses):
+def test_data_of_equal_ids_is_made_again_from_the_same_examples(make_plan, train, doubles, tmp_path, same_run):
     """More steps than data: the same example can be in a step twice, and is in its second try too."""
     data = draw_examples(tmp_path / "two", 2)
     plan = make_plan(micro_batch=4, data=data.folder, learning_rate=1e-4)
     train(plan, out=tmp_path / "undisturbed", steps=2)
     with refusing((2, "forward", 9)):
         train(plan, steps=2)
-    assert losses() == pytest.approx(losses("undisturbed"), rel=1e-6)
+    assert same_run.losses(tmp_path / "run", tmp_path / "undisturbed")
+    assert same_run.adapters(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def test_a_fallback_is_handed_on_as_an_outcome_of_the_planned_setting_once(plan, train):

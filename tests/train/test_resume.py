@@ -6,10 +6,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import until
+from runs import plan_of, train_plan
+from warm import warm
 
 import budgetft
 from budgetft.errors import BudgetftError, UsageError
@@ -20,7 +22,19 @@ from budgetft.train.saving import Pace
 
 ADAPTER = "adapter/adapter_model.safetensors"
 STEPS = 14
-RUN = "import typer; from budgetft.cli.train import train; typer.run(train)"
+RUN = f"""
+import signal, typer
+from budgetft.cli.train import train
+from budgetft.train.log import Log
+append = Log.append
+def endless(log, record):
+    while record.step == {STEPS}:
+        signal.pause()
+    append(log, record)
+Log.append = endless
+typer.run(train)
+"""
+"""A run that does not finish before it is killed, however late that is."""
 
 
 def losses(run):
@@ -31,17 +45,17 @@ def steps_logged(run):
     return (run / "log.jsonl").read_bytes().count(b"\n") if (run / "log.jsonl").exists() else 0
 
 
-@pytest.fixture
-def plan(make_plan):
+@pytest.fixture(scope="module")
+def plan(dataset):
     """With dropout, so that a wrong random state shows."""
-    return make_plan(lora_dropout=0.1, knobs={"lora": "stock", "checkpointed_layers": 0})
+    return plan_of(dataset, lora_dropout=0.1, knobs={"lora": "stock", "checkpointed_layers": 0})
 
 
-@pytest.fixture
-def reference(plan, train, tmp_path):
+@pytest.fixture(scope="module")
+def reference(plan, tmp_path_factory):
     """An uninterrupted run."""
-    out = tmp_path / "reference"
-    train(plan, out=out, steps=STEPS)
+    out = tmp_path_factory.mktemp("reference") / "run"
+    train_plan(plan, out, steps=STEPS)
     return out
 
 
@@ -62,12 +76,13 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(plan, reference, tra
     command = [sys.executable, "-c", RUN, "--plan", plan_file, "--out", run, "--weights", "random"]
     command += ["--steps", str(STEPS), "--save-every", "3", "--device", "cpu", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(Path(budgetft.__file__).parent.parent)}
-    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while steps_logged(run) < last and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    _, told = process.communicate()
+    with warm():
+        process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE)
+    try:
+        until(lambda: steps_logged(run) >= last or process.poll() is not None, f"step {last} of the run")
+    finally:
+        process.kill()
+        _, told = process.communicate()
     assert process.returncode == -signal.SIGKILL, told.decode()
     assert last <= steps_logged(run) < STEPS, f"killed after step {last}"
 

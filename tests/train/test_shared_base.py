@@ -1,12 +1,12 @@
 """Processes share the frozen layers out: the run of the whole base, with fewer bytes in each, and none waits for ever."""
 
 import json
-import time
 
 import pytest
 from drawn import draw_examples
 from refusing import refusing
-from safetensors.torch import load_file
+from rounding import farthest
+from runs import log_of, losses_of
 from torch import distributed
 
 from budgetft.errors import BudgetftError
@@ -47,19 +47,13 @@ def make_deep_plan(make_plan, deep):
     return make
 
 
-def lines(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def losses(run):
-    return [line["loss"] for line in lines(run)]
-
-
 def summary(run):
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted(make_deep_plan, train, launch, tmp_path, deep):
+def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted(
+    make_deep_plan, train, launch, doubles, same_run, tmp_path, deep
+):
     """Three micro-batches of one step, and three of held-out data, do not divide between two."""
     plan = make_deep_plan(micro_batch=1, effective_batch=3)
     held = draw_examples(tmp_path / "held", 3, answer="one {colour} shape").folder
@@ -68,14 +62,13 @@ def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted
     saved = saved_bytes(planned_job(planned, device="cpu", evidence="predicted", model=load_model(str(deep))), "fp32")
     planned = planned.replace(estimate=plan.estimate.replace(process_peak_bytes=alone.preflight_peak_bytes - saved))
     options = ("--steps", "3", "--eval-data", str(held), "--eval-every", "2")
-    done = launch(planned, *options, shared=True, weights=str(deep))
+    done = launch(planned, *options, shared=True, doubles=True, weights=str(deep))
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
-    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
-    evaluated, expected = ([line["heldout_loss"] for line in lines(one)[1:]] for one in (run, tmp_path / "alone"))
-    assert evaluated == pytest.approx(expected, rel=1e-6)
-    found, expected = load_file(run / ADAPTER), load_file(tmp_path / "alone" / ADAPTER)
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    assert same_run.losses(run, tmp_path / "alone")
+    evaluated, expected = ([line["heldout_loss"] for line in log_of(one)[1:]] for one in (run, tmp_path / "alone"))
+    assert farthest(evaluated, expected) <= same_run.loss
+    assert same_run.adapters(run, tmp_path / "alone")
     shared = summary(run)
     assert shared["preflight_peak_bytes"] == shared["predicted_peak_bytes"] == planned.estimate.process_peak_bytes
     assert saved > 0
@@ -89,14 +82,14 @@ def test_a_run_of_whole_bases_goes_on_to_the_same_adapter_where_they_are_shared(
     plan, run = make_plan(micro_batch=1, learning_rate=1e-4), tmp_path / "run"
     done = launch(plan, "--steps", "3", "--save-every", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    adapter, expected = (run / ADAPTER).read_bytes(), losses(run)
+    adapter, expected = (run / ADAPTER).read_bytes(), losses_of(run)
     (run / "summary.json").unlink()  # as if it had been killed after step 2
     (run / "checkpoints" / "step-3").rename(tmp_path / "removed")
     done = launch(plan, "--resume", shared=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "each holds 0.00 GiB of 2 layers" in done.stderr
     assert (run / ADAPTER).read_bytes() == adapter
-    assert losses(run) == expected
+    assert losses_of(run) == expected
 
 
 def test_a_base_above_the_budget_loads_where_it_is_shared(make_deep_plan, deep):
@@ -123,14 +116,17 @@ def test_a_base_above_the_budget_loads_where_it_is_shared(make_deep_plan, deep):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_memory_refused_in_one_process_makes_both_do_the_step_again(make_plan, train, launch, tmp_path, monkeypatch, shared):
+def test_memory_refused_in_one_process_makes_both_do_the_step_again(
+    make_plan, train, launch, doubles, same_run, tmp_path, monkeypatch, shared
+):
     plan = make_plan(micro_batch=4, effective_batch=8, learning_rate=1e-4)
     train(plan, steps=3, out=tmp_path / "alone")
     monkeypatch.setenv("FAULTY_RANK", "1")
     monkeypatch.setenv("FAULTY", "2 forward 30,2 backward 7,3 vision 2")
-    done = launch(plan, "--steps", "3", shared=shared, module="faulty")
+    done = launch(plan, "--steps", "3", shared=shared, doubles=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    assert same_run.losses(tmp_path / "run", tmp_path / "alone")
+    assert same_run.adapters(tmp_path / "run", tmp_path / "alone")
     told = [(one["step"], one["process"], one["phase"], one["reduced_to"]) for one in summary(tmp_path / "run")["fallbacks"]]
     assert told == [(2, 1, "forward", 2), (2, 1, "backward", 1), (3, 1, "vision", 2)]
 
@@ -140,9 +136,10 @@ def test_memory_that_one_process_cannot_have_ends_both_at_once_by_name_and_keeps
 ):
     monkeypatch.setenv("FAULTY_RANK", "1")
     monkeypatch.setenv("FAULTY", "3 backward 5,3 backward 5")
-    done = launch(make_plan(micro_batch=2), "--steps", "4", "--save-every", "1", shared=True, module="faulty")
+    done = launch(make_plan(micro_batch=2), "--steps", "4", "--save-every", "1", shared=True)
     assert done.returncode != 0
-    assert "out of memory in phase 'backward' of step 3, one example at a time (examples example-" in done.stderr
+    sentence = "error: out of memory in phase 'backward' of step 3, one example at a time (examples example-"
+    assert done.stderr.count(sentence) == 2, "one waited for the other until the connection broke"
     assert "--resume goes on after step 2" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
 
@@ -153,14 +150,13 @@ def test_both_end_at_once_with_the_last_finished_step_saved_and_the_refusal_in_l
 ):
     monkeypatch.setenv("FAULTY_RANK", rank)
     monkeypatch.setenv("FAULTY", "3 backward 5,3 backward 5")
-    ledger, began = tmp_path / "ledger.sqlite3", time.monotonic()
-    done = launch(make_plan(micro_batch=2), "--steps", "4", "--ledger", str(ledger), module="faulty")
+    ledger = tmp_path / "ledger.sqlite3"
+    done = launch(make_plan(micro_batch=2), "--steps", "4", "--ledger", str(ledger))
     assert done.returncode != 0
-    assert time.monotonic() - began < 60
-    assert done.stderr.count("--resume goes on after step 2") >= 1
+    assert done.stderr.count("--resume goes on after step 2") == 2, "one waited for the other until the connection broke"
     assert "starts over" not in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
-    last = lines(tmp_path / "run")[-1]
+    last = log_of(tmp_path / "run")[-1]
     assert [(one["process"], one["reduced_to"]) for one in last["fallbacks"]] == [(int(rank), 1), (int(rank), None)]
     assert len(Ledger(ledger)) == 1
 
@@ -173,7 +169,7 @@ def test_an_evaluation_out_of_memory_in_the_other_process_is_in_the_log_of_the_f
         train(make_plan(micro_batch=2, effective_batch=2), steps=1, heldout=pair, out=tmp_path / "one")
     monkeypatch.setenv("FAULTY_RANK", "1")
     monkeypatch.setenv("FAULTY", f"1 loss {state.counts[1, 'loss']}")
-    done = launch(make_plan(micro_batch=2), "--steps", "1", "--eval-data", str(four), module="faulty")
+    done = launch(make_plan(micro_batch=2), "--steps", "1", "--eval-data", str(four))
     assert done.returncode == 0, done.stderr[-3000:]
     (fallback,) = summary(tmp_path / "run")["fallbacks"]
     assert (fallback["during"], fallback["process"], fallback["reduced_to"]) == ("evaluation", 1, 1)
@@ -183,9 +179,7 @@ def test_an_evaluation_out_of_memory_in_the_other_process_is_in_the_log_of_the_f
 def test_a_preflight_that_one_process_cannot_make_ends_both_before_the_first_step(make_plan, launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULTY_RANK", "1")
     monkeypatch.setenv("FAULTY", "0 backward 3")
-    began = time.monotonic()
-    done = launch(make_plan(micro_batch=2), "--steps", "2", shared=True, module="faulty")
+    done = launch(make_plan(micro_batch=2), "--steps", "2", shared=True)
     assert done.returncode != 0
-    assert "of the pre-flight" in done.stderr
-    assert time.monotonic() - began < 60
+    assert done.stderr.count("error: out of memory in phase 'backward' of the pre-flight") == 2, "one waited for the other"
     assert not (tmp_path / "run" / "log.jsonl").exists()

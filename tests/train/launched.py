@@ -1,0 +1,47 @@
+"""``budgetft`` in one of several processes, as a test starts it: in fp64 when ``IN_DOUBLES`` is set, with faults by ``FAULTY``.
+
+``FAULTY`` is "step phase count" for each allocation, by commas, that is refused in process ``FAULTY_RANK``.
+
+Fails where something of the connection to the others outlives the run: its threads may abort the interpreter's end. None
+ends before the others have come to their end too: the launcher would end them then, and nobody would see that one waits.
+"""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from doubles import in_doubles
+from patience import HANG_SECONDS, until
+from refusing import refusing
+
+from budgetft.cli import main
+
+
+def wanted() -> list[tuple[int, str, int]]:
+    """What is refused in this process."""
+    if os.environ.get("FAULTY_RANK") != os.environ["RANK"]:
+        return []
+    fields = [place.split() for place in os.environ["FAULTY"].split(",")]
+    return [(int(step), phase, int(count)) for step, phase, count in fields]
+
+
+def connection_threads() -> int:
+    tasks = Path("/proc/self/task")  # where there is none, nothing is known
+    return sum("gloo" in (task / "comm").read_text() for task in tasks.iterdir()) if tasks.is_dir() else 0
+
+
+def wait_for_the_others() -> None:
+    """Until they have left ``main`` as well, however it ended; for HANG_SECONDS when one of them hangs."""
+    folder, rank, world = Path(os.environ["LAUNCHED_IN"]), os.environ["RANK"], int(os.environ["WORLD_SIZE"])
+    (folder / f"ended-{rank}").touch()
+    others = [folder / f"ended-{number}" for number in range(world)]
+    until(lambda: all(other.exists() for other in others), "the other processes' end", seconds=HANG_SECONDS)
+
+
+if __name__ == "__main__":
+    refused = wanted()
+    with in_doubles() if "IN_DOUBLES" in os.environ else nullcontext(), refusing(*refused) if refused else nullcontext():
+        status = main()
+    left = connection_threads()
+    wait_for_the_others()
+    raise SystemExit(f"{left} threads of the connection are left" if left else status)
