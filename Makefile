@@ -10,7 +10,8 @@ WORKERS ?= --numprocesses 2 --dist loadfile
 plan: $(VENV)/installed
 	$(BIN)/budgetft plan --gpu v100-16g
 
-check: lint types quick
+check: $(VENV)/installed-dev
+	$(MAKE) --jobs 2 --output-sync=line lint types quick
 
 test: lint types pytest
 

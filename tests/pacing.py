@@ -5,14 +5,18 @@ them. It is written by ``pytest --note-slow``: a test that is not in it, a new o
 """
 
 import shlex
+import time
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 SLOW = Path(__file__).with_name("slow.txt")
 SLOW_SECONDS = 0.3
-"""Setup and call of all of a function's cases on average, or of the slowest file's first case, on two idle cores."""
+"""Of one case of a test, setup included, or of a fixture that several tests share: all of them are slow then."""
+_slow_fixtures: set[tuple[str, str]] = set()
+"""(where it is known, name) of the shared fixtures that were slow to make in this process."""
 
 
 def function_of(nodeid: str) -> str:
@@ -30,13 +34,31 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Pacing(config), "pacing-of-this-run")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    started = time.perf_counter()
+    result = yield
+    if fixturedef.scope != "function" and time.perf_counter() - started > SLOW_SECONDS:
+        _slow_fixtures.add((fixturedef.baseid, fixturedef.argname))
+    return result
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.config.getoption("--note-slow"):
+        item.user_properties.append(("fixtures", getattr(item, "fixturenames", [])))
+        item.user_properties.append(("slow fixtures", sorted(_slow_fixtures)))
+
+
 class Pacing:
     """Collects what each test took and which failed, in the process that reports."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.seconds: Counter[str] = Counter()
-        self.worst: dict[str, float] = {}
+        self.fixtures: dict[str, list[str]] = {}
+        self.slow_fixtures: set[tuple[str, str]] = set()
         self.failed: list[str] = []
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,6 +71,9 @@ class Pacing:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
+        told = dict(report.user_properties)
+        self.fixtures[report.nodeid] = told.get("fixtures", [])  # type: ignore[assignment]
+        self.slow_fixtures.update(map(tuple, told.get("slow fixtures", [])))  # type: ignore[arg-type]
         if report.failed and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
 
@@ -58,6 +83,10 @@ class Pacing:
             for nodeid in self.failed:
                 terminalreporter.line(f"python -m pytest {shlex.quote(nodeid)}")
         if self.config.getoption("--note-slow"):
-            slow = sorted({function_of(nodeid) for nodeid, seconds in self.seconds.items() if seconds > SLOW_SECONDS})
+            slow = sorted({function_of(nodeid) for nodeid in self.seconds if self.is_slow(nodeid)})
             SLOW.write_text("\n".join(slow) + "\n")
             terminalreporter.line(f"{len(slow)} slow tests noted in {SLOW.name}")
+
+    def is_slow(self, nodeid: str) -> bool:
+        shared = {name for base, name in self.slow_fixtures if nodeid.startswith(base)}
+        return self.seconds[nodeid] > SLOW_SECONDS or not shared.isdisjoint(self.fixtures.get(nodeid, []))

@@ -39,7 +39,7 @@ def test_every_name_is_documented_and_every_function_is_typed():
             assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values()), name
 
 
-def test_the_example_runs_to_its_end(tmp_path, new_cache):
+def test_the_example_runs_to_its_end(tmp_path, new_cache, warm_children):
     done = python(str(HERE / "example_api.py"), str(tmp_path), BUDGETFT_CACHE=str(new_cache()), PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -4,6 +4,11 @@ The bundled tiny models have the real vocabulary of 151,936 words, as real token
 and logits are then 99 of 100 bytes and operations. Synthetic batches need only a few words and the ids of the markers.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
 from budgetft.model import Model, load_model
 
 FAMILIES = ("tiny-qwen2.5-vl", "tiny-qwen2-vl", "tiny-qwen3-vl")
@@ -33,3 +38,14 @@ def short_model(name: str = "qwen2.5-vl-3b", *, layers: int = 12, blocks: int = 
     config = {**model.config, "vision_config": vision}
     config |= {"text_config": {**model.text, **text}} if "text_config" in model.config else text
     return model.replace(config=config)
+
+
+def sliced(names: Iterable[str], settings: Iterable[str], *, share: int = 2) -> list[Any]:
+    """Every name with every setting, as parameters: one of ``share`` in the suite, all in the sweep.
+
+    The slice has each setting with some name and each name with some settings, as in a Latin square.
+    """
+    pairs = [((first + second), (name, setting)) for first, name in enumerate(names) for second, setting in enumerate(settings)]
+    return [
+        pytest.param(*pair, marks=() if number % share == 0 else pytest.mark.sweep, id="-".join(pair)) for number, pair in pairs
+    ]

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,8 @@ class Generation:
         waiting: deque[tuple[Example, Encoded]] = deque()
         with closing(self._encoded(todo)) as encoded:  # pyright: ignore[reportArgumentType]
             left = len(todo)
+            waiting.append(next(encoded))
+            self._load_kernels(step, waiting[0][1])
             while left:
                 while len(waiting) < min(self.batch, left):
                     waiting.append(next(encoded))
@@ -262,6 +264,17 @@ class Generation:
         self.memory.set_cap()
         return step
 
+    def _load_kernels(self, step: Step, encoded: Encoded) -> None:
+        """Settle the cap when kernels and workspaces, which lie outside torch's allocator, are loaded: by one example.
+
+        A first batch that fills the cap would take the process over the budget by them.
+        """
+        if self.memory.device.type != "cuda":
+            return
+        with suppress(torch.OutOfMemoryError):  # then the first batch, too, has no room, and says so
+            self._new_tokens(step, [encoded], self.decoding.replace(max_new_tokens=min(2, self.decoding.max_new_tokens)))
+        self.memory.set_cap()
+
     def _encoded(self, todo: list[int]) -> Iterator[tuple[Example, Encoded]]:
         def make(index: int) -> tuple[Example, Encoded]:
             example = self.examples[index]
@@ -270,19 +283,27 @@ class Generation:
         for part in prefetched(([index] for index in todo), make, ahead=2 * self.batch):
             yield from part
 
+    def _end_and_pad(self) -> tuple[int, int]:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+
+    def _new_tokens(self, step: Step, part: list[Encoded], decoding: Decoding) -> torch.Tensor:
+        end_id, pad_id = self._end_and_pad()
+        with self.memory.working():
+            prompts = pad_left(part, pad_id).to(step.device)
+            return new_tokens(step, prompts, decoding, end_ids=[end_id, pad_id], pad_id=pad_id).cpu()
+
     def _try(self, step: Step, part: list[tuple[Example, Encoded]]) -> str | None:
         """Generate for ``part`` and write its rows; what torch said when memory ran out, else None.
 
         The error itself is not handed on: its traceback would keep the tensors of the failed pass alive.
         """
         tokenizer = self.processor.tokenizer
-        end_id, pad_id = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+        end_id, pad_id = self._end_and_pad()
         began = time.perf_counter()
         torch.manual_seed(_batch_seed(self.decoding.seed, [example.id for example, _ in part]))
         try:
-            with self.memory.working():
-                prompts = pad_left([encoded for _, encoded in part], pad_id).to(step.device)
-                tokens = new_tokens(step, prompts, self.decoding, end_ids=[end_id, pad_id], pad_id=pad_id).cpu()
+            tokens = self._new_tokens(step, [encoded for _, encoded in part], self.decoding)
         except torch.OutOfMemoryError as error:
             return (str(error).splitlines() or [type(error).__name__])[0][:200]
         seconds = (time.perf_counter() - began) / len(part)

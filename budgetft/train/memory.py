@@ -19,6 +19,8 @@ from budgetft.train.record import Neighbour
 Device = Literal["auto", "cpu", "cuda"]
 MOST_OF_THE_CAP = 0.99
 """A plan that takes so much leaves the allocator nothing to pile up in."""
+LEAST_OF_THE_CAP = 0.001
+"""What torch is told of a plan that takes less: it refuses a threshold of 0, and CUDA then does not start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,5 +210,6 @@ def _choose_allocator(expandable: bool, share: float) -> None:
     old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
     os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
     name = "PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"
-    collecting = f",garbage_collection_threshold:{share:.3f}" if 0.0 < share < MOST_OF_THE_CAP else ""
+    threshold = max(share, LEAST_OF_THE_CAP)
+    collecting = f",garbage_collection_threshold:{threshold:.3f}" if share < MOST_OF_THE_CAP else ""
     os.environ[name] = f"expandable_segments:{expandable}{collecting}"

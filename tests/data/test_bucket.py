@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from budgetft.data.bucket import Ceiling, micro_batches, padded_tokens, padding_share
+from budgetft.data.bucket import Ceiling, micro_batches, padded_tokens, padding_share, split
 from budgetft.workload import Shape
 
 STEP = 28
@@ -99,3 +99,8 @@ def test_the_same_examples_give_the_same_micro_batches_whatever_came_before():
     first = micro_batches(shapes, "bucketed", ceiling, pixel_step=STEP)
     micro_batches(ragged(2, 16), "bucketed", ceiling, pixel_step=STEP)
     assert micro_batches(shapes, "bucketed", ceiling, pixel_step=STEP) == first
+
+
+def test_no_example_is_left_out_where_the_last_micro_batch_is_not_full():
+    assert split([5, 1, 4, 2, 3], 2) == [(5, 1), (4, 2), (3,)]
+    assert split([7], 4) == [(7,)]

@@ -212,3 +212,22 @@ def test_importing_the_package_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+CHANGES = {
+    "id": "two",
+    "prompt": "Which?",
+    "answer": "Red.",
+    "source_id": "row",
+    "weight": 0.5,
+    "scenario": "s",
+    "video_fps": 2.0,
+}
+
+
+@pytest.mark.parametrize(("field", "value"), CHANGES.items(), ids=CHANGES)
+def test_the_fingerprint_changes_with_every_field_of_an_example(tmp_path, example, picture, field, value):
+    def fingerprint(name: str, one: Example) -> str:
+        return write_dataset([one], tmp_path / name, images_root=picture.parent).fingerprint
+
+    assert fingerprint("changed", example.replace(**{field: value})) != fingerprint("as it was", example)

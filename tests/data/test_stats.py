@@ -106,3 +106,9 @@ def test_rows_over_the_limit_are_counted_and_the_longest_is_named(sample, shapes
     assert "--max-length" in str(failure.value.hint)
     assert "--max-pixels" in str(failure.value.hint)
     check_lengths([one.id for one in sample], shapes, model, Contract(max_length=max(totals)))
+
+
+def test_a_longer_example_is_heavier_than_one_with_more_pixels():
+    text = Shape(images=((28, 28),), text_tokens=200, supervised_tokens=9)
+    image = Shape(images=((280, 252),), text_tokens=10, supervised_tokens=5)
+    assert workload_of([image, text], None, pixel_step=28).worst == (text, image)

@@ -10,7 +10,7 @@ from twins import caption_file, change, question_file, scenario_names, spoilt
 from budgetft.data.examples import read_dataset
 from budgetft.data.reformat import Format
 from budgetft.data.twin import TwinSpec
-from budgetft.data.video import At, pick_frames
+from budgetft.data.video import At, VideoFacts, pick_frames
 from budgetft.data.wts import Request, convert_wts, split_scenarios
 from budgetft.errors import UsageError
 from budgetft.evaluate.judge import truth_of_examples
@@ -302,3 +302,11 @@ def test_a_format_that_makes_no_sense_is_refused():
     with pytest.raises(UsageError, match="split"):
         Request.make(split="training")
     assert TwinSpec.make(scenarios=1).style == "day"
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames"), [(25.0, [0, 1, 2, 3]), (30.0, [0, 1, 2, 3]), (59.94, [0, 0, 1, 1]), (60.0, [0, 0, 1, 1])]
+)
+def test_an_annotated_frame_is_found_by_its_number_from_0_and_at_60_fps_by_half_of_it(fps, frames):
+    facts = VideoFacts(width=64, height=64, fps=fps, seconds=1.0)
+    assert [facts.frame_of(number) for number in range(4)] == frames

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model
+from tiny import FAMILIES, sliced, tiny_model
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
@@ -67,18 +67,17 @@ def both_peaks(model: Model, knobs: Knobs) -> tuple[int, int]:
     return trace_step(model, CONTRACT, knobs, shapes, gpu=None).peak_bytes, metered_peak(model, knobs, shapes)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("knobs", SETTINGS.values(), ids=SETTINGS)
-def test_the_traced_peak_is_the_real_one_to_the_byte(name, knobs):
+@pytest.mark.parametrize(("name", "setting"), sliced(FAMILIES, SETTINGS))
+def test_the_traced_peak_is_the_real_one_to_the_byte(name, setting):
     """With few words the peak lies in the layers or in the tower."""
-    traced, metered = both_peaks(tiny_model(name), knobs)
+    traced, metered = both_peaks(tiny_model(name), SETTINGS[setting])
     assert traced == metered
 
 
-@pytest.mark.parametrize(("number", "setting"), enumerate(SETTINGS), ids=SETTINGS)
-def test_so_it_is_with_the_real_vocabulary(number, setting):
+@pytest.mark.parametrize(("name", "setting"), sliced(FAMILIES, SETTINGS, share=6))
+def test_so_it_is_with_the_real_vocabulary(name, setting):
     """With 151,936 words the peak lies in the loss."""
-    traced, metered = both_peaks(load_model(FAMILIES[number % 3]), SETTINGS[setting])
+    traced, metered = both_peaks(load_model(name), SETTINGS[setting])
     assert traced == metered
 
 

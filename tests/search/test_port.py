@@ -10,6 +10,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: a search is a stu
 from warm import warm
 
 from budgetft.cli import main
+from budgetft.gpu import load_gpu
 from budgetft.plan import read_plan
 from budgetft.search.port import MOST_PROBES
 
@@ -112,14 +113,27 @@ def test_where_nothing_fits_it_says_what_to_give_up(ported):
     assert "cards with a default budget that is enough" in error
 
 
-def test_a_type_that_the_card_only_emulates_is_not_replaced_in_silence(way, tmp_path, capsys):
-    plan = read_plan(way / "old.json")
+@pytest.fixture
+def unpriced(way):
+    """The plan without its prices, which would be traced as well."""
+    plan = read_plan(way / "old.json").replace(price_list=())
     assert plan.knobs.base_precision == "fp32"
-    (tmp_path / "old.json").write_text(plan.replace(price_list=()).model_dump_json())  # prices would be traced as well
+    return plan
+
+
+@pytest.mark.sweep
+def test_a_port_to_the_native_type_of_a_newer_card_computes_in_it(unpriced, tmp_path):
+    (tmp_path / "old.json").write_text(unpriced.model_dump_json())
     native = ["--gpu", "rtx3060-12g", "--precision", "native", "--probe", "never", "--quiet"]
     assert run("port", "--plan", tmp_path / "old.json", *native, "--out", tmp_path / "bf16.json") == 0
     assert read_plan(tmp_path / "bf16.json").knobs.base_precision == "bf16"
-    capsys.readouterr()
+
+
+def test_a_type_that_the_card_only_emulates_is_not_replaced_in_silence(unpriced, tmp_path, capsys):
+    """To the type of an older card; to that of a newer one in the sweep: both by the same few lines."""
+    ampere = unpriced.gpu.replace(name="rtx3060-12g", profile=load_gpu("rtx3060-12g"))
+    bf16 = unpriced.replace(gpu=ampere, knobs=unpriced.knobs.replace(base_precision="bf16"))
+    (tmp_path / "bf16.json").write_text(bf16.model_dump_json())
     port = ["port", "--plan", tmp_path / "bf16.json", "--gpu", "t4", "--probe", "never", "--out", tmp_path / "t4.json"]
     assert run(*port) == 2
     error = capsys.readouterr().err

@@ -118,6 +118,7 @@ def probability_of_fitting(replay: Replay, knobs) -> float:
         cross = np.array([kernel(a, asked) for a in seen])
         mean, variance = float(cross @ inverse @ residuals), variance - float(cross @ inverse @ cross)
     room = math.log(replay.truth.budget_bytes) - logs[asked] - mean
+    variance += PEAK_PRIOR.noise**2  # a probe finds the peak with its own scatter
     return 0.5 * (1 + math.erf(room / math.sqrt(2 * variance)))
 
 

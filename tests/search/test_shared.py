@@ -19,6 +19,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from patience import HANG_SECONDS, until
 from sqlalchemy.exc import IntegrityError
+from turns import Clock, in_turns
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
@@ -40,17 +41,14 @@ quick = partial(Claims, beat_seconds=0.1, dead_seconds=HANG_SECONDS)
 class Slow:
     """A prober that takes its time, and writes down what it was asked before it answers."""
 
-    def __init__(self, truth, told_to, seconds: float, meet: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, truth, told_to, take_time: Callable[[], object] = lambda: None) -> None:
         self.stack = STACK
-        self._truth, self._told_to, self._seconds, self._meet = truth, told_to, seconds, meet
+        self._truth, self._told_to, self._take_time = truth, told_to, take_time
 
     def probe(self, knobs, *, fresh: bool = False):
-        first = not self._told_to.exists()
         with self._told_to.open("a") as file:
             print(json.dumps([knobs.model_dump(mode="json"), fresh]), file=file)
-        if first:
-            self._meet()
-        time.sleep(self._seconds)
+        self._take_time()
         return self._truth.outcome(knobs).replace(stack=STACK)
 
 
@@ -65,17 +63,16 @@ def journal(tmp_path) -> str:
 
 
 @pytest.fixture
-def start(make_truth, tmp_path, journal):
-    """Start a worker in a process of its own; its probes go to ``name.asked``, its choice to ``name.json``."""
-    started = []
+def work(make_truth, tmp_path, journal):
+    """Plan in this process as the worker ``name``; its probes go to ``name.asked``, its choice to ``name.json``."""
 
-    def work(name: str, seconds: float, dead_seconds: float, meet: Callable, ledger: bool, options: dict) -> None:
-        truth, make_claims = make_truth(0), partial(quick, dead_seconds=dead_seconds)
-        if ledger:
-            options["ledger"] = Ledger(tmp_path / "ledger.sqlite3")
-        prober = Slow(truth, tmp_path / f"{name}.asked", seconds, meet)
-        facts = {"job": truth.formula.job, "estimator": truth.formula, "storage": journal, "make_claims": make_claims}
-        choice = Planner(prober=prober, **facts, **options).plan()
+    def run(name: str, clock=time, *, seconds: float = 0.0, ledger: bool = False) -> None:
+        truth, options = make_truth(0), {"ledger": Ledger(tmp_path / "ledger.sqlite3")} if ledger else {}
+        prober = Slow(truth, tmp_path / f"{name}.asked", lambda: clock.sleep(seconds))
+        facts = {"job": truth.formula.job, "estimator": truth.formula, "storage": journal, "make_claims": quick}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(claiming, "time", clock)
+            choice = Planner(prober=prober, **facts, **options).plan()
         found = {
             "winner": choice.winner.model_dump(mode="json"),
             "outcomes": [outcome.model_dump(mode="json") for outcome in choice.outcomes],
@@ -83,9 +80,16 @@ def start(make_truth, tmp_path, journal):
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
 
-    def begin(name, *, seconds=0.0, dead_seconds=HANG_SECONDS, meet=lambda: None, ledger=False, **options):
-        given = (name, seconds, dead_seconds, meet, ledger, options)
-        process = multiprocessing.get_context("fork").Process(target=work, args=given)
+    return run
+
+
+@pytest.fixture
+def start(work):
+    """Start a worker in a process of its own."""
+    started = []
+
+    def begin(name: str, **options):
+        process = multiprocessing.get_context("fork").Process(target=work, args=(name,), kwargs=options)
         process.start()
         started.append(process)
         return process
@@ -97,13 +101,23 @@ def start(make_truth, tmp_path, journal):
 
 
 @pytest.fixture
-def end(tmp_path):
-    """Wait for a worker's process; what it chose and what it was asked."""
+def found_by(tmp_path):
+    """What a worker that has ended chose, and what it was asked."""
+
+    def read(name: str):
+        return json.loads((tmp_path / f"{name}.json").read_text()), asked(tmp_path / f"{name}.asked")
+
+    return read
+
+
+@pytest.fixture
+def end(found_by):
+    """Wait for a worker's process; what it found."""
 
     def wait(name: str, process):
         process.join(HANG_SECONDS)
         assert process.exitcode == 0, f"{name} failed, or hangs (None)"
-        return json.loads((tmp_path / f"{name}.json").read_text()), asked(tmp_path / f"{name}.asked")
+        return found_by(name)
 
     return wait
 
@@ -112,23 +126,22 @@ def end(tmp_path):
 def alone(make_truth, tmp_path):
     """What one worker without others chooses, and what it probes."""
     truth = make_truth(0)
-    prober = Slow(truth, tmp_path / "alone.asked", 0.0)
+    prober = Slow(truth, tmp_path / "alone.asked")
     choice = Planner(job=truth.formula.job, estimator=truth.formula, prober=prober).plan()
     return choice, asked(tmp_path / "alone.asked")
 
 
 @pytest.mark.parametrize(("number", "ledger"), [(2, False), (3, False), (2, True)])
-def test_workers_share_the_probes_and_end_with_one_plan(start, end, alone, make_truth, number, ledger):
+def test_workers_share_the_probes_and_end_with_one_plan(work, found_by, alone, make_truth, number, ledger):
     names = [f"worker-{index}" for index in range(number)]
-    meeting = multiprocessing.get_context("fork").Barrier(number)  # each has its first probe while the others have theirs
-    meet = partial(meeting.wait, HANG_SECONDS)
-    processes = [start(name, seconds=0.1, meet=meet, ledger=ledger) for name in names]
-    found = [end(name, process) for name, process in zip(names, processes, strict=True)]
+    seconds = in_turns([partial(work, name, seconds=1.0, ledger=ledger) for name in names])
+    found = [found_by(name) for name in names]
     probes = Counter(probe for _, made in found for probe in made)
     assert set(probes.values()) == {1}, "no setting twice"
     assert sum(fresh for _, fresh in probes) == 1, "one confirmation for all"
     single, lonely = alone
-    assert all(made for _, made in found), "each takes a part"
+    assert all(0 < len(made) < len(lonely) for _, made in found), "fewer probes each"
+    assert seconds < len(lonely), "sooner than alone: each probe takes a second"
     assert sum(probes.values()) <= len(lonely) + 2 * (number - 1), "together little more than one alone"
     first = found[0][0]
     assert all(choice == first for choice, _ in found)
@@ -151,7 +164,7 @@ def test_a_worker_killed_in_the_middle_of_a_probe_holds_up_nobody_and_its_probe_
     victim = start("victim", seconds=HANG_SECONDS)
     until(lambda: asked(tmp_path / "victim.asked") or not victim.is_alive(), "a probe of the victim")
     victim.kill()
-    choice, made = end("other", start("other", dead_seconds=0.1))
+    choice, made = end("other", start("other", clock=Clock()))
     ((left, _),) = asked(tmp_path / "victim.asked")
     assert (left, False) in made
     assert len(set(choice["workers"])) == 1
@@ -166,7 +179,7 @@ def test_a_journal_cut_off_in_the_middle_of_its_last_line_is_read_and_written_on
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     lines = whole.splitlines(keepends=True)
-    choice, _ = end("other", start("other", dead_seconds=0.1))
+    choice, _ = end("other", start("other", clock=Clock()))
     written = path.read_bytes()
     assert written.startswith(b"".join(lines[:-1]))
     assert all(json.loads(line) for line in written.splitlines())
@@ -183,7 +196,7 @@ def test_a_worker_meets_a_line_that_another_left_unfinished_while_it_plans(make_
                     cut.append(file.write(b'{"op_code":5,"worker_id":"anoth'))
             return super().probe(knobs, fresh=fresh)
 
-    prober = Damaging(truth, tmp_path / "asked", 0.0)
+    prober = Damaging(truth, tmp_path / "asked")
     choice = Planner(job=truth.formula.job, estimator=truth.formula, prober=prober, storage=journal).plan()
     assert len(cut) == 2
     assert choice.winner.estimate.fits
@@ -199,7 +212,7 @@ def test_a_journal_that_is_damaged_while_planning_is_told_as_such(make_truth, jo
                 file.write(b"nonsense\n" * 2)
             return super().probe(knobs, fresh=fresh)
 
-    prober = Damaging(truth, tmp_path / "asked", 0.0)
+    prober = Damaging(truth, tmp_path / "asked")
     with pytest.raises(BudgetftError, match=r"the study's storage journal://.* failed"):
         Planner(job=truth.formula.job, estimator=truth.formula, prober=prober, storage=journal).plan()
 
@@ -247,20 +260,6 @@ def test_processes_that_claim_the_same_settings_at_once_get_each_setting_once(cl
         process.join(HANG_SECONDS)
     got = [index for number in range(4) for index in json.loads((tmp_path / f"got-{number}").read_text())]
     assert sorted(got) == list(range(12))
-
-
-class Clock:
-    """In the place of the module ``time``: a sleep takes no time, and is over."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        assert self.now < 1000, "it is waited for for ever"
 
 
 def test_a_worker_that_gives_signs_of_life_is_waited_for_and_one_that_does_not_is_not(claims, monkeypatch):
@@ -385,7 +384,7 @@ def test_a_journal_s_relative_path_is_of_the_working_directory(tmp_path, monkeyp
 
 def test_a_sampler_that_does_not_know_of_other_workers_is_refused(make_truth, journal, tmp_path):
     truth = make_truth(0)
-    prober = Slow(truth, tmp_path / "asked", 0.0)
+    prober = Slow(truth, tmp_path / "asked")
     planner = Planner(job=truth.formula.job, estimator=truth.formula, prober=prober, storage=journal, sampler="tpe")
     with pytest.raises(UsageError, match="cannot be shared by several workers"):
         planner.plan()

@@ -109,7 +109,7 @@ def test_the_key_follows_model_weights_pixels_and_precision():
     assert len({other.model_dump_json() for other in [key, *others]}) == 6
 
 
-def test_a_killed_run_loses_only_what_was_not_yet_written_and_the_next_one_finishes(sample, tmp_path):
+def test_a_killed_run_loses_only_what_was_not_yet_written_and_the_next_one_finishes(warm_children, sample, tmp_path):
     script = (
         "import itertools, signal\n"
         "from budgetft.data import features\n"

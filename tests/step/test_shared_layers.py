@@ -1,8 +1,10 @@
 """Layers that a process has only a part of compute what whole ones do, and every pass makes the same gathers."""
 
+import math
+
 import pytest
 import torch
-from rounding import distance, noise
+from rounding import UNITS, distance
 from tiny import FAMILIES, tiny_model
 from torch import distributed
 
@@ -121,8 +123,8 @@ def test_on_a_card_gathering_beside_the_computing_layer_changes_nothing(settings
     expected_loss, expected = gradients(*made_step("tiny-qwen2.5-vl", settings, share=False, **options))
     step, inputs = made_step("tiny-qwen2.5-vl", settings, **options)
     assert all(tensor.is_cuda for tensor in step.shared.tensors())
-    whole = made_step("tiny-qwen2.5-vl", settings, share=False, **options)
-    bound = noise(lambda: gradients(*whole)[1], expected)  # kernels on a card may add in another order
+    # Kernels on a card may add in another order: some 200 roundings in a row are then others, and add like their root.
+    bound = math.sqrt(200) * UNITS["fp32" if precision == "fp32" else "fp16"]
     for _ in range(3):
         poison(step.shared)
         loss, gradient = gradients(step, inputs)

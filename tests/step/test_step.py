@@ -74,10 +74,15 @@ class Case:
         return loss, gradient
 
     @cached_property
+    def of_stock(self) -> tuple[float, torch.Tensor]:
+        """The loss and gradient of the stock recipe."""
+        return self.gradients(self.stock)
+
+    @cached_property
     def bound(self) -> float:
         """How far from the stock recipe's gradient another order of its sums may bring it, relative; and its loss, which only
         the forward's roundings reach."""
-        return noise(lambda: self.gradients(self.stock)[1], self.gradients(self.stock)[1])
+        return noise(lambda: self.gradients(self.stock)[1], self.of_stock[1])
 
 
 made = cache(Case)
@@ -95,7 +100,7 @@ def precise(request) -> Case:
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_cost_knob_leaves_loss_and_gradients_as_the_stock_recipe_has_them(precise, change):
-    loss, gradient = precise.gradients(precise.stock)
+    loss, gradient = precise.of_stock
     other_loss, other = precise.gradients(precise.stock.replace(**change))
     assert distance([other_loss], [loss]) < precise.bound
     assert gradient.norm() > 0.1
@@ -192,6 +197,27 @@ def test_the_chunked_loss_is_exact_across_chunk_borders(chunk):
     assert float((hidden.grad - 3 * expected).abs().max()) <= 3 * sum_error(16 + 2 * 101) * 2 * float(weight.abs().max())
     summed = loss.summed_loss(hidden.detach(), weight, targets, chunk=chunk)
     assert float(summed) == pytest.approx(float(value.detach()), rel=bound)
+
+
+def test_in_fp16_a_token_that_is_almost_sure_has_the_gradient_of_the_whole_logits():
+    """Probabilities of a large vocabulary are too small for fp16 then; that of the right token alone is not."""
+    from budgetft.step import loss
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, width, tokens = 32_768, 64, 8
+    apart = torch.randn(vocabulary, width, generator=generator)
+    weight = (0.05 * (apart + torch.randn(width, generator=generator))).half()  # rows of a head have a direction in common
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    hidden = (8 * apart[targets]).half()
+
+    def gradient(compute, dtype):
+        given = hidden.detach().to(dtype, copy=True).requires_grad_()
+        (compute(given, weight.to(dtype), targets) * 2.0**16).backward()  # as a gradient scaler has it
+        return given.grad
+
+    exact = gradient(lambda h, w, t: torch.nn.functional.cross_entropy(h @ w.t(), t, reduction="sum"), torch.float64)
+    whole, chunked = (distance(gradient(one, torch.float16), exact) for one in (loss.supervised_loss, loss.chunked_loss))
+    assert chunked < 2 * whole
 
 
 @pytest.mark.parametrize("loss", ["full", "supervised", "chunked"])

@@ -23,16 +23,16 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(make_plan, train, tmp_pa
         pytest.skip("bitsandbytes is not installed")
     # Rank 64: adapters large enough for eight-bit moments.
     plan = make_plan(knobs=knobs, rank=64, allow_nf4=True, allow_adamw8bit=True, learning_rate=3e-3)
-    whole = train(plan, steps=6, out=tmp_path / "whole")
+    whole = train(plan, steps=4, out=tmp_path / "whole")
     assert whole.skipped_steps == 0
     assert whole.last_loss < whole.first_loss
 
     def interrupt(record):
-        if record.step == 3:
+        if record.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        train(plan, steps=6, on_progress=interrupt)
+        train(plan, steps=4, on_progress=interrupt)
     train(plan, resume=True)
     logs = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").open()] for name in ("run", "whole")]
     assert logs[0] == logs[1]

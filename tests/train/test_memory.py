@@ -53,5 +53,10 @@ def test_a_plan_that_fills_the_budget_and_generation_collect_nothing(on_card, ma
     assert on_card(plan.gpu, "default") == ("expandable_segments:False", "")
 
 
+def test_a_plan_of_next_to_nothing_is_told_to_torch_as_a_threshold_that_it_takes(on_card, make_plan):
+    settings, _ = on_card(make_plan(budget_bytes=4 * GIB).gpu, "default", planned=planned(1, 1))
+    assert settings == "expandable_segments:False,garbage_collection_threshold:0.001"
+
+
 def test_the_share_is_of_what_the_budget_leaves_the_allocator():
     assert held_share(planned(6 * GIB, 7 * GIB), 13 * GIB) == arithmetic(0.5)

@@ -21,7 +21,7 @@ from budgetft.train.guard import Interrupted
 from budgetft.train.saving import Pace
 
 ADAPTER = "adapter/adapter_model.safetensors"
-STEPS = 14
+STEPS = 9
 RUN = f"""
 import signal, typer
 from budgetft.cli.train import train
