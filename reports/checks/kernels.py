@@ -23,9 +23,11 @@ from budgetft.outcome import processor
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TESTS = (
-    *("tests/step", "tests/search/test_gaussian.py", "tests/search/test_sampler.py", "tests/evaluate/test_metrics.py"),
-    *("tests/train/test_bucketing.py", "tests/train/test_loop.py", "tests/train/test_heldout.py"),
+    *("tests/step/test_step.py", "tests/step/test_tower.py", "tests/step/test_islands.py", "tests/step/test_quantise.py"),
+    *("tests/search/test_gaussian.py", "tests/search/test_sampler.py", "tests/evaluate/test_metrics.py"),
+    *("tests/train/test_bucketing.py",),
 )
+"""All that compare gradients, and what else computes much; ``make test`` runs the others, with the processor's own kernels."""
 KERNELS = {
     "as the processor has it": {},
     "ATen default": {"ATEN_CPU_CAPABILITY": "default"},

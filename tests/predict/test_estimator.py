@@ -1,5 +1,6 @@
 """Seconds follow the lengths that the data has; peaks follow the worst of it."""
 
+import math
 from importlib.metadata import version
 
 import pytest
@@ -149,3 +150,11 @@ def test_a_micro_batch_beyond_what_was_replayed_is_refused_and_never_proposed():
     with pytest.raises(UsageError, match="above 64"):
         Estimator(job()).estimate(Knobs(micro_batch=128, grad_accum=1, checkpointed_layers=0))
     assert max(knobs.micro_batch for knobs in settings(job())) == 64
+
+
+def test_a_setting_fits_only_with_room_for_what_the_prediction_may_be_off():
+    made = estimator(Workload.uniform(WORST))
+    needed = math.ceil(made.estimate(KNOBS).process_peak_bytes * (1 + made.uncertainty_of(KNOBS)))
+    assert made.uncertainty_of(KNOBS) > 0.01
+    for budget_bytes, fits in ((needed + 1, True), (needed - 1, False)):
+        assert Estimator(made.job.replace(budget_bytes=budget_bytes)).estimate(KNOBS).fits is fits

@@ -63,6 +63,8 @@ def made_step(name, settings, *, precision="fp32", share=True, device=CPU):
     for parameter in trainable(built):  # B starts at zero, which would hide half of the gradients
         parameter.data.copy_(torch.randn(parameter.shape) * 0.05)
     step = Step(built, contract, knobs, device=device, shared=layers)
+    # Few words have large slopes: fp16 does not hold them times the scale that a run starts with.
+    step.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=step.scaler.is_enabled())
     shape = Shape(images=((model.pixel_step * 4, model.pixel_step * 3),), text_tokens=40, supervised_tokens=8)
     inputs = step.prepare(synthetic_batch((shape, shape), model, seed=1, vision=knobs.vision))
     return step, inputs
