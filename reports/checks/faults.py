@@ -282,10 +282,14 @@ def wanted(parts: Sequence[str]) -> list[Fault]:
     return [fault for fault in FAULTS if not parts or any(part.lower() in fault.name.lower() for part in parts)]
 
 
-def keep(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """``faults.json`` and ``faults.md``: by suite, and in it by fault."""
-    (folder / "faults.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def keep(label: str, result: Result, folder: Path) -> dict[str, dict[str, Any]]:
+    """``faults.json`` and ``faults.md``, by suite and in it by fault, with ``result`` among what was there."""
+    path = folder / "faults.json"
+    results: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results.setdefault(label, {})[result.name] = asdict(result)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "faults.md").write_text(table(results) + "\n", encoding="utf-8")
+    return results
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -331,19 +335,17 @@ def main() -> None:
         sys.exit(1 if listed(faults) else 0)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # so that tests that run are ended too
     label = asked.revision or (f"folder {asked.suite.resolve().name}" if asked.suite else WORKING_TREE)
-    path = HERE / "faults.json"
-    results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="faults-clean-") as name:
         snapshot(Path(name), revision=asked.revision, suite=asked.suite)
         trial = Trial(Copy(Path(name)))
         for fault in faults:
             result = trial.of(fault, rest=not asked.first, whole=asked.whole)
-            results.setdefault(label, {})[fault.name] = asdict(result)
-            keep(results, HERE)
+            found[fault.name] = keep(label, result, HERE)[label][fault.name]
             print(f"{fault.name}: {_cell(asdict(result))}", flush=True)
             for test in result.left_out:
                 print(f"    left out, it fails without the fault: {test}", flush=True)
-    print("\n" + table({label: results[label]}))
+    print("\n" + table({label: found}))
 
 
 if __name__ == "__main__":

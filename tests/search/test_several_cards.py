@@ -60,6 +60,7 @@ def test_a_micro_batch_takes_no_less_than_its_layers_take_to_come(four):
         knobs = four.knobs.replace(micro_batch=size, grad_accum=32 // size)
         gathered = 52 * 466e6 * 3 / 4
         seconds = Estimator(job, calibration=slow).estimate(knobs).step_seconds
+        # 466 MB a layer is told to three digits; the optimizer's part of a step is below that.
         assert seconds == pytest.approx(32 / size / 4 * gathered / 1e9, rel=0.01)
 
 

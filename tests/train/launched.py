@@ -32,10 +32,10 @@ def connection_threads() -> int:
 
 def wait_for_the_others() -> None:
     """Until they have left ``main`` as well, however it ended; for HANG_SECONDS when one of them hangs."""
-    folder, rank, world = Path(os.environ["LAUNCHED_IN"]), os.environ["RANK"], int(os.environ["WORLD_SIZE"])
-    (folder / f"ended-{rank}").touch()
-    others = [folder / f"ended-{number}" for number in range(world)]
-    until(lambda: all(other.exists() for other in others), "the other processes' end", seconds=HANG_SECONDS)
+    folder, launcher = Path(os.environ["LAUNCHED_IN"]), os.getppid()  # a test may launch more than once
+    ended = [folder / f"ended-{launcher}-{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
+    ended[int(os.environ["RANK"])].touch()
+    until(lambda: all(one.exists() for one in ended), "the other processes' end", seconds=HANG_SECONDS)
 
 
 if __name__ == "__main__":
