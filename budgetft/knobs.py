@@ -111,3 +111,18 @@ def parse_knob(text: str) -> tuple[str, Any]:
 def differences(knobs: Knobs, other: Knobs) -> dict[str, Any]:
     """The fields in which ``knobs`` differs from ``other``, with the values in ``knobs``."""
     return {name: getattr(knobs, name) for name in Knobs.model_fields if getattr(knobs, name) != getattr(other, name)}
+
+
+def describe(knobs: Knobs) -> str:
+    """The knobs in one line."""
+    kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
+    if knobs.vision == "cached":
+        kind += ", cached vision"
+    levers = {
+        "nf4": knobs.base_precision == "nf4",
+        knobs.batching: knobs.batching != "padded",
+        knobs.optimizer: knobs.optimizer != "adamw",
+        "activations on the host": knobs.offload == "activations",
+    }
+    unusual = "".join(f", {name}" for name, used in levers.items() if used)
+    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"

@@ -97,6 +97,18 @@ class Features(Value):
     seconds: float | None = None
     """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
 
+    def describe(self) -> str:
+        """The one-time cost in a line."""
+        if self.images is None or self.disk_bytes is None:
+            return self.folder
+        if not self.missing:
+            return f"all {self.images} images are in {self.folder}"
+        seconds = "" if self.seconds is None else f", about {self.seconds:.0f} s once (predicted)"
+        return (
+            f"{self.missing} of {self.images} images to compute, {format_gib(self.disk_bytes)} on disk{seconds},"
+            f" in {self.folder}"
+        )
+
 
 class StagePeak(Value):
     """Highest bytes of one stage of a run, if nothing else holds memory."""

@@ -27,7 +27,8 @@ def way(tmp_path_factory, new_cache) -> Path:
         (folder / "cache").symlink_to(new_cache(), target_is_directory=True)
         patch.setenv("BUDGETFT_CACHE", str(folder / "cache"))
         plan = ["plan", "--gpu", "v100-16g", "--model", MODEL, "--data", str(folder / "bikes"), "--rank", "4"]
-        plan += ["--effective-batch", "4", "--budget", "700MiB", "--probe", "always", "--max-probes", "5", "--quiet"]
+        plan += ["--effective-batch", "4", "--budget", "700MiB", "--max-pixels", "50176"]
+        plan += ["--probe", "always", "--max-probes", "5", "--quiet"]
         assert main([*plan, "--out", str(folder / "plan.json")]) == 0
         train = ["train", "--plan", str(folder / "plan.json"), "--out", str(folder / "run"), "--weights", "random"]
         assert main([*train, "--steps", "6", "--quiet"]) == 0

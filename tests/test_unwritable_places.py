@@ -18,8 +18,9 @@ from test_merge import make_adapter, make_base
 
 MODEL = "tiny-qwen2.5-vl"
 PLAN = str(Path(budgetft.__file__).parents[1] / "reports" / "spine" / "plan-448.json")
-JOB = f"--gpu v100-16g --model {MODEL} --image 56x56 --text-tokens 40 --supervised-tokens 8 --effective-batch 2 --quiet"
-PROBED = f"{JOB} --probe always --max-probes 5"
+JOB = f"--gpu v100-16g --model {MODEL} --image 56x56 --text-tokens 40 --supervised-tokens 8 --effective-batch 2 --rank 4"
+JOB += " --quiet"
+PROBED = f"{JOB} --budget 600MiB --probe always --max-probes 5"  # a job whose laws other files have
 COMMANDS = {
     "plan": f"plan {JOB} --probe never --out PLACE/plan.json",
     "plan, ledger": f"plan {PROBED} --out HERE/made.json --ledger PLACE/ledger.sqlite3",

@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Write a plan as TrainingArguments, a LLaMA-Factory YAML or an ms-swift YAML: the stock recipe's best that fits."""
     from budgetft.api import export as export_plan
+    from budgetft.knobs import describe
     from budgetft.plan import read_plan, write_text_atomically
-    from budgetft.search.planner import describe
     from budgetft.units import format_gib
 
     made = export_plan(read_plan(plan), to, model=model, output=output, dataset=dataset)

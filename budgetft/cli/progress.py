@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from budgetft.knobs import Knobs, differences, is_stock
+from budgetft.knobs import Knobs, describe, differences, is_stock
 from budgetft.outcome import Estimate, Outcome
-from budgetft.search.planner import Event, describe
+from budgetft.search.planner import Event
 from budgetft.units import format_gib, format_seconds
 
 Say = Callable[[str], None]

@@ -4,11 +4,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.cards import launch_command
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, describe
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
-from budgetft.search.features import describe as describe_features
-from budgetft.search.planner import describe
 from budgetft.units import format_gib
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ def print_plan(plan: Plan, path: str) -> None:
     print(f"  speed         {rate(estimate)}")
     print(f"  stock recipe  {_compared(plan.baseline, plan.knobs, estimate)}")
     if plan.features is not None:
-        print(f"  features      {describe_features(plan.features)}")
+        print(f"  features      {plan.features.describe()}")
     if plan.padding is not None and plan.padding.padded > 0:
         print(
             f"  padding       {plan.padding.padded:.1%} of the tokens in the order drawn, {plan.padding.bucketed:.1%} bucketed"

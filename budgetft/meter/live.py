@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GRANULE = 512
+DEVICE = torch.ops.prim.device.default
 TO_HOST = "budgetft::to_host"
 """The operation whose result lies outside the device: its bytes are the host's."""
 
@@ -87,12 +88,18 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is DEVICE:  # asked of a fake tensor: two of three calls, and no operation. It knows without the other modes
+            return args[0].device
         out = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # a fake tensor asked for its device: two of three calls, and no operation
+        if func.namespace == "prim":
             return out
-        for leaf in () if func.name() == TO_HOST else tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._add(leaf)
+        if isinstance(out, torch.Tensor):
+            if func.name() != TO_HOST:
+                self._add(out)
+        else:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._add(leaf)
         if self._on_operation is not None:
             self._on_operation(func, args, kwargs or {}, out)
         return out

@@ -6,7 +6,6 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from pydantic import Field
 
 from budgetft.errors import UsageError
@@ -129,6 +128,8 @@ def fit_calibration(
 
 def _speeds(observations: Sequence[Observation], gpu: Gpu) -> tuple[float, float, float]:
     """Efficiencies and seconds per launch, searched on a grid: three numbers, a few dozen observations."""
+    import numpy as np
+
     if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None or not observations:
         return 0.5, 0.7, 7e-6
     works = [np.array([(w.flops, w.moved_bytes, w.kernels) for w in o.work]) for o in observations]

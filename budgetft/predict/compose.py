@@ -95,13 +95,13 @@ def _aligned(one: list[int], two: list[int], factor: int) -> list[int | None]:
             return 1
         return 3 if b in (a, a * factor) else 1 if a < b < a * factor else 0
 
+    scores = {a: [score(a, b) for b in two] for a in set(one)}  # there are few sizes
     best = [[0] * (len(two) + 1)]
     for a in one:
-        above, row = best[-1], [0]
-        for column, b in enumerate(two):
-            match = score(a, b)
-            diagonal = above[column] + match if match else -1
-            row.append(max(diagonal, above[column + 1], row[column]))
+        above, left, row = best[-1], 0, [0]
+        for match, corner, up in zip(scores[a], above, above[1:], strict=False):
+            left = max(corner + match, up, left)
+            row.append(left)
         best.append(row)
     partners: list[int | None] = [None] * len(one)
     line, column = len(one), len(two)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from budgetft.model import Model
 from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.compose import EventTemplate, compose, event_template
 from budgetft.predict.law import KIND, LARGEST_MICRO_BATCH, Affine, Law, LawSegment, Layout, Overhead, Template, layout_of
-from budgetft.predict.trace import Segment, Trace, trace_step
+from budgetft.predict.trace import Segment, Trace, build_to_trace, trace_step
 from budgetft.step.build import build_model, trainable
 from budgetft.step.optimizer import states_like
 from budgetft.workload import Shape
@@ -39,9 +41,10 @@ def fit_law(
     first = max(1, math.ceil(knobs.loss_chunk / shape.supervised_tokens)) if knobs.loss == "chunked" else 1
     sizes = (first, 2 * first)
     traces: dict[str, tuple[Trace, Trace]] = {}
+    short = _Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
     for layout in layouts:
         on_trace(f"tracing {knobs.loss}/{knobs.vision}/{knobs.attention}, {layout}")
-        small, large = (_short_trace(model, contract, knobs, [shape] * size, gpu, layout) for size in sizes)
+        small, large = (short.trace(size, layout) for size in sizes)
         traces[layout] = small, large
     static, static_sizes = _static(model, contract, knobs)
     any_small, any_large = next(iter(traces.values()))
@@ -52,7 +55,7 @@ def fit_law(
         inputs=Affine.through((sizes[0], any_small.static_bytes["inputs"]), (sizes[1], any_large.static_bytes["inputs"])),
         templates={name: _template(pair, sizes) for name, pair in traces.items()},
         vision_group=max(1, knobs.vision_group // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
-        loss_peak_below=_single_chunk(model, contract, knobs, shape, gpu, first),
+        loss_peak_below=_single_chunk(short, first),
         overhead={},
     )
     templates = {name: event_template(*pair, sizes) for name, pair in traces.items()}
@@ -65,21 +68,33 @@ def with_optimizer(law: Law, model: Model, contract: Contract, knobs: Knobs) -> 
     return law.replace(static=_static(model, contract, knobs)[0])
 
 
-def _short_trace(model: Model, contract: Contract, knobs: Knobs, shapes: list[Shape], gpu: Gpu | None, layout: Layout) -> Trace:
-    layers = 2 * KIND if layout == "mixed" else KIND
-    short = knobs.replace(checkpointed_layers=0 if layout == "plain" else KIND, grad_accum=2)
-    return trace_step(model, contract, short, shapes, gpu=gpu, layers=layers)
+@dataclass(frozen=True, kw_only=True)
+class _Short:
+    """The shortened model of a law, built once for each number of layers."""
+
+    model: Model
+    contract: Contract
+    knobs: Knobs
+    shape: Shape
+    gpu: Gpu | None
+    built: dict[int, Any] = field(default_factory=dict)
+
+    def trace(self, micro_batch: int, layout: Layout) -> Trace:
+        layers = 2 * KIND if layout == "mixed" else KIND
+        knobs = self.knobs.replace(checkpointed_layers=0 if layout == "plain" else KIND, grad_accum=2)
+        if layers not in self.built:
+            self.built[layers] = build_to_trace(self.model, self.contract, knobs, layers)
+        shapes, built = [self.shape] * micro_batch, self.built[layers]
+        return trace_step(self.model, self.contract, knobs, shapes, gpu=self.gpu, layers=layers, built=built)
 
 
-def _single_chunk(
-    model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu | None, first: int
-) -> tuple[int, Affine] | None:
+def _single_chunk(short: _Short, first: int) -> tuple[int, Affine] | None:
     """The peak of the loss at micro-batches whose tokens are a single chunk, if there are any."""
     if first == 1:
         return None
 
     def peak(size: int) -> tuple[int, float]:
-        trace = _short_trace(model, contract, knobs, [shape] * size, gpu, "checkpointed")
+        trace = short.trace(size, "checkpointed")
         return size, float(max(segment.peak_bytes for segment in trace.segments if segment.label[0] == "loss"))
 
     one = peak(1)

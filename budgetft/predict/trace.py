@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -93,13 +94,15 @@ class _Recorder:
     layer_of: dict[int, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     counter: Iterator[int] = field(default_factory=count)
+    over: bool = False
+    """What dies after the step, the model too, is none of its segments'."""
 
     def enter(self, label: Label) -> None:
         if self.segments[-1].label != label:
             self.segments.append(Segment(label=label))
 
     def change(self, key: int, size: int) -> None:
-        if size == 0:
+        if size == 0 or self.over:
             return
         if size > 0:
             self.numbers[key] = next(self.counter)  # keys are addresses and used again; tensors are numbered
@@ -136,6 +139,18 @@ class _Recorder:
         segment.flops += _attention_flops(func, args) if formula is None else formula(*args, **kwargs, out_val=out)
 
 
+def build_to_trace(model: Model, contract: Contract, knobs: Knobs, layers: int | None = None) -> Any:
+    """The model without memory, in the precision and with the tower of ``knobs``; ``layers`` as of :func:`trace_step`."""
+    return build_model(
+        model,
+        contract,
+        base_precision=knobs.base_precision,
+        device=torch.device("meta"),
+        layers=layers,
+        vision=knobs.vision,
+    )
+
+
 def trace_step(
     model: Model,
     contract: Contract,
@@ -145,23 +160,18 @@ def trace_step(
     gpu: Gpu | None,
     layers: int | None = None,
     evaluating: bool = False,
+    built: Any = None,
 ) -> Trace:
     """Trace one micro-batch of ``shapes``, with the attention kernels of ``gpu``, or the CPU's for None.
 
-    ``layers`` shortens the language model; ``evaluating`` traces :meth:`Step.evaluate`, between two steps.
+    ``layers`` shortens the language model; ``evaluating`` traces :meth:`Step.evaluate`, between two steps. ``built``: what
+    :func:`build_to_trace` made of the same; traces one after the other may share it.
 
     Raises ``BudgetftError`` naming the operation when the model cannot be traced.
     """
     from budgetft.data.collate import synthetic_batch
 
-    peft_model = build_model(
-        model,
-        contract,
-        base_precision=knobs.base_precision,
-        device=torch.device("meta"),
-        layers=layers,
-        vision=knobs.vision,
-    )
+    peft_model = build_to_trace(model, contract, knobs, layers) if built is None else built
     base = peft_model.get_base_model()
     batch = synthetic_batch(shapes, model, seed=0, vision=knobs.vision)
     inputs = with_indices(prepare(batch, base, vision=knobs.vision, vision_group=knobs.vision_group), base)
@@ -207,6 +217,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
             else:
                 step.micro(inputs, total_supervised=max(1, inputs.supervised_tokens) * knobs.grad_accum)
     finally:
+        recorder.over = True
         gc.enable()
     return Trace(static_bytes=static, segments=tuple(recorder.segments), static_events=already)
 
@@ -366,6 +377,7 @@ def _nbytes(values: Any) -> int:
     return 0
 
 
+@cache
 def _is_view(func: Any) -> bool:
     return (
         func.namespace == "prim"

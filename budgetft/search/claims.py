@@ -50,6 +50,8 @@ class Claims:
         self._dead_seconds = dead_seconds
         self._seen: dict[int, tuple[int, float]] = {}
         """Of each trial of another worker: its last sign of life, and when it was new."""
+        self._met: set[int] = set()
+        """Trials of other workers that were running at a look since the last wait."""
 
     def take(self, knobs: Knobs, *, purpose: str = "search", worthwhile: bool = True) -> Trial | None:
         """A running trial of ``knobs``; None when another worker probes it, or has done so."""
@@ -60,7 +62,9 @@ class Claims:
         )
         trials = self.study.get_trials(deepcopy=False)
         mine = next(trial for trial in reversed(trials) if trial.user_attrs.get("claim") == claim)
-        if self.shared and any(_is_before(trial, mine) for trial in trials):
+        before = [trial for trial in trials if _is_before(trial, mine)] if self.shared else []
+        if before:
+            self._met |= {trial.number for trial in before if trial.state == TrialState.RUNNING}
             self.study.tell(mine.number, state=TrialState.FAIL)
             return None
         return Trial(self.study, mine._trial_id)
@@ -104,7 +108,9 @@ class Claims:
         if not self.shared:
             return []
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if trial.user_attrs.get("worker") != self.worker and self._lives(trial)]
+        found = [trial for trial in running if trial.user_attrs.get("worker") != self.worker and self._lives(trial)]
+        self._met |= {trial.number for trial in found}
+        return found
 
     def _lives(self, trial: FrozenTrial) -> bool:
         now, beat = time.monotonic(), trial.user_attrs.get("beat", 0)
@@ -120,14 +126,18 @@ class Claims:
         return False
 
     def wait(self, say: Callable[[str], None]) -> bool:
-        """Wait until one of the probes of other workers has ended; False, at once, when there are none."""
-        before = {trial.number for trial in self.others()}
-        if not before:
-            return False
-        say(f"waiting for {len(before)} probe{'s' if len(before) > 1 else ''} of other workers")
-        while before <= {trial.number for trial in self.others()}:
-            time.sleep(POLL_SECONDS)
-        return True
+        """Wait until a probe of another worker that was met since the last wait has ended; False, at once, when none was met.
+
+        One that has ended by now counts: it may have kept this worker from a probe, and have been lost or given up.
+        """
+        running = {trial.number for trial in self.others()}
+        met, self._met = self._met, set()
+        if met and met <= running:
+            say(f"waiting for {len(met)} probe{'s' if len(met) > 1 else ''} of other workers")
+            while met <= {trial.number for trial in self.others()}:
+                time.sleep(POLL_SECONDS)
+            self._met.clear()
+        return bool(met)
 
     def confirmation(self, knobs: Knobs) -> Outcome | None:
         """What a worker found when it confirmed ``knobs``; None when none has."""

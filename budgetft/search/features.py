@@ -14,7 +14,6 @@ from budgetft.predict.estimator import Estimator
 from budgetft.predict.store import cache_folder
 from budgetft.search.space import base_precision, settings
 from budgetft.search.transfer import Transferred
-from budgetft.units import format_gib
 
 AUTO = "auto"
 TOGETHER = 8
@@ -39,7 +38,7 @@ def weigh(cache: str, job: Job, estimator: Estimator | Transferred, data: str | 
     features, tokens = survey(cache, job, data)
     features = features.replace(seconds=_tower_seconds(job, estimator, tokens))
     without, once = _step_seconds(job, estimator, "frozen"), _step_seconds(job, estimator, "cached")
-    text = f"cached vision: {describe(features)}"
+    text = f"cached vision: {features.describe()}"
     if job.workload.examples is None or without is None or once is None or features.seconds is None:
         return Weighed(vision="cached", features=features, text=text)
     steps = -(-job.contract.epochs * job.workload.examples // job.contract.effective_batch)
@@ -72,19 +71,6 @@ def chosen_features(cache: str, job: Job, data: str | None, weighed: Weighed, ch
     """The features for a plan whose weights are ``chosen``: four-bit ones compute in fp16, whatever is the card's own type."""
     precision = computed_in(chosen)
     return weighed.features if precision == base_precision(job) else survey(cache, job, data, precision=precision)[0]
-
-
-def describe(features: Features) -> str:
-    """The one-time cost in a line."""
-    if features.images is None or features.disk_bytes is None:
-        return features.folder
-    if not features.missing:
-        return f"all {features.images} images are in {features.folder}"
-    seconds = "" if features.seconds is None else f", about {features.seconds:.0f} s once (predicted)"
-    return (
-        f"{features.missing} of {features.images} images to compute, {format_gib(features.disk_bytes)} on disk{seconds},"
-        f" in {features.folder}"
-    )
 
 
 def _auto_folder(job: Job, precision: Precision) -> Path:

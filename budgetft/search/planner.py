@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.knobs import Allocator, Knobs, Precision, Vision, is_stock
+from budgetft.knobs import Allocator, Knobs, Precision, Vision, describe, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
@@ -17,7 +17,7 @@ from budgetft.plan import Candidate
 from budgetft.predict.estimator import Estimator
 from budgetft.search.claims import Claims
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
-from budgetft.search.sampler import CONFIRM, ResidualSampler, distributions
+from budgetft.search.sampler import CONFIRM, TRIES, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.storage import held_study, is_shared
 from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
@@ -275,6 +275,9 @@ class Planner:
         known = self._known(knobs)
         if known is not None:
             return known
+        failed = [outcome for outcome in self.outcomes if outcome.knobs == knobs]
+        if len(failed) >= TRIES:  # or two workers would try in turns for ever, each after the other's failure
+            return failed[-1]
         trial = claims.take(knobs)
         if trial is None:
             self._recall(claims, estimates)
@@ -390,18 +393,3 @@ class Planner:
                 hint="run budgetft doctor to check the environment",
             )
         return self._nothing_fits(estimates)
-
-
-def describe(knobs: Knobs) -> str:
-    """The knobs in one line."""
-    kind = "stock" if is_stock(knobs) else f"{knobs.loss}, {knobs.attention}, {knobs.allocator}"
-    if knobs.vision == "cached":
-        kind += ", cached vision"
-    levers = {
-        "nf4": knobs.base_precision == "nf4",
-        knobs.batching: knobs.batching != "padded",
-        knobs.optimizer: knobs.optimizer != "adamw",
-        "activations on the host": knobs.offload == "activations",
-    }
-    unusual = "".join(f", {name}" for name, used in levers.items() if used)
-    return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"

@@ -205,7 +205,12 @@ class Trial:
 
     def _all(self, copy: Copy, result: Result) -> None:
         """Every test, to the end."""
-        before, after = self.unmodified(self.files()), copy.run(self.files())
+        before = self.unmodified(self.files(), "--continue-on-collection-errors")
+        if before.code not in (0, 1):
+            result.outcome, result.note = "unclear", "the tests do not run without it"
+            print(before.told, file=sys.stderr)
+            return
+        after = copy.run(self.files(), "--continue-on-collection-errors")
         known = {one["test"] for one in before.failed}
         found = {one["test"]: one["error"] for one in after.failed if one["test"] not in known}
         result.left_out, result.tests, result.stage = sorted(known), after.passed, "whole"

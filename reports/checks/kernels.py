@@ -85,15 +85,17 @@ def run(name: str, threads: str, folder: Path, first: Path) -> dict[str, object]
 
 
 def table(rows: list[dict[str, object]]) -> str:
+    import torch
+
     lines = [
-        f"Processor: {processor()}",
+        f"Processor: {processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "",
-        "| kernels | threads | gradient apart from the first | passed | failed |",
-        "|---|---|---|---|---|",
+        "| kernels | threads | gradient apart from the first | passed | skipped | failed |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        away = float(str(row["gradient_apart"]))
-        lines.append(f"| {row['kernels']} | {row['threads']} | {away:.1e} | {row.get('passed', 0)} | {row.get('failed', 0)} |")
+        counts = " | ".join(str(row.get(what, 0)) for what in ("passed", "skipped", "failed"))
+        lines.append(f"| {row['kernels']} | {row['threads']} | {float(str(row['gradient_apart'])):.1e} | {counts} |")
     return "\n".join(lines) + "\n"
 
 

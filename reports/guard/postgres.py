@@ -22,10 +22,10 @@ from drawn import draw_examples
 from optuna.trial import FrozenTrial
 from share import essence, start
 
+from budgetft.knobs import describe
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
 from budgetft.plan import read_plan
-from budgetft.search.planner import describe
 
 PATIENCE_SECONDS = 400
 STARTED: list[subprocess.Popen] = []

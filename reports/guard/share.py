@@ -28,13 +28,13 @@ from drawn import draw_examples
 from ground_truth import BUDGET_BYTES, CALIBRATION
 from replay import ALLOCATOR, Replay, noise_of, truth_of
 
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, describe
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
 from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
-from budgetft.search.planner import Planner, describe
+from budgetft.search.planner import Planner
 
 PREDICTION = Path(__file__).resolve().parent.parent / "prediction"
 PROBE_SECONDS = 4.0

@@ -22,9 +22,9 @@ from typing import Any
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu, load_gpu
+from budgetft.knobs import describe
 from budgetft.model import Model, load_model
 from budgetft.plan import Plan, load_planned_model, read_plan, write_plan
-from budgetft.search.planner import describe
 from budgetft.search.port import PortRequest, port_plan
 from budgetft.search.run import PlanRequest, make_plan
 from budgetft.units import GIB, parse_bytes

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from budgetft.knobs import describe
 from budgetft.plan import read_plan
-from budgetft.search.planner import describe
 
 
 def main() -> None:

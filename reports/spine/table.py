@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from budgetft.knobs import describe
 from budgetft.plan import Plan, read_plan
-from budgetft.search.planner import describe
 
 HERE = Path(__file__).parent
 GIB = 2**30

@@ -373,12 +373,11 @@ def test_an_interrupted_search_goes_on_where_it_stopped(make_planner, tmp_path, 
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_optuna_s_own_samplers_find_something_that_fits_and_stay_within_the_number_of_probes(make_planner, sampler, tmp_path):
+def test_optuna_s_own_samplers_find_something_that_fits_and_stay_within_the_number_of_probes(make_planner, sampler):
     if sampler == "gp":
         pytest.importorskip("scipy", reason="Optuna's GPSampler needs scipy")
         pytest.importorskip("torch", reason="Optuna's GPSampler needs torch")
-    storage = f"sqlite:///{tmp_path / 'studies.sqlite3'}"
-    planner, prober, _ = make_planner(sampler=sampler, max_probes=5, storage=storage)
+    planner, prober, _ = make_planner(sampler=sampler, max_probes=5)
     choice = planner.plan()
     assert choice.confirmed.fits
     assert len(prober.asked) <= 5 + 2  # two more confirmations when the first do not hold

@@ -11,12 +11,13 @@ from warm import warm
 
 from budgetft.cli import main
 from budgetft.gpu import load_gpu
+from budgetft.knobs import LOSS_CHUNK, VISION_GROUP
 from budgetft.plan import read_plan
 from budgetft.search.port import MOST_PROBES
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 MODEL = "tiny-qwen2.5-vl"
-WORK = ["--model", MODEL, "--image", "112x112", "--text-tokens", "64", "--supervised-tokens", "24"]
+WORK = ["--model", MODEL, "--image", "56x56", "--text-tokens", "40", "--supervised-tokens", "8"]  # other files have its laws
 WORK += ["--rank", "4..8", "--effective-batch", "8", "--quiet"]
 SMALL = "100MiB"
 
@@ -115,8 +116,10 @@ def test_where_nothing_fits_it_says_what_to_give_up(ported):
 
 @pytest.fixture
 def unpriced(way):
-    """The plan without its prices, which would be traced as well."""
+    """The plan without its prices, its probes and its small chunks, for each of which laws would be traced as well."""
     plan = read_plan(way / "old.json").replace(price_list=())
+    plan = plan.replace(evidence=plan.evidence.replace(outcomes=(), confirmed=None))
+    plan = plan.replace(knobs=plan.knobs.replace(loss_chunk=LOSS_CHUNK, vision_group=VISION_GROUP))
     assert plan.knobs.base_precision == "fp32"
     return plan
 

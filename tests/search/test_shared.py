@@ -22,14 +22,14 @@ from sqlalchemy.exc import IntegrityError
 from turns import Clock, in_turns
 
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.ledger import Ledger
-from budgetft.outcome import Stack
+from budgetft.outcome import Outcome, Stack
 from budgetft.search import claims as claiming
 from budgetft.search import storage as storages
 from budgetft.search.claims import Claims
 from budgetft.search.planner import Planner
-from budgetft.search.sampler import ResidualSampler, distributions
+from budgetft.search.sampler import TRIES, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import open_study, told
 
@@ -168,6 +168,58 @@ def test_a_worker_killed_in_the_middle_of_a_probe_holds_up_nobody_and_its_probe_
     ((left, _),) = asked(tmp_path / "victim.asked")
     assert (left, False) in made
     assert len(set(choice["workers"])) == 1
+
+
+@pytest.mark.parametrize("how", ["its worker is dead", "its worker gives it up"])
+def test_a_baseline_that_another_worker_claims_and_never_probes_is_probed_even_when_nobody_waited_for_it(
+    make_truth, journal, tmp_path, alone, how, monkeypatch
+):
+    monkeypatch.setattr(claiming, "time", clock := Clock())
+    truth, (_, lonely) = make_truth(0), alone
+    left = lonely[0][0]
+    assert is_stock(left)
+    grid = [*settings(truth.formula.job), *stock_settings(truth.formula.job)]
+    planner = Planner(job=truth.formula.job, estimator=truth.formula, storage=journal, make_claims=quick)
+    planner.prober = Slow(truth, tmp_path / "asked", lambda: time_passes())
+    other = quick(open_study(planner._study_name(), journal, RandomSampler()), distributions(grid), shared=True)
+    trial = other.take(left)
+    assert trial is not None
+
+    def time_passes() -> None:
+        clock.now += HANG_SECONDS / 2 if how == "its worker is dead" else 0.0
+        if how == "its worker gives it up":
+            other.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    choice = planner.plan()
+    assert asked(tmp_path / "asked").index((left, False)) > 0, "others first, while it was claimed"
+    assert choice.baseline is not None
+    assert choice.baseline.knobs == left
+
+
+def test_a_baseline_that_fails_is_tried_twice_by_each_worker_and_not_whenever_it_fails_for_the_other(
+    make_truth, journal, tmp_path
+):
+    def work(name: str, clock: Clock) -> None:
+        truth = make_truth(0)
+
+        class Failing(Slow):
+            def probe(self, knobs, *, fresh: bool = False):
+                found = super().probe(knobs, fresh=fresh)
+                crashed = {"status": "crash", "phase": "forward", "detail": "it always does", "stack": STACK}
+                known = {"knobs": knobs, "evidence": "measured", "budget_bytes": found.budget_bytes}
+                return Outcome(**known, **crashed) if is_stock(knobs) else found
+
+        prober = Failing(truth, tmp_path / f"{name}.asked", lambda: clock.sleep(1.0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(claiming, "time", clock)
+            Planner(job=truth.formula.job, estimator=truth.formula, storage=journal, make_claims=quick, prober=prober).plan()
+
+    names = ("first", "second")
+    in_turns([partial(work, name) for name in names])
+    for name in names:
+        tries = Counter(knobs for knobs, _ in asked(tmp_path / f"{name}.asked") if is_stock(knobs))
+        assert tries
+        assert max(tries.values()) <= TRIES
 
 
 def test_a_journal_cut_off_in_the_middle_of_its_last_line_is_read_and_written_on(start, end, tmp_path):

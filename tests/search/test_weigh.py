@@ -15,7 +15,7 @@ from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.law import Work
-from budgetft.search.features import chosen_features, describe, survey, weigh
+from budgetft.search.features import chosen_features, survey, weigh
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
 
@@ -74,7 +74,7 @@ def test_the_cost_is_that_of_the_distinct_images(make_case, sample, tmp_path):
     assert features.images == features.missing == len(distinct)
     assert features.disk_bytes == tokens * 2048 * 2
     assert not (tmp_path / "cache").exists()
-    assert f"{len(distinct)} of {len(distinct)} images to compute" in describe(features)
+    assert f"{len(distinct)} of {len(distinct)} images to compute" in features.describe()
 
 
 def test_a_plan_with_four_bit_weights_on_a_bf16_card_has_features_of_fp16(make_case, sample, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from drawn import draw_examples
 from refusing import refusing
 from rounding import farthest
-from runs import log_of, losses_of
+from runs import adapter_of, log_of, losses_of
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint
@@ -53,6 +53,40 @@ def test_the_held_out_loss_is_that_of_the_whole_logits_and_training_is_not_chang
             logits = step.base.lm_head(step._hidden(inputs))
             total += float(torch.nn.functional.cross_entropy(logits, inputs.targets_N, reduction="sum"))
             tokens += inputs.supervised_tokens
+    assert farthest([summary.heldout_loss], [total / tokens]) <= same_run.loss
+
+
+def losses_by_stock(plan, run, examples):
+    """Of each example, alone in its batch: the loss of every answer token by transformers, with the run's adapter by peft."""
+    from peft import set_peft_model_state_dict
+
+    from budgetft.data.collate import collate, encode
+    from budgetft.data.processor import load_processor
+    from budgetft.model import load_model
+    from budgetft.step.build import build_model
+
+    model = load_model(plan.model.name)
+    processor = load_processor(model)
+    stock = build_model(model, plan.contract, base_precision="fp32", device=torch.device("cpu")).eval()
+    set_peft_model_state_dict(stock, adapter_of(run))
+    for example in examples:
+        batch = collate([encode(example, processor, model, plan.contract)], 0)
+        given = {name: getattr(batch, name) for name in ("input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")}
+        with torch.no_grad():
+            logits = stock(**given).logits
+        answer = batch.labels[0, 1:] != -100
+        yield torch.nn.functional.cross_entropy(logits[0, :-1][answer], batch.labels[0, 1:][answer], reduction="none").tolist()
+
+
+def test_a_held_out_example_counts_with_its_weight_for_each_of_its_tokens(make_plan, train, doubles, same_run, tmp_path):
+    weights = (0.5, 3.0, 1.0, 0.25)  # in micro-batches of two: unequal inside one, and in sum
+    heldout = draw_examples(tmp_path / "weighted", 4, answer="one {colour} shape", weights=weights)
+    plan = make_plan()
+    summary = train(plan, steps=1, heldout=heldout.folder)
+    losses = list(losses_by_stock(plan, tmp_path / "run", heldout))
+    assert len({len(each) for each in losses}) > 1, "answers of one length would hide half of it"
+    total = sum(weight * sum(each) for weight, each in zip(weights, losses, strict=True))
+    tokens = sum(weight * len(each) for weight, each in zip(weights, losses, strict=True))
     assert farthest([summary.heldout_loss], [total / tokens]) <= same_run.loss
 
 
