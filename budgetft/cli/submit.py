@@ -5,12 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from budgetft.errors import UsageError
+
 
 def submit(
     test: Annotated[Path, typer.Option("--test", help="The folder that holds WTS_DATASET_PUBLIC_TEST and SubTask2-VQA.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
-    captions: Annotated[Path | None, typer.Option("--captions", help="Predicted captions.")] = None,
-    vqa: Annotated[Path | None, typer.Option("--vqa", help="Predicted answers.")] = None,
+    predictions: Annotated[
+        list[Path] | None, typer.Argument(help="Files that budgetft predict wrote: captions and answers, together or not.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option("--captions", help="Instead: captions alone.")] = None,
+    vqa: Annotated[Path | None, typer.Option("--vqa", help="Instead: answers alone.")] = None,
     aggregate: Annotated[
         Literal["mid", "consensus"],
         typer.Option(help="One of several frames: the middle one, or the one most like the others."),
@@ -24,19 +29,27 @@ def submit(
     """Write subtask1_captioning.json and subtask2_vqa.json; with anything missing, unknown or doubled, write neither."""
     from budgetft.evaluate.metrics import Scorer
     from budgetft.evaluate.predictions import read_predictions
-    from budgetft.evaluate.submission import read_test_set, write_submission
+    from budgetft.evaluate.submission import read_test_set, split_predictions, write_submission
 
+    if predictions and (captions or vqa):
+        raise UsageError(
+            "predictions are given twice: as files, and with --captions or --vqa",
+            hint="give all files without --captions and --vqa: captions and answers are told apart",
+        )
+    together = list(predictions or ())
+    if captions is not None and captions == vqa:
+        together = [captions]
+    if together:
+        said, chosen = split_predictions([row for path in together for row in read_predictions(path)])
+    else:
+        said = None if captions is None else read_predictions(captions)
+        chosen = None if vqa is None else read_predictions(vqa)
     written = write_submission(
-        read_test_set(test),
-        out,
-        captions=None if captions is None else read_predictions(captions),
-        answers=None if vqa is None else read_predictions(vqa),
-        how=aggregate,
-        fill=fill,
-        scorer=Scorer(),
+        read_test_set(test), out, captions=said, answers=chosen, how=aggregate, fill=fill, scorer=Scorer()
     )
     if json_output:
         print(written.model_dump_json(indent=2))
     else:
         filled = f", {written.filled} of them filled in" if written.filled else ""
-        print(f"{written.captions} captions and {written.answers} answers{filled}: {', '.join(written.files)}")
+        absent = "".join(f"; no {name}, so {file} is not written" for name, file in written.absent.items())
+        print(f"{written.captions} captions and {written.answers} answers{filled}: {', '.join(written.files)}{absent}")

@@ -10,6 +10,7 @@ from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.metrics import Scorer
+from budgetft.evaluate.notes import SHORT, Caption, Note, answer_notes, caption_notes, note
 from budgetft.evaluate.official import Slot, answer_letter
 from budgetft.evaluate.predictions import Prediction, predicted
 from budgetft.evaluate.scoring import Evaluation, Pair, score_answers, score_captions
@@ -55,17 +56,27 @@ def key_of_prediction(prediction: Prediction) -> Key:
 def truth_of_examples(examples: Iterable[Example]) -> Texts:
     """The answers of ``examples``, one for all frames and views of a thing; the vehicle's view has the last word.
 
-    Raises ``UsageError`` when some captions are of phases and actors and others are not.
+    Raises ``UsageError`` when some captions are of phases and actors and others are not, and when a question has two
+    answers.
     """
     truth = Texts()
+    twice: dict[str, None] = {}
     for example in sorted(examples, key=lambda one: one.view == "vehicle_view"):
         match key_of_example(example):
             case Slot() as slot:
                 truth.captions.setdefault(slot, example.answer)
             case Question(name):
-                truth.answers.setdefault(name, example.answer.strip())
+                letter = example.answer.strip()
+                if truth.answers.setdefault(name, letter).lower() != letter.lower():
+                    twice[name] = None
             case Plain(name):
-                truth.plain.setdefault(name, example.answer)
+                if truth.plain.setdefault(name, example.answer) != example.answer:
+                    twice[name] = None
+    if twice:
+        raise UsageError(
+            f"{listed(list(twice))} {'has' if len(twice) == 1 else 'have'} two different labels",
+            hint="keep one label for each question and each caption",
+        )
     if truth.captions and truth.plain:
         name = next(iter(truth.plain))
         raise UsageError(
@@ -74,6 +85,12 @@ def truth_of_examples(examples: Iterable[Example]) -> Texts:
             hint="keep them in two datasets",
         )
     return truth
+
+
+def listed(names: Sequence[str], shown: int = 5) -> str:
+    """The number of ``names`` and the first of them."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} ids ({', '.join(names[:shown])}{more})" if len(names) > 1 else f"the id {names[0]}"
 
 
 def reduce_predictions(
@@ -106,22 +123,46 @@ def reduce_predictions(
     return texts
 
 
-def evaluate(found: Texts, truth: Texts, scorer: Scorer) -> Evaluation:
-    """Score ``found`` against ``truth``: captions, answers, or both."""
+def evaluate(found: Texts, truth: Texts, scorer: Scorer, *, unlabelled: int = 0, notes: Sequence[Note] = ()) -> Evaluation:
+    """Score ``found`` against ``truth``: captions, answers, or both; ``notes`` come before those of the texts."""
     captions: dict[Slot, str] | dict[str, str] = truth.captions or truth.plain
     given: dict[Slot, str] | dict[str, str] = found.captions if truth.captions else found.plain
-    pairs = [_pair(key, given.get(key), text) for key, text in captions.items()]  # pyright: ignore[reportArgumentType]
+    pairs = [_caption(key, given.get(key), text) for key, text in captions.items()]  # pyright: ignore[reportArgumentType]
     unknown = [str(key) for key in given if key not in captions]
+    report = score_captions([_pair(one) for one in pairs], scorer, unknown=unknown) if pairs else None
+    about = caption_notes(pairs, scorer) if pairs else []
+    if report is not None and report.withheld:
+        about = [one for one in about if one.kind != SHORT]  # it is about figures that are not shown
     return Evaluation(
-        captions=score_captions(pairs, scorer, unknown=unknown) if pairs else None,
+        captions=report,
         answers=score_answers(found.answers.items(), truth.answers) if truth.answers else None,
+        unlabelled=unlabelled,
+        notes=(
+            *notes,
+            *note("unknown", _strays(found, truth), "{n} predictions belong to no label: they do not count"),
+            *about,
+            *(answer_notes(found.answers, truth.answers) if truth.answers else ()),
+        ),
     )
 
 
-def _pair(key: Slot | str, prediction: str | None, reference: str) -> Pair:
-    if isinstance(key, Slot):
-        return Pair(name=str(key), group=key.actor, scenario=key.scenario, prediction=prediction, reference=reference)
-    return Pair(name=key, prediction=prediction, reference=reference)
+def _strays(found: Texts, truth: Texts) -> list[object]:
+    return [
+        *(slot for slot in found.captions if slot not in truth.captions),
+        *(name for name in found.plain if name not in truth.plain),
+        *(name for name in found.answers if name not in truth.answers),
+    ]
+
+
+def _caption(key: Slot | str, prediction: str | None, reference: str) -> Caption:
+    scenario, phase, actor = key if isinstance(key, Slot) else (None, None, None)
+    return Caption(name=str(key), scenario=scenario, phase=phase, actor=actor, prediction=prediction, reference=reference)
+
+
+def _pair(one: Caption) -> Pair:
+    if one.actor is None:
+        return Pair(name=one.name, prediction=one.prediction, reference=one.reference)
+    return Pair(name=one.name, group=one.actor, scenario=one.scenario, prediction=one.prediction, reference=one.reference)
 
 
 def _slot(one: Example | Prediction) -> Slot | None:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from budgetft.errors import BudgetftError
+from budgetft.evaluate.scripts import is_blank
 from budgetft.value import Value
 
 MeteorName = Literal["meteor", "meteor_nowordnet"]
@@ -125,12 +126,18 @@ class Scorer:
         return self._rouge_words.tokenize(text)
 
     def score(self, prediction: str, reference: str) -> Scores:
-        """``prediction`` against ``reference``."""
+        """``prediction`` against ``reference``, as the official script does.
+
+        All 0 where the reference is blank: there is nothing to be right about. (The official script gives two empty texts
+        BLEU .35 and METEOR .50, because it takes "" for a word.)
+        """
+        if is_blank(reference):
+            return ZERO
         found, wanted = self.words(prediction), self.words(reference)
         # The official script joins the tokens and splits them again, which makes one empty token of no tokens.
-        found_1, wanted_1 = found or [""], wanted or [""]
-        bleu: Any = self._bleu([wanted_1], found_1, weights=_BLEU_WEIGHTS, smoothing_function=self._smoothing)
-        meteor = self._meteor([wanted_1], found_1, stemmer=self._stemmer, wordnet=self._wordnet)
+        found_1 = found or [""]
+        bleu: Any = self._bleu([wanted], found_1, weights=_BLEU_WEIGHTS, smoothing_function=self._smoothing)
+        meteor = self._meteor([wanted], found_1, stemmer=self._stemmer, wordnet=self._wordnet)
         rouge = self._rouge.score(reference, prediction)["rougeL"].fmeasure
         return Scores(bleu=float(bleu), meteor=float(meteor), rouge_l=float(rouge), cider=cider(found, wanted))
 
@@ -150,7 +157,7 @@ def cider(found: Sequence[str], wanted: Sequence[str]) -> float:
     """
     total = 0.0
     for size in range(1, CIDER_LARGEST + 1):
-        have, want = _ngrams(found, size), _ngrams(wanted, size)
+        have, want = ngrams(found, size), ngrams(wanted, size)
         norm = math.sqrt(sum(count**2 for count in have.values())) * math.sqrt(sum(count**2 for count in want.values()))
         if norm:
             total += sum(min(count, want[gram]) * want[gram] for gram, count in have.items() if gram in want) / norm
@@ -158,7 +165,8 @@ def cider(found: Sequence[str], wanted: Sequence[str]) -> float:
     return 10 * penalty * total / CIDER_LARGEST
 
 
-def _ngrams(words: Sequence[str], size: int) -> Counter[tuple[str, ...]]:
+def ngrams(words: Sequence[str], size: int) -> Counter[tuple[str, ...]]:
+    """How often each run of ``size`` words is in ``words``."""
     return Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
 
 

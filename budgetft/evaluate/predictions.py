@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from budgetft.data.examples import Example, problem_report
+from budgetft.data.examples import Example
+from budgetft.data.problems import problem_report
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.value import Value
 
@@ -37,15 +38,31 @@ def predicted(example: Example, text: str, seconds: float | None = None) -> Pred
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Every row of ``path`` in order, repeated ids included; a last line without its end is left out.
+    """Every row of ``path`` in order, repeated ids included; a last line that is torn is left out.
 
-    Raises one ``UsageError`` for all damaged lines.
+    Raises one ``UsageError`` for all damaged lines. It says where they are, never what was generated.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    return _rows(content[: content.rfind(b"\n") + 1], path)
+    whole, last = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    return _rows(content if _is_row(last) else whole, path)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(content: bytes, path: Path) -> list[Prediction]:
@@ -57,6 +74,10 @@ def _rows(content: bytes, path: Path) -> list[Prediction]:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise UsageError(f"a JSON {type(data).__name__}, not an object")
+            if not isinstance(data.get("text", ""), str):
+                raise UsageError(f"text: a JSON {type(data['text']).__name__}, not a text")
+            if not _is_unicode(data.get("text", "")):
+                raise UsageError("text: holds half of a character")
             rows.append(Prediction.read(data, source="row"))
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number}: not JSON: {error}")

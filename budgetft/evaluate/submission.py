@@ -1,22 +1,24 @@
 """The two files that the challenge takes, checked against the test set before either is written."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from budgetft.data.examples import problem_report
+from pydantic import Field
+
+from budgetft.data.problems import problem_report
 from budgetft.data.wts_notes import LETTERS
 from budgetft.data.wts_tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.judge import key_of_prediction
 from budgetft.evaluate.metrics import Scorer
-from budgetft.evaluate.official import Slot, answer_letter, load_json, read_labels
+from budgetft.evaluate.official import Slot, answer_letter, is_external, load_json, read_labels
 from budgetft.evaluate.predictions import Prediction
+from budgetft.evaluate.scripts import is_blank
 from budgetft.plan import write_text_atomically
 from budgetft.value import Value
 
@@ -27,8 +29,9 @@ _PACKAGE = "WTS_DATASET_PUBLIC_TEST"
 _CAPTIONS = Path("annotations/caption/test/public_challenge")
 _EXTERNAL = Path("external/BDD_PC_5K")
 _QUESTIONS = "WTS_VQA_PUBLIC_TEST.json"
-_EXTERNAL_NAME = re.compile(r"video\d+")
 _SHOWN = 5
+_NO_SLOT = "captions without scenario, phase and actor"
+_NO_QUESTION = "answers that are captions of a scenario, phase and actor"
 
 
 class TestSet(Value):
@@ -52,6 +55,8 @@ class Submitted(Value):
     answers: int
     filled: int
     """Captions and answers that were not predicted but filled in."""
+    absent: dict[str, str] = Field(default_factory=dict)
+    """What was not given at all, ``captions`` or ``answers``, and the file that is therefore not written."""
 
 
 def read_test_set(root: Path) -> TestSet:
@@ -97,7 +102,7 @@ def _read_questions(path: Path) -> tuple[dict[str, tuple[str, ...]], frozenset[s
             problems.append(f"entry {number}: {', '.join(wrong)}: not a list")
             continue
         videos = [str(video) for video in entry.get("videos") or ()]
-        is_external = bool(videos) and all(_EXTERNAL_NAME.fullmatch(Path(video).stem) for video in videos)
+        outside = bool(videos) and all(is_external(Path(video).stem) for video in videos)
         asked = [one for part in (entry, *phases) for one in part.get("conversations") or ()]
         if not asked:
             problems.append(f"entry {number}: no conversations")
@@ -107,11 +112,18 @@ def _read_questions(path: Path) -> tuple[dict[str, tuple[str, ...]], frozenset[s
                 problems.append(f"entry {number}: a question without an id")
                 continue
             questions[name] = tuple(letter for letter in LETTERS if letter in one)
-            if is_external:
+            if outside:
                 external.add(name)
     if problems:
         raise problem_report(str(path), problems)
     return questions, frozenset(external)
+
+
+def split_predictions(rows: Sequence[Prediction]) -> tuple[list[Prediction] | None, list[Prediction] | None]:
+    """(captions, answers) of predictions of both, told apart as ``budgetft evaluate`` does; None for what there is none of."""
+    captions = [one for one in rows if isinstance(key_of_prediction(one), Slot)]
+    answers = [one for one in rows if not isinstance(key_of_prediction(one), Slot)]
+    return captions or None, answers or None
 
 
 def write_submission(
@@ -137,7 +149,7 @@ def write_submission(
     if answers is not None:
         files[ANSWERS_FILE] = _answer_file(answers, test, _Gap(fill, problems, filled))
     if not files:
-        raise UsageError("there is nothing to submit", hint="give --captions or --vqa, or both")
+        raise UsageError("there is nothing to submit", hint="give the files that budgetft predict wrote")
     if problems:
         raise _refusal(out, problems, fill)
     for name, content in files.items():
@@ -148,6 +160,11 @@ def write_submission(
         captions=len(ACTORS) * sum(len(segments) for segments in written),
         answers=len(files.get(ANSWERS_FILE, ())),
         filled=filled[0],
+        absent={
+            name: file
+            for name, file, given in (("captions", CAPTIONS_FILE, captions), ("answers", ANSWERS_FILE, answers))
+            if given is None
+        },
     )
 
 
@@ -178,7 +195,7 @@ def _caption_file(
     slots = [one for one in predictions if isinstance(keys[one.id], Slot)]
     for one in predictions:
         if not isinstance(keys[one.id], Slot):
-            gap.note("captions without scenario, phase and actor", one.id)
+            gap.note(_NO_SLOT, one.id)
     chosen = aggregate(slots, lambda one: keys[one.id], how=how, scorer=scorer)
     wanted = [Slot(name, phase, actor) for name, phases in test.phases.items() for phase in phases for actor in ACTORS]
     for key in chosen.keys() - set(wanted):
@@ -187,7 +204,7 @@ def _caption_file(
     for slot in wanted:
         external = slot.scenario in test.external_scenarios
         text = chosen[slot].text.strip() if slot in chosen else None
-        if not text:
+        if text is None or is_blank(text):
             text = gap.close(f"captions: {'missing' if text is None else 'empty'}", str(slot), "", external=external)
         texts[slot] = text
     return {
@@ -202,7 +219,8 @@ def _answer_file(predictions: Sequence[Prediction], test: TestSet, gap: _Gap) ->
     for one in predictions:
         groups.setdefault(_question_id(one, test.questions), []).append(one)
     for name in groups.keys() - test.questions.keys():
-        gap.note("answers: unknown", name)
+        is_caption = isinstance(key_of_prediction(groups[name][0]), Slot)
+        gap.note(_NO_QUESTION if is_caption else "answers: unknown", name)
     rows = []
     for name, letters in test.questions.items():
         external, filler = name in test.external_questions, (letters or LETTERS)[0]
@@ -211,8 +229,7 @@ def _answer_file(predictions: Sequence[Prediction], test: TestSet, gap: _Gap) ->
         if group is None:
             letter = gap.close("answers: missing", name, filler, external=external)
         elif letter is None:
-            told = f"{name} ({group[0].text.strip()[:30]!r})"
-            letter = gap.close("answers: not one of the question's letters", told, filler, external=external)
+            letter = gap.close("answers: not one of the question's letters", name, filler, external=external)
         rows.append({"id": name, "correct": letter})
     return rows
 
@@ -244,6 +261,8 @@ def _refusal(out: Path, problems: dict[str, list[str]], fill: Fill) -> UsageErro
         more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
         lines.append(f"{kind}: {len(names)}: {', '.join(first)}{more}")
     hint = "predict what is missing with budgetft predict (a rerun goes on where it stopped)"
+    if problems.keys() & {_NO_SLOT, _NO_QUESTION}:
+        hint = "give the file without --captions and --vqa: captions and answers are then told apart; " + hint
     if fill == "none":
         hint += "; --fill external fills in BDD_PC_5K, which is asked for but not scored in 2026"
     total = sum(len(names) for names in problems.values())

@@ -103,7 +103,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_written(test_root, whol
         "answers: missing: 1: q3",
         "answers: unknown: 1: q9",
         "answers: repeated ids: 1: q2 (2 times)",
-        "answers: not one of the question's letters: 1: q1 ('d')",
+        "answers: not one of the question's letters: 1: q1",
     ):
         assert line in message
     assert not (tmp_path / "out").exists()
@@ -127,6 +127,73 @@ def test_bdd_may_be_filled_in_and_is_counted_but_scored_scenarios_may_not(test_r
 def test_something_that_is_no_test_set_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is not the public test set"):
         read_test_set(tmp_path)
+
+
+@pytest.fixture
+def submit(test_root, tmp_path):
+    """The command, as a user gives it."""
+    from typer.testing import CliRunner
+
+    from budgetft.cli import build_app
+
+    def run(*words):
+        command = ["submit", "--test", test_root, "--out", tmp_path / "out", *words]
+        return CliRunner().invoke(build_app(), [str(word) for word in command])
+
+    return run
+
+
+def rows_of(path, rows):
+    write(path, "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
+    return path
+
+
+def test_submit_takes_captions_and_answers_together_or_apart(submit, whole, tmp_path):
+    captions, answers = whole
+    mixed = rows_of(tmp_path / "all.jsonl", [answers[0], *captions, *answers[1:]])
+    first, second = rows_of(tmp_path / "c.jsonl", captions), rows_of(tmp_path / "a.jsonl", answers)
+    written = []
+    for words in ([mixed], [first, second], ["--captions", first, "--vqa", second], ["--captions", mixed, "--vqa", mixed]):
+        result = submit(*words)
+        assert result.exit_code == 0, result.output
+        assert "8 captions and 3 answers" in result.stdout
+        written.append({path.name: path.read_text() for path in (tmp_path / "out").iterdir()})
+    assert len(written[0]) == 2
+    assert all(files == written[0] for files in written)
+
+
+def test_submit_says_which_file_it_does_not_write(submit, whole, tmp_path):
+    result = submit(rows_of(tmp_path / "c.jsonl", whole[0]))
+    assert "no answers, so subtask2_vqa.json is not written" in result.stdout
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["subtask1_captioning.json"]
+    result = submit(rows_of(tmp_path / "c.jsonl", whole[0]), "--vqa", tmp_path / "c.jsonl")
+    assert isinstance(result.exception, UsageError)
+    assert "given twice" in result.exception.message
+
+
+def test_submit_says_how_a_mixed_file_is_given_and_never_what_was_generated(submit, whole, tmp_path):
+    captions, answers = whole
+    mixed = rows_of(tmp_path / "all.jsonl", [*captions, *answers])
+    for option in ("--captions", "--vqa"):
+        result = submit(option, mixed)
+        assert isinstance(result.exception, UsageError)
+        assert "without --captions and --vqa" in (result.exception.hint or "")
+    rude = [one.replace(text="rude words") for one in answers]
+    result = submit(rows_of(tmp_path / "rude.jsonl", [*captions, *rude]))
+    assert isinstance(result.exception, UsageError)
+    assert "answers: not one of the question's letters: 3: q1, q2, q3" in result.exception.message
+    assert "rude" not in result.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_punctuation_and_answers_of_every_letter_are_not_submitted(test_root, whole, tmp_path, scorer):
+    captions, answers = whole
+    blank = [captions[0].replace(text="..."), *captions[1:]]
+    every = [answers[0].replace(text="A, B, C, D"), *answers[1:]]
+    with pytest.raises(UsageError) as caught:
+        write_submission(read_test_set(test_root), tmp_path / "out", captions=blank, answers=every, scorer=scorer)
+    assert "captions: empty: 1: S1_T1 phase 4 pedestrian" in caught.value.message
+    assert "not one of the question's letters: 1: q1" in caught.value.message
 
 
 def test_a_submission_file_scores_as_the_predictions_it_was_made_of(test_root, whole, tmp_path, scorer):

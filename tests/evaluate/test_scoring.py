@@ -66,7 +66,7 @@ def test_captions_in_another_script_are_told_rather_than_scored_0_in_silence(mak
     result = evaluate(found, truth_of_examples(examples), scorer)
     assert result.captions is not None
     assert result.captions.wordless == ("chinese",)
-    assert "1 references have no Latin letter or digit" in describe(result)
+    assert "1 labels have no Latin letter or digit at all: chinese" in describe(result)
     assert "Latin" not in describe(evaluate(found, truth_of_examples(examples[1:]), scorer))
 
 
