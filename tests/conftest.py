@@ -74,10 +74,10 @@ def _end_of_the_warm_server() -> Iterator[None]:
 
 
 @functools.cache
-def _tokenizer():
+def _tokenizer(extra=()):
     from budgetft.data.vocabulary import load_tokenizer
 
-    return load_tokenizer()
+    return load_tokenizer(extra)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from budgetft.errors import UsageError
 from budgetft.model import Model, load_model
 
 if TYPE_CHECKING:
+    from budgetft.data.convert import Options
     from budgetft.data.examples import Examples
     from budgetft.data.features import Picture
     from budgetft.workload import Shape
@@ -126,10 +126,13 @@ def wts(
 @app.command()
 def convert(
     file: Annotated[
-        Path,
-        typer.Argument(help="JSON or JSONL: canonical rows, images with captions, LLaVA or ShareGPT conversations, messages."),
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders, archives, globs or a hub id: JSON, JSONL, CSV, TSV, parquet, Arrow, image folders, tar, zip.",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to create.")] = None,
     prompt: Annotated[
         str | None,
         typer.Option(help="What is asked where a row is an image and its caption; 'Describe the image.' when left out."),
@@ -137,23 +140,123 @@ def convert(
     frames: Annotated[
         str | None, typer.Option(help="Of each video, spread evenly over it: N images, or video:N for one video of N frames.")
     ] = None,
+    learn: Annotated[str, typer.Option(help="Of a conversation: all answers, or the last.")] = "all",
+    image_column: Annotated[list[str] | None, typer.Option(help="Of a table: where images are; may be repeated.")] = None,
+    video_column: Annotated[str | None, typer.Option(help="Of a table: where videos are.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of a table: the answer, or the caption.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Of a table: what is asked.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset with several splits.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a dataset on the hub.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="What boxes in the texts count in (pixels, thousandths, fractions): they are told as each model wants."
+        ),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="A key that means nothing for training; may be repeated.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Rows may lack answers: for predict.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and name them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; show three examples as the model sees them.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", help="For --dry-run: a bundled model, a local folder or a hub id.")
+    ] = "qwen2.5-vl-3b",
     force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert a file and the images or videos it names; relative paths start at the file's folder."""
-    from budgetft.data.convert import DESCRIBE, convert_file, sample_videos
-    from budgetft.data.examples import check_target, write_dataset
+    """Convert data of other tools, with the images and videos it names; relative paths start at each file's folder."""
+    from budgetft.cli.datasets import converting
+    from budgetft.data.convert import Options
+    from budgetft.data.convert import convert as convert_data
+    from budgetft.data.layout_keys import DESCRIBE
 
-    check_target(out, force)
     count, video = (None, False) if frames is None else _frames(frames)
     if frames is not None and count is None:
         raise UsageError(f"--frames must be a number or video:N, not {frames!r}")
-    work = out.parent / f".{out.name}.frames"
-    with _progress("decoding") as (start, advance):
-        rows = convert_file(file, prompt=prompt or DESCRIBE)
-        examples = sample_videos(rows, file.parent, work, count, as_video=video, on_start=start, on_video=advance)
-    written = write_dataset(examples, out, images_root=file.parent, overwrite=force)
-    shutil.rmtree(work, ignore_errors=True)
+    if count is not None and not 1 <= count <= 1024:
+        raise UsageError(f"--frames must be from 1 to 1024, not {count}")
+    options = Options.make(
+        prompt=prompt or DESCRIBE,
+        frames=count,
+        video=video,
+        learn=_one_of(learn, "--learn", ("all", "last")),
+        unlabelled=unlabelled,
+        skip_bad=skip_bad,
+        ignore=tuple(ignore or ()),
+        boxes=None if boxes is None else _one_of(boxes, "--boxes", ("pixels", "thousandths", "fractions")),
+        split=split,
+        config=config,
+        image_column=tuple(image_column or ()),
+        video_column=video_column,
+        text_column=text_column,
+        prompt_column=prompt_column,
+    )
+    if dry_run:
+        _preview(file, options, model)
+        return
+    if out is None:
+        raise UsageError("--out is needed: the folder to create", hint="or look at three examples first: --dry-run")
+    with converting() as calls:
+        written, report = convert_data(file, out, options, overwrite=force, on_columns=_say_lines, **calls)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    if report.left_out:
+        typer.echo(f"left out: {len(report.left_out)} problems, the first: {report.left_out[0]}", err=True)
+        typer.echo(f"all of them are in {out / 'left-out.txt'}", err=True)
+    if as_json:
+        found = {"out": str(out), "rows": report.rows, "examples": len(written), "fingerprint": written.fingerprint}
+        typer.echo(json.dumps({**found, "left_out": report.left_out, "notes": report.notes}, indent=2, ensure_ascii=False))
+        return
     typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")
+
+
+def _preview(what: list[Path], options: "Options", model: str) -> None:
+    """Show what ``model`` would be given of the first three rows; nothing is kept."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from budgetft.data.convert import Conversion
+    from budgetft.data.preview import preview
+    from budgetft.data.processor import load_processor
+
+    console = Console()
+    description = load_model(model)
+    with tempfile.TemporaryDirectory(prefix="budgetft-") as work:
+        conversion = Conversion(what, Path(work), options.replace(limit=3))
+        for line in conversion.describe():
+            console.print(Text(line))
+        examples = conversion.examples()
+        processor = load_processor(description)
+        for example in examples:
+            seen = preview(example, processor, description, Contract(), answered=not options.unlabelled)
+            heading = (
+                f"{example.id}: {seen.visual_tokens} visual and {seen.text_tokens} text tokens, {seen.learned_tokens} learned"
+            )
+            console.print(Text(f"\n{heading}", style="bold"))
+            shown = Text()
+            for one in seen.segments:
+                # Told apart by more than colour: what is learned stands between these signs.
+                shown.append(f"»{one.text}«" if one.learned else one.text, style="green" if one.learned else "")
+            console.print(shown)
+        for note in conversion.report.notes:
+            console.print(Text(f"note: {note}"))
+        for line in conversion.report.left_out:
+            console.print(Text(f"left out: {line}"))
+    console.print(Text(f"\nAs {description.name} is given them; »between these signs« is learned. Nothing was written."))
+
+
+def _say_lines(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def _one_of(value: str, flag: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"{flag} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+    return value
 
 
 @app.command()

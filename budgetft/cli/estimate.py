@@ -1,18 +1,25 @@
 """``budgetft estimate``: what one setting would need, without planning and without a card."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from budgetft.cli import options
 from budgetft.errors import UsageError
 
+if TYPE_CHECKING:
+    from budgetft.contract import Contract
+    from budgetft.model import Model
+    from budgetft.workload import Workload
+
 
 def estimate(
     gpu: options.Gpu_,
     model: options.Model_ = options.DEFAULT_MODEL,
     budget: options.Budget = None,
-    image: options.Image = "448x448",
+    data: options.Data = None,
+    image: options.Image = None,
     images: options.Images = 1,
     text_tokens: options.TextTokens = 256,
     supervised_tokens: options.SupervisedTokens = 160,
@@ -39,9 +46,11 @@ def estimate(
 
     given = dict(parse_knob(text) for text in knob or [])
     card, architecture = load_gpu(gpu), load_model(model)
+    if data is not None and image is not None:
+        raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     width, height = parse_size(image or "448x448")
     contract, ranges = options.contract_from(
-        max_pixels=max_pixels or str(width * height),
+        max_pixels=max_pixels or (str(width * height) if data is None else None),
         max_length=max_length,
         rank=rank,
         targets=targets,
@@ -52,17 +61,28 @@ def estimate(
     if ranges:
         name = next(iter(ranges)).replace("_", "-")
         raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
-    shape = options.typed_shape(
-        f"{width}x{height}", images, text_tokens, supervised_tokens, model=architecture, contract=contract
-    )
+    if data is None:
+        typed = f"{width}x{height}", images, text_tokens, supervised_tokens
+        workload = Workload.uniform(options.typed_shape(*typed, model=architecture, contract=contract))
+    else:
+        workload = _measured(data, architecture, contract)
     job = Job(
         gpu=card,
         budget_bytes=options.budget_bytes(budget, card),
         model=architecture,
         contract=contract,
-        workload=Workload.uniform(shape),
+        workload=workload,
         evidence="predicted",
     )
     estimator = Estimator(job, at_once=True)
     best = fastest(estimator, given)
     print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)
+
+
+def _measured(data: Path, model: "Model", contract: "Contract") -> "Workload":
+    from budgetft.cli.datasets import dataset
+    from budgetft.data.examples import read_dataset
+    from budgetft.data.processor import load_processor
+    from budgetft.data.stats import measure_workload
+
+    return measure_workload(read_dataset(dataset(data)), load_processor(model), model, contract)

@@ -20,6 +20,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base checkpoint, weight by weight: files, names and types stay the base's."""
     from budgetft.api import merge as merge_run
+    from budgetft.data.given import Given
     from budgetft.units import format_gib
 
     made = merge_run(run, out, weights=weights, on_file=lambda name: print(name, file=sys.stderr, flush=True))
@@ -29,3 +30,6 @@ def merge(
     else:
         print(f"{made.merged} weights merged, {made.copied} tensors as they were, {format_gib(made.weight_bytes)}")
         print(f"written to {made.folder}: transformers and vLLM load it as they load the base model")
+        given = Given.read_from(made.folder)
+        if given is not None:
+            print(f"it learned with images of at most {given.max_pixels} pixels; with vLLM: {given.serving()}")

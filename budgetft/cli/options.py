@@ -1,6 +1,7 @@
 """Options that several commands share, and how they become values."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -31,6 +32,10 @@ LearningRate = Annotated[float | None, typer.Option(help="The highest of the run
 Epochs = Annotated[int | None, typer.Option(help="Times that every example is seen.")]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="A dataset folder; or CSV, JSON, parquet, images, an archive or a hub id, which are converted first."),
+]
 Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
 Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
 TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]

@@ -22,7 +22,7 @@ def plan(
     cards: Annotated[
         int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
     ] = 1,
-    data: Annotated[Path | None, typer.Option(help="A dataset folder (budgetft data); drawn samples when left out.")] = None,
+    data: options.Data = None,
     image: options.Image = None,
     images: options.Images = 1,
     text_tokens: options.TextTokens = 256,
@@ -58,6 +58,7 @@ def plan(
     json_output: options.Json = False,
 ) -> None:
     """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
+    from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
@@ -83,6 +84,7 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
             data = _sample(own / "sample", say)

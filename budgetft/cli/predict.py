@@ -54,9 +54,10 @@ def predict(
     _refuse_unread({"--temperature": temperature, "--top-p": top_p, "--seed": seed}, "--sample", given=sample)
     alone = {"gpu": gpu, "budget": budget, "max_pixels": max_pixels, "max_length": max_length, "precision": precision}
     _check_source(run, plan, model, no_adapter, alone)
+    from budgetft.cli.datasets import dataset
     from budgetft.data.examples import read_dataset
 
-    examples = read_dataset(data)
+    examples = read_dataset(dataset(data, quiet=quiet, unlabelled=True))
     from budgetft.evaluate.decoding import Decoding
     from budgetft.evaluate.generate import generate
 

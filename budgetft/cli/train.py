@@ -73,7 +73,11 @@ def train(
 ) -> None:
     """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
     planned = read_plan(plan)
+    from budgetft.cli.datasets import dataset
     from budgetft.train.loop import run_training
+
+    data = None if data is None else dataset(data, quiet=quiet)
+    eval_data = eval_data if eval_data is None or str(eval_data) == "none" else dataset(eval_data, quiet=quiet)
 
     with _progress(planned.gpu.budget_bytes, quiet=quiet) as (on_progress, on_note):
         summary = run_training(

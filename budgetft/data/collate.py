@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
-from budgetft.data.examples import Example, problem_report, problems_of
-from budgetft.data.visuals import FeaturesOf, placeholders, with_features, with_patches
-from budgetft.data.vocabulary import END_OF_TURN, FIRST_SPECIAL_ID
+from budgetft.data.examples import Example
+from budgetft.data.problems import problem_report, problems_of
+from budgetft.data.visuals import FeaturesOf, media_of, named, placeholders, short_segments, with_features, with_patches
+from budgetft.data.vocabulary import FIRST_SPECIAL_ID
 from budgetft.errors import UsageError
 from budgetft.knobs import Vision
 from budgetft.model import Model
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not supervised."""
 
-_PREFIX_TOKENS = 14  # system message and user header of the chat template, before the first image
+_PREFIX_TOKENS = {"qwen3_vl": 3}
+"""Tokens of the chat template before the first image: the user's header, after a system text where the family has one."""
+_MOST_PREFIX_TOKENS = 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +39,7 @@ class Encoded:
     input_ids: "torch.Tensor"
     """(t,) int64."""
     labels: "torch.Tensor"
-    """(t,) int64: the answer's tokens and its end of turn, which come last; -100 elsewhere."""
+    """(t,) int64: the tokens of learned answers, each with the end of its turn; -100 elsewhere."""
     mm_token_type_ids: "torch.Tensor"
     """(t,) int64: 1 on image placeholders, 2 on video placeholders, 0 elsewhere. Models read 3-D positions off it."""
     pixel_values: "torch.Tensor"
@@ -85,11 +88,6 @@ class Batch:
         return replace(self, **moved)
 
 
-def answer_text(example: Example) -> str:
-    """The supervised text: the answer and the end of its turn."""
-    return example.answer + END_OF_TURN
-
-
 def encode(
     example: Example,
     processor: "ProcessorMixin",
@@ -97,18 +95,19 @@ def encode(
     contract: Contract,
     *,
     features_of: FeaturesOf | None = None,
+    answered: bool = True,
 ) -> Encoded:
     """``example`` as tensors, its images shrunk to the contract's pixels; image paths must be absolute or reachable.
 
-    ``features_of`` gives (v, f) features of an image or a slice of a video: nothing is decoded then. Prompt and
-    answer are tokenized apart: at inference the prompt ends before the first answer token is chosen, so no token may span
-    the two. Raises
+    ``features_of`` gives (v, f) features of an image or a slice of a video: nothing is decoded then. A learned answer and
+    what precedes it are tokenized apart: at inference the prompt ends before the first answer token is chosen, so no token
+    may span the two. Not ``answered``, it ends where the last answer starts, and nothing is learned. Raises
     ``UsageError`` naming the example: an unreadable image, an empty field, or more than ``contract.max_length`` tokens
     (never cut).
     """
     import torch
 
-    found = problems_of(example)
+    found = problems_of(example, answered=answered)
     if found:
         raise problem_report(f"example {example.id!r}", found)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,22 +115,34 @@ def encode(
         seen = with_patches(example, processor, model, contract)
     else:
         seen = with_features(example, processor, model, contract, features_of)
-    if example.video_fps is not None:
-        seen["second_per_grid_ts"] = torch.tensor([model.temporal_patch_size / example.video_fps])
-    prompt = seen.pop("prompt")
-    answer = torch.tensor(tokenizer(answer_text(example), add_special_tokens=False).input_ids, dtype=torch.int64)
-    kinds = placeholders(prompt, processor)
-    length = len(prompt) + len(answer)
-    if length > contract.max_length:
-        raise too_long([(example.id, length, int((kinds > 0).sum()))], 1, contract)
+    with named(example):
+        texts = short_segments(example, processor, model, contract, answered=answered)
+    pieces = [torch.tensor(tokenizer(one.text, add_special_tokens=False).input_ids, dtype=torch.int64) for one in texts]
+    short = torch.cat(pieces)
+    learned = torch.cat([torch.full_like(ids, one.learned) for ids, one in zip(pieces, texts, strict=True)])
+    kinds = placeholders(short, processor)
+    media = media_of(example)
+    times = torch.ones_like(short)
+    times[kinds > 0] = _tokens_of_blocks(seen["image_grid_thw"], model)
+    input_ids, kinds, learned = (row.repeat_interleave(times) for row in (short, kinds, learned))
+    if len(input_ids) > contract.max_length:
+        raise too_long([(example.id, len(input_ids), int((kinds > 0).sum()))], 1, contract)
+    seconds = [medium.seconds_per_slice(model) for medium in media]
     return Encoded(
         id=example.id,
-        input_ids=torch.cat([prompt, answer]),
-        labels=torch.cat([torch.full_like(prompt, IGNORED), answer]),
-        mm_token_type_ids=torch.cat([kinds, torch.zeros_like(answer)]),
+        input_ids=input_ids,
+        labels=input_ids.masked_fill(learned == 0, IGNORED),
+        mm_token_type_ids=kinds,
         weight=example.weight,
+        second_per_grid_ts=torch.tensor(seconds) if any(medium.is_video for medium in media) else None,
         **seen,
     )
+
+
+def _tokens_of_blocks(grid_n3: "torch.Tensor", model: Model) -> "torch.Tensor":
+    """Visual tokens of every block, one per ``merge_size`` squared patches: as many times as a grid has slices."""
+    each = grid_n3[:, 1] * grid_n3[:, 2] // model.merge_size**2
+    return each.repeat_interleave(grid_n3[:, 0])
 
 
 def too_long(over: Sequence[tuple[str, int, int]], examples: int, contract: Contract) -> UsageError:
@@ -210,18 +221,20 @@ def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generato
         if width < step or height < step or width % step or height % step:
             raise UsageError(f"image size {width}x{height}: both sides must be multiples of {step} for {model.name}")
     runs = _runs(shape, model)
-    free = shape.text_tokens - 2 * len(runs) - shape.supervised_tokens
+    spare = shape.text_tokens - shape.supervised_tokens - 1
+    marked = len(runs) if spare >= 2 * len(runs) else 1  # slices of one video may share their marks
+    free = spare + 1 - 2 * marked * bool(runs)
     if free < 1:
         raise UsageError(
             f"{shape.text_tokens} text tokens are too few for {shape.supervised_tokens} supervised ones,"
-            f" 2 around each of {len(runs)} images, and 1 of prompt"
+            f" 2 around its images, and 1 of prompt"
         )
     start, placeholder, end = _markers(model, video=shape.frames is not None)
     plain_ids = min(FIRST_SPECIAL_ID, start, placeholder, end)
     text = torch.randint(0, plain_ids, (free + shape.supervised_tokens,), generator=generator)
-    prefix = min(_PREFIX_TOKENS, free)
+    prefix = min(_PREFIX_TOKENS.get(model.family, _MOST_PREFIX_TOKENS), free)
     pieces = [text[:prefix]]
-    for count in runs:
+    for count in runs if marked == len(runs) else [sum(runs)]:
         pieces += [torch.tensor([start]), torch.full((count,), placeholder), torch.tensor([end])]
     input_ids = torch.cat([*pieces, text[prefix:]])
     labels = torch.full_like(input_ids, IGNORED)

@@ -1,291 +1,351 @@
-"""Other people's files as canonical examples: JSON or JSONL, four layouts, one turn each; images, or videos as frames."""
+"""Other people's data as a dataset folder: rows in any layout, from any file, their images checked, their films as frames."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
-from budgetft.data.examples import LATER, Example, problem_report, problems_of
+from budgetft.data.boxes import has_boxes
+from budgetft.data.convert_options import Options, Report
+from budgetft.data.drafts import Draft, Media
+from budgetft.data.examples import Example, Examples, check_target, write_dataset
+from budgetft.data.film_clips import Clip, clip_of
+from budgetft.data.layout_keys import LAYOUTS
+from budgetft.data.layouts import Reader
+from budgetft.data.limits import Limits
+from budgetft.data.pictures import PictureStore
+from budgetft.data.problems import MAX_LISTED, Problems, problem_report, problems_of, write_left_out
+from budgetft.data.shots import Harvest, take_shots
+from budgetft.data.source_columns import guess_columns
+from budgetft.data.source_media import MediaStore, lone_surrogates, nearest
+from budgetft.data.source_roles import Columns, describe
+from budgetft.data.source_rows import Row, Source
+from budgetft.data.sources import open_source
+from budgetft.data.video import VideoFacts, probe
 from budgetft.errors import UsageError
 
-_TAG, _VIDEO_TAG = "<image>", "<video>"
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-_LAYOUTS = "a row needs {id, images, prompt, answer}, {image, caption}, {image, conversations} or {messages}"
-DESCRIBE = "Describe the image."
-"""What is asked of rows that are an image and its caption."""
+
+@dataclass
+class _Read:
+    """A row that was understood."""
+
+    where: str
+    root: Path
+    draft: Draft
 
 
-class _BadRow(Exception):
-    """One row cannot be used: ``field: reason``."""
+class Conversion:
+    """One conversion: reads the rows, makes the pictures, and gives the examples."""
 
-
-def convert_file(path: Path, *, prompt: str = DESCRIBE) -> list[Example]:
-    """The examples in ``path``: canonical rows, captions, LLaVA conversations or chat messages, freely mixed.
-
-    Captions are asked for by ``prompt``. ``file_name`` and ``text``, as in the metadata of an image folder, are other names of
-    ``image`` and ``caption``.
-
-    Image paths are kept as they are written (relative ones start at the file's folder); a video stands among them as
-    its path, until :func:`sample_videos` puts frames in its place. Rows without an id get ``row-<number>``.
-    Raises one ``UsageError`` that names every bad row by number (the line number in JSONL).
-    """
-    examples, problems = [], []
-    for number, row in _rows(path):
-        try:
-            if isinstance(row, _BadRow):
-                raise row
-            example = _example(row, number, prompt)
-        except _BadRow as bad:
-            problems.append(f"row {number}: {bad}")
-            continue
-        except UsageError as error:  # a wrong type, found by the value itself
-            problems.append(f"row {number}: {error.message.splitlines()[-1].strip()}")
-            continue
-        problems += [f"row {number}: {problem}" for problem in problems_of(example)]
-        examples.append(example)
-    if problems:
-        raise problem_report(str(path), problems)
-    if not examples:
-        raise UsageError(f"{path} holds no rows", hint=_LAYOUTS)
-    return examples
-
-
-def sample_videos(
-    examples: Sequence[Example],
-    root: Path,
-    work: Path,
-    frames: int | None,
-    *,
-    as_video: bool = False,
-    on_start: Callable[[int], None] = lambda videos: None,
-    on_video: Callable[[], None] = lambda: None,
-) -> list[Example]:
-    """``examples`` with ``frames`` images in place of each video, spread evenly over it; kept below ``work``.
-
-    With ``as_video`` they stay a video: of an example that has one and nothing else. Relative paths start at ``root`` and
-    may not leave it. Raises one ``UsageError`` for all videos that cannot be read or stay, or when there are videos and
-    ``frames`` is None.
-    """
-    from budgetft.data.reformat import frame_rate, spread
-    from budgetft.data.shots import Shot, take_shots
-    from budgetft.data.video import probe
-
-    names = dict.fromkeys(path for example in examples for path in example.images if is_video(path))
-    if not names:
-        return list(examples)
-    if frames is None:
-        raise UsageError(
-            f"{len(names)} videos, the first {next(iter(names))!r}",
-            hint="say how many frames of each: --frames 8 for images, --frames video:8 for a video",
+    def __init__(self, what: Sequence[str | Path], work: Path, options: Options) -> None:
+        self.options, self.work = options, work.absolute()
+        given = Columns(
+            image=options.image_column or None,
+            video=options.video_column,
+            text=options.text_column,
+            prompt=options.prompt_column,
         )
-    if not 1 <= frames <= 1024:
-        raise UsageError(f"--frames must be from 1 to 1024, not {frames}")
-    on_start(len(names))
-    shots: dict[Path, list[Shot]] = {}
-    problems: dict[str, str] = {}
-    rates: dict[str, float] = {}
-    mixed = [one.id for one in examples if len(one.images) > 1 and any(map(is_video, one.images))] if as_video else []
-    if mixed:
-        raise problem_report("an example holds one video, or images", [f"{name!r} holds several of them" for name in mixed])
-    for name in names:
+        self.media = MediaStore(self.work)
+        self.source: Source = open_source(
+            list(what), work=self.work, split=options.split, config=options.config, columns=given if given.used() else None
+        )
+        self.reader = Reader(prompt=options.prompt, unlabelled=options.unlabelled, also_ignored=frozenset(options.ignore))
+        self.report = Report()
+        self.on_read: Callable[[float], None] = lambda share: None
+        """Told the share of the data's own files that has been read, row by row."""
+        # Rows of JSON say themselves what they hold; a table's columns must be told apart.
+        table = self.source.columns is not None or bool(given.used())
+        self.columns = guess_columns(self.source, answered=not options.unlabelled) if table else None
+        self.store = PictureStore(self.work)
+        self._boxed = 0
+
+    def describe(self) -> list[str]:
+        """What the columns of a table are taken for."""
+        return [] if self.columns is None else describe(self.columns)
+
+    def files(self) -> list[Path]:
+        """The images and videos that the rows name. Raises ``UsageError`` when the rows cannot be read."""
+        rows = self._rows([])
+        return sorted({row.root / path for row in rows for one in row.draft.media for path in one.files})
+
+    def drafts(self) -> list[Draft]:
+        """All rows as drafts; no image or video is looked at. Raises one ``UsageError`` for all that cannot be read."""
+        problems: list[tuple[str, str]] = []
+        rows = list(self._rows(problems))
+        self._settle(problems, len(rows))
+        return [row.draft for row in rows]
+
+    def examples(
+        self,
+        *,
+        on_start: Callable[[int], None] = lambda steps: None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> list[Example]:
+        """All examples, with their pictures kept below ``work``.
+
+        Raises one ``UsageError`` for everything that is wrong, unless bad rows are to be left out.
+        """
+        problems: list[tuple[str, str]] = []
+        rows = list(self._rows(problems))
+        found = self._with_pictures(rows, problems, on_start, on_step)
+        seen: dict[str, str] = {}
+        examples = []
+        for row, example in found:
+            wrong = problems_of(example, answered=not self.options.unlabelled)
+            if seen.setdefault(example.id, row.where) != row.where:
+                wrong.append(f"id: {example.id!r} is already used by {seen[example.id]}")
+            problems += [(row.where, one) for one in wrong]
+            if not wrong:
+                examples.append(example)
+                self._boxed += self.options.boxes is None and has_boxes(example)
+        self._settle(problems, len(examples))
+        self._tell()
+        return examples
+
+    def _rows(self, problems: list[tuple[str, str]]) -> Iterator[_Read]:
+        for number, row in enumerate(self.source, start=1):
+            self.on_read(self.source.progress)
+            if self.options.limit is not None and number > self.options.limit:
+                return
+            self.report.rows += 1
+            try:
+                # Numbers of several files repeat, where the place does not say "row 3" alone.
+                yield _Read(row.where, row.root, self._read(row, row.number if row.where.startswith("row ") else number))
+            except UsageError as error:
+                problems.append(
+                    (row.where, error.message.splitlines()[-1].strip() + (f" ({error.hint})" if error.hint else ""))
+                )
+
+    def _read(self, row: Row, number: int) -> Draft:
+        if row.problem is not None:
+            raise UsageError(row.problem)
+        halves = lone_surrogates(row.values)
+        if halves:
+            place, escape = halves[0]
+            raise UsageError(f"{place}: holds half of a character ({escape})")
+        values = row.values if self.columns is None else self.columns.apply(row)
+        self.reader.path_of = lambda value: self.media.path(value, root=row.root)
+        draft = self.reader.read(values, number)
+        for one in draft.media:
+            Limits.of(one.options)  # refuses sizes that contradict each other
+        if self.options.boxes is not None:
+            draft.fields.setdefault("box_scale", self.options.boxes)
+        return draft
+
+    def _with_pictures(
+        self,
+        rows: list[_Read],
+        problems: list[tuple[str, str]],
+        on_start: Callable[[int], None],
+        on_step: Callable[[], None],
+    ) -> Iterator[tuple[_Read, Example]]:
+        films = self._films(rows, problems)
+        images = {
+            (row.root, path, Limits.of(one.options).name): Limits.of(one.options)
+            for row in rows
+            for one in row.draft.media
+            if one.kind == "image" or not isinstance(one.path, str)
+            for path in one.files
+        }
+        shots = {film: [shot for clip in clips for shot in clip.shots] for film, clips in films.items()}
+        on_start(len(images) + len(shots) + len(rows))  # each example is written in the end
+        made: dict[tuple[Path, str, str], str | UsageError] = {}
+
+        def add(one: tuple[tuple[Path, str, str], Limits]) -> tuple[tuple[Path, str, str], str | UsageError]:
+            (root, path, name), limits = one
+            try:
+                return (root, path, name), self.store.add(path, root, limits)
+            except UsageError as error:
+                return (root, path, name), error
+            finally:
+                on_step()
+
         try:
-            if ".." in PurePath(name).parts:
-                raise UsageError(f"{name!r} leaves the folder {root}")
-            window = (0.0, probe(root / name).seconds)
-            rates[name] = frame_rate(window, frames)
-            shots[root / name] = [Shot(video=root / name, moments=(at,)) for at in spread(window, frames)]
-        except UsageError as error:
-            problems[name] = error.message
-    harvest = take_shots(shots, work, on_video=on_video)
-    problems |= {str(path): why for path, why in harvest.bad.items()}
-    if problems:
-        raise problem_report("cannot sample videos", list(problems.values()))
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                made.update(pool.map(add, images.items()))
+        finally:  # also when it is interrupted: a rerun goes on
+            self.store.close()
+        harvest = take_shots(shots, self.work, on_video=on_step) if shots else None
+        for row in rows:
+            bad: list[str] = []
 
-    def pictures(name: str) -> list[str]:
-        if not is_video(name):
-            return [name]
-        taken = (harvest.taken[root / name, shot.key] for shot in shots[root / name])
-        return [str((work / "frames" / one.file).resolve()) for one in taken]
+            def shown(one: Media, row: _Read = row, bad: list[str] = bad) -> tuple[Sequence[str], Sequence[float] | None]:
+                try:
+                    return self._shown(one, row, made, harvest, films)
+                except UsageError as error:
+                    bad.append(error.message + self._near(error, row) + _hinted(error))
+                    return (), None if one.kind == "image" else ()
 
-    def sampled(one: Example) -> Example:
-        images = tuple(image for name in one.images for image in pictures(name))
-        return one.replace(images=images, video_fps=rates.get(one.images[0], one.video_fps) if as_video else one.video_fps)
+            try:
+                example = row.draft.example(shown, learn=self.options.learn)
+            except UsageError as error:
+                if not bad:
+                    bad.append(error.message.splitlines()[-1].strip())
+                example = None
+            problems += [(row.where, one) for one in bad]
+            if example is not None and not bad:
+                yield row, example
 
-    return [sampled(one) for one in examples]
+    def _shown(
+        self,
+        one: Media,
+        row: _Read,
+        made: dict[tuple[Path, str, str], str | UsageError],
+        harvest: Harvest | None,
+        films: dict[Path, list[Clip]],
+    ) -> tuple[Sequence[str], Sequence[float] | None]:
+        """The kept files of ``one``, and their seconds where it stays a video."""
+        limits = Limits.of(one.options)
+        if one.kind == "image" or not isinstance(one.path, str):
+            files = []
+            for path in one.files:
+                found = made[row.root, path, limits.name]
+                if isinstance(found, UsageError):
+                    raise found
+                files.append(found)
+            if one.kind == "image":
+                return files, None
+            rate = one.options.get("sample_fps", one.options.get("fps"))
+            if not rate:
+                raise UsageError("a video given as its frames needs sample_fps, the frames a second")
+            return files, [place / rate for place in range(len(files))]
+        film = row.root / one.path
+        if harvest is None or film in harvest.bad:
+            raise UsageError(harvest.bad[film] if harvest is not None else f"{film} was not read")
+        clip = next(clip for clip in films[film] if clip.media == one)
+        taken = [harvest.taken[film, shot.key] for shot in clip.shots]
+        paths = [str(self.store.limited((self.work / "frames" / each.file).resolve(), clip.limits)) for each in taken]
+        return paths, [each.times[0] for each in taken] if clip.as_video else None
+
+    def _films(self, rows: list[_Read], problems: list[tuple[str, str]]) -> dict[Path, list[Clip]]:
+        """The clips to take of every film; those that cannot be taken become problems of their rows."""
+        films: dict[Path, list[Clip]] = {}
+        facts: dict[Path, VideoFacts | UsageError] = {}
+        for row in list(rows):
+            for one in row.draft.media:
+                if one.kind != "video" or not isinstance(one.path, str):
+                    continue
+                film = row.root / one.path
+                try:
+                    if ".." in PurePath(one.path).parts:
+                        raise UsageError(f"{one.path!r} leaves the folder {row.root}")
+                    if film not in facts:
+                        try:
+                            facts[film] = probe(film)
+                        except UsageError as error:
+                            facts[film] = error
+                    known = facts[film]
+                    if isinstance(known, UsageError):
+                        raise known
+                    if not any(clip.media == one for clip in films.get(film, [])):
+                        films.setdefault(film, []).append(clip_of(one, film, known, self.options))
+                except UsageError as error:
+                    near = self._near(error, row)
+                    problems.append((row.where, error.message + near + _hinted(error)))
+                    if row in rows:
+                        rows.remove(row)
+        return films
+
+    def _near(self, error: UsageError, row: _Read) -> str:
+        """What a file that does not exist may have been meant to be."""
+        found = re.search(r"(?:image|video) (.+) does not exist", error.message)
+        other = nearest(found[1], row.root) if found else None
+        return f"; did you mean {other}?" if other else ""
+
+    def _settle(self, problems: list[tuple[str, str]], kept: int) -> None:
+        """Raise for ``problems``, or note what is left out for them."""
+        lines = [f"{where}: {why}" for where, why in problems]
+        if problems and not self.options.skip_bad:
+            raise problem_report(self.source.name, lines, hint="to go on without the rows that cannot be used: --skip-bad")
+        self.report.left_out = lines
+        if not kept:
+            none = (
+                f"{self.source.name}: none of {self.report.rows} rows can be used"
+                if lines
+                else f"{self.source.name} holds no rows"
+            )
+            raise UsageError(none, hint=lines[0] if lines else LAYOUTS)
+
+    def _tell(self) -> None:
+        notes = self.report.notes
+        notes += self.source.notes
+        ignored = Counter(self.reader.ignored)
+        if ignored:
+            named = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
+            notes.append(f"passed over, since they mean nothing for training: {named}")
+        if self._boxed:
+            notes.append(
+                f"{self._boxed} examples have boxes or points in their texts, which are told as they are written. Qwen2-VL and"
+                " Qwen3-VL count from 0 to 1000, Qwen2.5-VL in pixels of the image after it is shrunk. If yours are pixels of"
+                " the image as it is: --boxes pixels has them told to each model in its own scale"
+            )
 
 
-def is_video(path: str) -> bool:
-    """Whether ``path`` is that of a video, by its ending."""
-    return path.lower().endswith(VIDEO_ENDINGS)
+def convert(
+    what: Sequence[str | Path],
+    out: Path,
+    options: Options,
+    *,
+    overwrite: bool = False,
+    on_columns: Callable[[list[str]], None] = lambda lines: None,
+    on_read: Callable[[float], None] = lambda share: None,
+    on_start: Callable[[int], None] = lambda steps: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[Examples, Report]:
+    """Write the dataset ``out`` from files, folders, archives, globs or a hub id; what came of it.
 
-
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    """``(number, row)`` pairs; a line that is not JSON is a ``_BadRow`` in its place."""
+    ``on_columns`` is told what the columns of a table are taken for, before anything is written. Pictures are kept beside
+    ``out`` until it is whole, so a rerun goes on after an interrupt. Raises one ``UsageError`` for everything that is wrong;
+    beyond the first twenty problems, all are in a file that the error names.
+    """
+    check_target(out, overwrite)
+    work = out.parent / f".{out.name}.frames"
+    conversion = Conversion(what, work, options)
+    conversion.on_read = on_read
+    on_columns(conversion.describe())
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        try:
-            whole = json.loads(text) if text.strip() else []
-        except (ValueError, RecursionError) as error:
-            # Many tools write one object a line under the name .json; an array that does not parse is just broken.
-            if text.lstrip()[:1] != "{" or "Extra data" not in str(error):
-                raise UsageError(f"{path} is not JSON: {error}", hint="is the file complete?") from None
-        else:
-            rows = whole if isinstance(whole, list) else [whole]
-            return list(enumerate(rows, start=1))
-    return [(number, _line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        examples = conversion.examples(on_start=on_start, on_step=on_step)
+        written = write_dataset(
+            examples,
+            out,
+            images_root=work,
+            overwrite=overwrite,
+            answered=not options.unlabelled,
+            own_images=True,
+            on_example=on_step,
+        )
+    except UsageError as error:
+        raise _with_report(error, out) from None
+    report = conversion.report
+    write_left_out(out, report.left_out)
+    shutil.rmtree(work, ignore_errors=True)
+    return written, report
 
 
-def _line(line: str) -> Any:
+def files_named(file: Path) -> list[Path]:
+    """The images and videos that the rows of ``file`` name. Raises ``UsageError`` when it cannot be read."""
+    with tempfile.TemporaryDirectory(prefix="budgetft-") as work:
+        return Conversion([file], Path(work), Options(unlabelled=True)).files()
+
+
+def _with_report(error: UsageError, out: Path) -> UsageError:
+    """``error``, its problems beyond those that are shown kept in a file beside ``out``."""
+    if not isinstance(error, Problems) or len(error.all) <= MAX_LISTED:
+        return error
+    report = out.parent / f"{out.name}-problems.txt"
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return _BadRow(f"not JSON: {error}")
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text("\n".join(error.all) + "\n", encoding="utf-8")
+    except OSError:
+        return error
+    return Problems(f"{error.message}\n  all of them are in {report}", error.all, hint=error.hint)
 
 
-def _example(row: Any, number: int, describe: str) -> Example:
-    if not isinstance(row, Mapping):
-        raise _BadRow(f"a JSON {type(row).__name__}, not an object; {_LAYOUTS}")
-    name = row.get("id", f"row-{number:06d}")
-    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
-    if "conversations" in row:
-        images, prompt, answer = _from_conversations(row)
-    elif "messages" in row:
-        images, prompt, answer = _from_messages(row)
-    elif "prompt" in row or "answer" in row:
-        unknown = sorted(set(row) - set(Example.model_fields))
-        if unknown:
-            raise _BadRow(f"{unknown[0]}: unknown key; known: {', '.join(Example.model_fields)}")
-        if not isinstance(row.get("images"), list):
-            raise _BadRow("images: must be a list of paths")
-        return Example.read({**row, "id": name}, source="row")
-    elif "caption" in row or "text" in row:
-        images, prompt, answer = _media(row), describe, row.get("caption", row.get("text"))
-    else:
-        raise _BadRow(f"keys {', '.join(sorted(row)) or 'none'}; {_LAYOUTS}")
-    extra = {key: row[key] for key in ("source_id", "weight", *LATER) if key in row}
-    fields = {"id": name, "images": images, "prompt": prompt, "answer": answer, **extra}
-    return Example.read(fields, source="row")
-
-
-def _from_conversations(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
-    """LLaVA: alternating ``human`` and ``gpt`` turns, the place of images marked by ``<image>``."""
-    turns = _turns(row["conversations"], field="conversations", role="from", text="value")
-    prompt, answer = _one_turn(turns, "conversations", user=("human", "user"), assistant=("gpt", "assistant"))
-    if not isinstance(prompt, str) or not isinstance(answer, str):
-        raise _BadRow("conversations: value must be text")
-    images = _media(row)
-    return images, _without_tags(prompt, images, "conversations"), _untagged(answer, "conversations")
-
-
-def _from_messages(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
-    """Chat messages: content is text, or a list of text and image parts; images may also stand beside them."""
-    turns = _turns(row["messages"], field="messages", role="role", text="content")
-    user, assistant = _one_turn(turns, "messages", user=("user",), assistant=("assistant",))
-    images, prompt = _content(user)
-    drawn, answer = _content(assistant)
-    if drawn:
-        raise _BadRow("messages: the answer holds an image")
-    if not images:
-        images = _media(row)
-    return images, _without_tags(prompt, images, "messages"), _untagged(answer, "messages")
-
-
-def _media(row: Mapping[str, Any]) -> list[str]:
-    """The images beside the text, or the videos: which of both comes first could not be told."""
-    found = {key: _paths(row[key], key) for key in ("image", "images", "file_name", "video", "videos") if row.get(key)}
-    if len(found) > 1:
-        raise _BadRow(f"{' and '.join(found)}: only one of them is supported")
-    for key, paths in found.items():
-        other = [path for path in paths if is_video(path) is not key.startswith("video")]
-        if other:
-            kind = "video" if key.startswith("video") else "image"
-            raise _BadRow(f"{key}: {other[0]!r} is not the name of {'a video' if kind == 'video' else 'an image'}")
-    return next(iter(found.values()), [])
-
-
-def _turns(value: Any, *, field: str, role: str, text: str) -> list[tuple[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(turn, Mapping) and {role, text} <= set(turn) for turn in value):
-        raise _BadRow(f"{field}: must be a list of {{{role}, {text}}}")
-    return [(str(turn[role]), turn[text]) for turn in value]
-
-
-def _one_turn(
-    turns: list[tuple[str, Any]], field: str, *, user: tuple[str, ...], assistant: tuple[str, ...]
-) -> tuple[Any, Any]:
-    roles = [role for role, _ in turns]
-    if roles[:1] == ["system"]:
-        raise _BadRow(f"{field}: system messages are not supported; put the text into the prompt")
-    if len(turns) > 2:
-        raise _BadRow(f"{field}: {len(turns)} messages; only a single question and answer is supported")
-    if len(turns) < 2 or roles[0] not in user or roles[1] not in assistant:
-        raise _BadRow(f"{field}: needs one {user[0]} and one {assistant[0]} message, has {', '.join(roles) or 'none'}")
-    return turns[0][1], turns[1][1]
-
-
-def _content(content: Any) -> tuple[list[str], str]:
-    if isinstance(content, str):
-        return [], content
-    if not isinstance(content, list):
-        raise _BadRow("messages: content must be text or a list of parts")
-    images, texts = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in ("image", "image_url", "video"):
-            if texts:
-                raise _BadRow(f"messages: {'a video' if kind == 'video' else 'an image'} after text; images must come first")
-            paths = _paths(_image_of(part), "messages")
-            if any(is_video(path) is not (kind == "video") for path in paths):
-                raise _BadRow(f"messages: {paths[0]!r} in a part of type {kind}")
-            images += paths
-        else:
-            raise _BadRow(f"messages: a part of type {kind!r}; known: text, image, video")
-    return images, "\n".join(texts)
-
-
-def _image_of(part: Mapping[str, Any]) -> Any:
-    for key in ("image", "video", "path", "url", "image_url"):
-        if key in part:
-            value = part[key]
-            return value.get("url") if isinstance(value, Mapping) else value
-    raise _BadRow("messages: an image part without a path")
-
-
-def _paths(value: Any, field: str) -> list[str]:
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise _BadRow(f"{field}: must be a path or a list of paths")
-    paths = [path.removeprefix("file://") for path in paths]
-    remote = [path for path in paths if path.startswith(("http://", "https://", "data:"))]
-    if remote:
-        raise _BadRow(f"{field}: {remote[0][:60]!r} is not a file; download images first")
-    return paths
-
-
-def _without_tags(prompt: str, images: list[str], field: str) -> str:
-    """``prompt`` without its marks of images (or videos), which must agree with their number when there are any."""
-    tag = _VIDEO_TAG if any(is_video(path) for path in images) else _TAG
-    tags = prompt.count(tag)
-    if not tags:
-        return prompt.strip()
-    if tags != len(images):
-        raise _BadRow(f"{field}: {tags} {tag} marks for {len(images)} {'videos' if tag == _VIDEO_TAG else 'images'}")
-    text = prompt.replace(tag, "").strip()
-    # One image may be marked anywhere: LLaVA's own loader moves it to the front. Of several, the place has a meaning.
-    lead = prompt[: prompt.rfind(tag)].replace(tag, "")
-    if len(images) > 1 and lead.strip():
-        raise _BadRow(f"{field}: text between {tag} marks; images must come first")
-    return text
-
-
-def _untagged(answer: str, field: str) -> str:
-    for tag in (_TAG, _VIDEO_TAG):
-        if tag in answer:
-            raise _BadRow(f"{field}: {tag} in the answer")
-    return answer.strip()
+def _hinted(error: UsageError) -> str:
+    """The way on, beside a problem that is one of many."""
+    return f" ({error.hint})" if error.hint else ""

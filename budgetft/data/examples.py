@@ -7,16 +7,17 @@ content, so the rows alone identify the data.
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from budgetft.data.images import check_image
+from budgetft.data.conversation import Message, Part, write_messages
+from budgetft.data.pictures import read_picture
+from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.replace import hidden_beside, move_into_place, recover
 from budgetft.errors import UsageError
 from budgetft.value import Value, read_json
@@ -27,20 +28,22 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "images", "prompt", "answer", "source_id", "weight")
 ORIGIN = ("scenario", "phase", "actor", "view", "time_seconds", "frame_rank")
 """Where an example is from."""
-LATER = (*ORIGIN, "video_fps")
+LATER = (*ORIGIN, "video_fps", "messages", "tools", "frame_seconds", "box_scale")
 """Columns that older datasets lack, and that count only where they hold something."""
-_MAX_LISTED = 20
-_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+BoxScale = Literal["pixels", "thousandths", "fractions"]
 
 
 class Example(Value):
-    """One prompt about some images, and the answer to learn."""
+    """A conversation about some images: in the plain case one prompt about them, and the answer to learn."""
 
     id: str
     images: tuple[str, ...]
-    """Paths, relative to the dataset folder or absolute; they come before the prompt, in this order."""
+    """Paths, relative to the dataset folder or absolute, in the order of the conversation. They come before the prompt
+    when there are no ``messages``."""
     prompt: str
+    """What is asked; of ``messages`` the text of the last question."""
     answer: str
+    """What is answered; of ``messages`` the text of the last answer."""
     source_id: str | None = None
     """The row it was made from, which is shared by all its frames; with no ``scenario``, what must not be split either."""
     weight: float = Field(default=1.0, gt=0.0)
@@ -58,33 +61,64 @@ class Example(Value):
     frame_rank: int | None = Field(default=None, ge=0)
     """Of its frame among the N of its row."""
     video_fps: float | None = Field(default=None, gt=0.0)
-    """Frames a second of the one video whose frames the images are; None: they are images."""
+    """Frames a second of the one video whose frames the images are; None: they are images, or the messages say which are."""
+    messages: tuple[Message, ...] | None = None
+    """The whole conversation, where it is more than images, a prompt and an answer."""
+    tools: str | None = None
+    """JSON: the functions that the model may call, as chat templates take them."""
+    frame_seconds: tuple[float, ...] | None = None
+    """The time of each of ``images`` in its film, from the film's first frame; 0 for what is no frame."""
+    box_scale: BoxScale | None = None
+    """What boxes in the texts count in, to be told in the model's own scale: pixels of the image as shown, 0 to 1000, or
+    0 to 1. None: they are told as they are written."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        files = len(self.images)
+        if self.frame_seconds is not None and len(self.frame_seconds) != files:
+            raise ValueError(f"frame_seconds holds {len(self.frame_seconds)} times of {files} images")
+        if self.messages is not None:
+            wanted = sum(part.files for message in self.messages for part in message.content)
+            if wanted != files:
+                raise ValueError(f"messages hold {wanted} images and frames, images {files}")
+        return self
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """All messages, the answer last."""
+        if self.messages is not None:
+            return self.messages
+        if self.video_fps is None:
+            shown = [Part(type="image")] * len(self.images)
+        else:
+            shown = [Part(type="video", frames=len(self.images))]
+        return Message.of("user", *shown, self.prompt), Message.of("assistant", self.answer, learn=True)
+
+    @property
+    def question(self) -> tuple[Message, ...]:
+        """All messages before the last answer: what a model is given to answer."""
+        said = self.conversation
+        return said[:-1] if said and said[-1].role == "assistant" else said
+
+    @classmethod
+    def talk(cls, messages: Sequence[Message], **fields: Any) -> Self:
+        """The example of ``messages``: a plain one where that says the same, else one with the conversation.
+
+        ``fields`` are the others; ``images`` holds the files in the order of the messages.
+        """
+        asked = next((one.text for one in reversed(messages) if one.role == "user"), "")
+        answer = messages[-1].text if messages and messages[-1].role == "assistant" else ""
+        plain = cls.make(**{**fields, "prompt": asked, "answer": answer})
+        said = (*messages, Message.of("assistant", "", learn=True)) if messages and messages[-1].role == "user" else messages
+        if fields.get("tools") is None and asked.strip() and plain.conversation == tuple(said):
+            return plain
+        return plain.replace(messages=tuple(messages), video_fps=None)
 
 
-def problems_of(example: Example, *, answered: bool = True) -> list[str]:
-    """What keeps ``example`` from being used, as ``field: reason``; empty when nothing does.
+class Conversation(Value):
+    """The column of messages."""
 
-    ``answered`` says that it is to be learned from; the answers of a test set are empty.
-    """
-    needed = ("id", "prompt", "answer") if answered else ("id", "prompt")
-    found = [f"{name}: empty" for name in needed if not getattr(example, name).strip()]
-    if not example.images:
-        found.append("images: none")
-    for name in ("prompt", "answer"):
-        token = _CONTROL_TOKEN.search(getattr(example, name))
-        if token:
-            # It would be read as the model's own marker: an image placeholder or the end of the turn.
-            found.append(f"{name}: holds the control token {token[0]}")
-    return found
-
-
-def problem_report(source: str, problems: Sequence[str], *, hint: str | None = None) -> UsageError:
-    """One error for all ``problems`` of ``source``; a long list is cut and counted."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = list(problems[:_MAX_LISTED])
-    if len(problems) > _MAX_LISTED:
-        lines.append(f"... and {len(problems) - _MAX_LISTED} more")
-    return UsageError(f"{source}: {count}\n  " + "\n  ".join(lines), hint=hint)
+    messages: tuple[Message, ...]
 
 
 class Examples(Sequence[Example]):
@@ -108,10 +142,17 @@ class Examples(Sequence[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         row = self._table[index]
         images = tuple(str(self.folder / image) for image in row["images"])
-        return Example.make(**{**row, "images": images})
+        return Example.make(**{**row, "images": images, **_unpacked(row)})
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    def columns(self, *names: str) -> Iterator[dict[str, Any]]:
+        """The values of ``names`` in every row; None where the dataset is older than a column."""
+        known = [name for name in names if name in self._table.column_names]
+        rows: Any = self._table.select_columns(known)
+        absent = dict.fromkeys(names)
+        return ({**absent, **row} for row in rows)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,9 +162,19 @@ class Examples(Sequence[Example]):
         for row in rows:
             later = {name: row[name] for name in LATER if row.get(name) is not None}
             # Without them it is what it was before there were any: plans name their data by it.
-            known = [row[name] for name in COLUMNS] + ([later] if later else [])
+            known = [row[name] for name in COLUMNS] + ([later] if later else [])  # messages are known by their JSON text
             digest.update(json.dumps(known).encode() + b"\n")
         return digest.hexdigest()[:32]
+
+
+def _unpacked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of ``row`` that hold more than a table's own values."""
+    found: dict[str, Any] = {}
+    if row.get("frame_seconds") is not None:
+        found["frame_seconds"] = tuple(row["frame_seconds"])
+    if row.get("messages") is not None:
+        found["messages"] = Conversation.read_text(f'{{"messages": {row["messages"]}}}', source="messages").messages
+    return found
 
 
 def read_dataset(folder: Path) -> Examples:
@@ -170,6 +221,7 @@ def write_dataset(
     overwrite: bool = False,
     answered: bool = True,
     own_images: bool = False,
+    on_example: Callable[[], None] = lambda: None,
 ) -> Examples:
     """Copy ``examples`` and their images into the new dataset folder ``out``, which appears whole or not at all.
 
@@ -185,7 +237,7 @@ def write_dataset(
     try:
         (partial / "images").mkdir(parents=True)
         store = _link_image if own_images else _copy_image
-        rows = _collect(examples, lambda image: store(image, images_root, partial / "images"), out, answered)
+        rows = _collect(examples, lambda image: store(image, images_root, partial / "images"), out, answered, on_example)
         _save(rows, partial)
         move_into_place(partial, out)
     finally:
@@ -194,12 +246,15 @@ def write_dataset(
     return read_dataset(out)
 
 
-def _collect(examples: Iterable[Example], store: Callable[[str], str], out: Path, answered: bool) -> list[dict[str, Any]]:
+def _collect(
+    examples: Iterable[Example], store: Callable[[str], str], out: Path, answered: bool, on_example: Callable[[], None]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     first_row: dict[str, int] = {}
     stored: dict[str, str] = {}
     for number, example in enumerate(examples, start=1):
+        on_example()
         found = problems_of(example, answered=answered)
         if first_row.setdefault(example.id, number) != number:
             found.append(f"id: already used by row {first_row[example.id]}")
@@ -213,7 +268,8 @@ def _collect(examples: Iterable[Example], store: Callable[[str], str], out: Path
         problems += [f"row {number} ({example.id!r}): {problem}" for problem in found]
         if not problems:
             names = [stored[image] for image in example.images]
-            rows.append({**example.model_dump(), "images": names})
+            said = None if example.messages is None else write_messages(example.messages)
+            rows.append({**example.model_dump(), "images": names, "messages": said})
     if problems:
         raise problem_report(f"cannot write {out}", problems)
     if not rows:
@@ -223,18 +279,7 @@ def _collect(examples: Iterable[Example], store: Callable[[str], str], out: Path
 
 def _copy_image(image: str, root: Path, images: Path) -> str:
     """Copy one image under a name made of its content; the name."""
-    if ".." in PurePath(image).parts:
-        raise UsageError(f"{image!r} leaves the folder {root}", hint="put the images below that folder")
-    source = root / image  # an absolute path stands for itself
-    try:
-        content = source.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"image {source} does not exist") from None
-    except OSError as error:
-        raise UsageError(f"cannot read image {source}: {error.strerror}") from None
-    except ValueError as error:  # a NUL character in the path
-        raise UsageError(f"cannot read image {image!r}: {error}") from None
-    name = f"{hashlib.sha256(content).hexdigest()[:24]}.{check_image(content, source)}"
+    content, name = read_picture(image, root)
     (images / name).write_bytes(content)
     return name
 
@@ -270,6 +315,10 @@ def _save(rows: list[dict[str, Any]], folder: Path) -> None:
             "time_seconds": datasets.Value("float64"),
             "frame_rank": datasets.Value("int64"),
             "video_fps": datasets.Value("float64"),
+            "messages": text,
+            "tools": text,
+            "frame_seconds": datasets.List(datasets.Value("float64")),
+            "box_scale": text,
         }
     )
     table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

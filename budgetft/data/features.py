@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from budgetft.contract import Contract
-from budgetft.data.examples import Example, problem_report
-from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.examples import Example
+from budgetft.data.images import image_header, resized_image_size
+from budgetft.data.limits import limits_of
+from budgetft.data.problems import problem_report
 from budgetft.data.visuals import Block, blocks_of
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Precision
@@ -44,6 +46,8 @@ SHARD_BYTES = 256 * 2**20
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _CONTENT_NAME = re.compile(r"[0-9a-f]{24}")
+_SHOWN = "shown 1"
+"""Said with the content of a file that earlier versions showed otherwise: what they kept of it is not used."""
 _WORKERS = 8
 
 
@@ -77,7 +81,8 @@ class Picture:
     block: Block
     """Its files."""
     digest: str
-    """SHA-256 of the file; of several, that of their digests in hexadecimal, one after another."""
+    """SHA-256 of the file; where earlier versions showed it otherwise, of that and a mark; of several files, that of their
+    digests in hexadecimal, one after another."""
     width: int
     height: int
 
@@ -121,10 +126,16 @@ def _picture(path: str, model: Model, contract: Contract) -> Picture:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"cannot read image {path}: {error.strerror}") from None
-    stem = Path(path).stem
+    stem = Path(path).name.split(".")[0]
     if _CONTENT_NAME.fullmatch(stem) and not digest.startswith(stem):
         raise UsageError(f"image {path} was changed since the dataset was written")
-    width, height = resized_image_size(path, image_size(path), model, contract)
+    header = image_header(path)
+    if not header.as_ever:
+        digest = hashlib.sha256(f"{digest} {_SHOWN}".encode()).hexdigest()
+    width, height = resized_image_size(path, (header.width, header.height), model, contract)
+    own = limits_of(path).name
+    if own:  # resized in its own way
+        digest = hashlib.sha256(f"{digest}{own}".encode()).hexdigest()
     return Picture(block=(path,), digest=digest, width=width, height=height)
 
 

@@ -3,30 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetft.data.vocabulary import load_tokenizer
+from budgetft.data.templates import TEMPLATES, folder_template
+from budgetft.data.vocabulary import QWEN3_TOKENS, load_tokenizer
 from budgetft.errors import BudgetftError
 from budgetft.model import Model
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
-
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if loop.first and message['role'] != 'system' -%}"
-    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
-    "{%- endif -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
-"""ChatML as the Qwen-VL models use it."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 
@@ -34,7 +17,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 def load_processor(model: Model) -> "ProcessorMixin":
     """The processor of ``model``: from its weights folder or hub id, else built offline from its image facts.
 
-    A folder without a tokenizer gets the offline one: all supported families share the vocabulary.
+    A folder without a tokenizer gets the offline one, with its own chat template where it has one: all supported families
+    share the vocabulary.
     Raises ``BudgetftError`` when a processor cannot be loaded, or the offline vocabulary is not installed.
     """
     if model.weights is None or _lacks_tokenizer(model.weights):
@@ -49,7 +33,7 @@ def load_processor(model: Model) -> "ProcessorMixin":
             hint="check that the folder has preprocessor_config.json and the tokenizer's files",
         ) from None
     if not getattr(processor, "chat_template", None):
-        processor.chat_template = CHAT_TEMPLATE
+        processor.chat_template = TEMPLATES[model.family]
     return processor
 
 
@@ -59,7 +43,8 @@ def _lacks_tokenizer(weights: str) -> bool:
 
 
 def _offline_processor(model: Model) -> "ProcessorMixin":
-    tokenizer = load_tokenizer()  # first: its error about a missing package is the one to see
+    # First: its error about a missing package is the one to see.
+    tokenizer = load_tokenizer(QWEN3_TOKENS if model.family == "qwen3_vl" else ())
     import transformers
 
     processors = {
@@ -87,5 +72,5 @@ def _offline_processor(model: Model) -> "ProcessorMixin":
         image_processor=image_processor,
         tokenizer=tokenizer,
         video_processor=video_processor,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=(folder_template(Path(model.weights)) if model.weights else None) or TEMPLATES[model.family],
     )

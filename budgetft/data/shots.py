@@ -11,7 +11,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from budgetft.data.video import At, Converter, pick_frames
+from budgetft.data.film_frames import Converter
+from budgetft.data.video import At, load_av, pick_frames
 from budgetft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Box = tuple[float, float, float, float]
 """x, y, width and height in pixels of the video."""
 BOX_COLOURS = {"pedestrian": ("green", (0, 230, 60)), "vehicle": ("red", (240, 30, 30))}
 _QUALITY = 90
-_VERSION = 1
+_VERSION = 2
 """Of what is made of a shot: raised with it, so that kept pictures are made again."""
 
 
@@ -52,7 +53,9 @@ class Taken:
     file: str
     """Its name below the folder of frames, made of its content."""
     seconds: float
-    """Of its first frame, from the start of the video."""
+    """Of its first frame, from the first frame that its video shows; to the millisecond."""
+    times: tuple[float, ...] = ()
+    """Of all its frames, in the order of the moments; to the microsecond."""
 
 
 @dataclass(kw_only=True)
@@ -142,7 +145,7 @@ def _take_video(video: Path, shots: list[Shot], work: Path, max_side: int | None
             raise _Stopped
 
     taken = _decode(video, shots, work / "frames", max_side, count)
-    rows = {key: [one.file, one.seconds] for key, one in {**known, **taken}.items()}
+    rows = {key: [one.file, one.seconds, one.times] for key, one in {**known, **taken}.items()}
     _write(record, json.dumps({**identity, "shots": rows}).encode())  # last: what it names is on the disk
     return _Done(taken=taken, frames=frames, kept=False)
 
@@ -153,18 +156,21 @@ def _decode(
     wanted = [(shot, place) for shot in shots for place in range(len(shot.moments))]
     waiting: dict[str, dict[int, tuple[PilImage, float]]] = {}
     taken: dict[str, Taken] = {}
+    load_av()  # says how to install it
     converter = Converter()
     last: tuple[int, PilImage] | None = None
     for picked in pick_frames(video, [shot.moments[place] for shot, place in wanted], on_frame=on_frame):
         shot, place = wanted[picked.wanted]
         if last is None or last[0] != picked.index:  # one frame may be wanted by several shots
-            last = picked.index, converter.image(picked.frame)
+            last = picked.index, converter.image(picked.frame, picked.aspect)
         parts = waiting.setdefault(shot.key, {})
         parts[place] = last[1], picked.seconds
         if len(parts) == len(shot.moments):
             ordered = [parts[index] for index in range(len(parts))]
             image = _finished(shot, [image for image, _ in ordered])
-            taken[shot.key] = Taken(file=_store(image, folder, max_side), seconds=round(ordered[0][1], 3))
+            times = tuple(round(seconds, 6) for _, seconds in ordered)
+            file = _store(image, folder, max_side)
+            taken[shot.key] = Taken(file=file, seconds=round(ordered[0][1], 3), times=times)
             del waiting[shot.key]
     return taken
 
@@ -218,7 +224,9 @@ def _read_record(path: Path, identity: dict[str, Any], work: Path) -> dict[str, 
     """The pictures that were made of the same video; none when it has changed or one of them is gone."""
     try:
         data = json.loads(path.read_bytes())
-        taken = {key: Taken(file=file, seconds=seconds) for key, (file, seconds) in data["shots"].items()}
+        taken = {
+            key: Taken(file=file, seconds=seconds, times=tuple(times)) for key, (file, seconds, times) in data["shots"].items()
+        }
         same = all(data[name] == value for name, value in identity.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
-from budgetft.data.collate import answer_text, too_long
-from budgetft.data.examples import Example, Examples, problem_report, problems_of
+from budgetft.data.collate import too_long
+from budgetft.data.conversation import Segment
+from budgetft.data.examples import Example, Examples
 from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.tokens import check_positions
-from budgetft.data.visuals import block_sizes, short_prompt
+from budgetft.data.visuals import block_sizes, media_of, short_segments
 from budgetft.errors import UsageError
 from budgetft.model import Model
 from budgetft.workload import Shape, Workload
@@ -127,12 +129,19 @@ def _shape(
     if found:
         raise UsageError("; ".join(found))
     images = block_sizes(example, model, contract, sizes)
-    tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-    prompt = tokenizer(short_prompt(example, processor, model), add_special_tokens=False).input_ids
-    answer = tokenizer(answer_text(example), add_special_tokens=False).input_ids
+    total, learned = text_tokens(short_segments(example, processor, model, contract), processor)
+    media = media_of(example)
+    alone = len(media) == 1 and media[0].is_video
     return Shape(
         images=tuple(images),
-        text_tokens=len(prompt) - len(images) + len(answer),
-        supervised_tokens=len(answer),
-        frames=None if example.video_fps is None else len(example.images),
+        text_tokens=total - len(images),
+        supervised_tokens=learned,
+        frames=len(example.images) if alone else None,
     )
+
+
+def text_tokens(texts: Iterable[Segment], processor: "ProcessorMixin") -> tuple[int, int]:
+    """Tokens of all ``texts``, each tokenized by itself, and of those that are learned."""
+    tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    counted = [(len(tokenizer(one.text, add_special_tokens=False).input_ids), one.learned) for one in texts]
+    return sum(count for count, _ in counted), sum(count for count, learned in counted if learned)

@@ -7,6 +7,7 @@ one serves estimates and statistics.
 import math
 
 from budgetft.contract import Contract
+from budgetft.data.limits import NO_LIMITS, Limits
 from budgetft.errors import UsageError
 from budgetft.model import Model
 
@@ -53,19 +54,24 @@ def check_positions(model: Model, contract: Contract) -> None:
         )
 
 
-def pixel_bounds(model: Model, contract: Contract) -> tuple[int, int]:
-    """``(min_pixels, max_pixels)`` of one image: the model's own, with the contract's cap.
+def pixel_bounds(model: Model, contract: Contract, limits: Limits = NO_LIMITS) -> tuple[int, int]:
+    """``(min_pixels, max_pixels)`` of one image: the model's own, with the contract's cap and the image's own limits.
 
-    A cap below the model's floor removes the floor: enlarging up to the cap would overshoot it.
+    A cap below the floor removes the floor: enlarging up to the cap would overshoot it.
     """
-    max_pixels = min(contract.max_pixels, model.max_pixels)
-    floor = model.min_pixels if model.min_pixels <= max_pixels else min(model.pixel_step**2, max_pixels)
+    max_pixels = min(contract.max_pixels, limits.max_pixels or model.max_pixels, model.max_pixels)
+    wanted = max(limits.min_pixels or 0, model.min_pixels)
+    floor = wanted if wanted <= max_pixels else min(model.pixel_step**2, max_pixels)
     return floor, max_pixels
 
 
-def resized_size(width: int, height: int, model: Model, contract: Contract) -> tuple[int, int]:
-    """``(width, height)`` in pixels of an image as the model sees it; errors as in :func:`smart_resize`."""
-    min_pixels, max_pixels = pixel_bounds(model, contract)
+def resized_size(width: int, height: int, model: Model, contract: Contract, limits: Limits = NO_LIMITS) -> tuple[int, int]:
+    """``(width, height)`` in pixels of an image as the model sees it; errors as in :func:`smart_resize`.
+
+    ``limits`` are the image's own: it is treated as if it had their size, and kept within their pixels too.
+    """
+    width, height = limits.size or (width, height)
+    min_pixels, max_pixels = pixel_bounds(model, contract, limits)
     new_height, new_width = smart_resize(height, width, factor=model.pixel_step, min_pixels=min_pixels, max_pixels=max_pixels)
     return new_width, new_height
 

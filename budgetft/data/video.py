@@ -1,12 +1,14 @@
 """Opening videos: probe them, pick frames in one pass, write them. Every way in which that fails names the file."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetft.data.animations import animation_frames, is_animation, measure_animation
+from budgetft.data.film_frames import check_frame, pixel_aspect, shown_size, turn_of
 from budgetft.errors import BudgetftError, UsageError
 
 if TYPE_CHECKING:
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 
 PAST_END_SECONDS = 0.5
 """A time this far past the end still means the last frame: annotations are rounded, and containers lie a little."""
+_LONGER_SECONDS = 0.1
+"""A container whose length is by more than this above that of its picture has something else in it that lasts longer."""
+_REGULAR = (0.75, 1.5)
+"""Frames whose distance is within these shares of the average follow at one rate."""
+_CLOSE = 1e-6
+"""Seconds that are lost where times are computed."""
 DOUBLED_FPS = (59.0, 61.0)
 """Between these the official extractor writes every frame twice, and boxes count what it wrote."""
 
@@ -24,12 +32,14 @@ _X264 = {"preset": "veryfast", "qp": "25", "x264-params": "weightp=0:b-adapt=0"}
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What the header of a video says."""
+    """What is known of a video before its frames are taken."""
 
     width: int
+    """As shown, in pixels."""
     height: int
     fps: float
     seconds: float
+    """How long its picture lasts."""
 
     @property
     def doubled(self) -> bool:
@@ -47,6 +57,8 @@ class At:
 
     seconds: float = 0.0
     index: int | None = None
+    within: tuple[float, float] | None = None
+    """Seconds from and to which the frame must be, where there is one."""
 
     def __str__(self) -> str:
         return f"{self.seconds:.3f} s" if self.index is None else f"frame {self.index}"
@@ -60,8 +72,13 @@ class Picked:
     """Its place in what was asked."""
     index: int
     seconds: float
+    """Its own time, from the first frame that is shown."""
     frame: Any
-    """An ``av.VideoFrame``."""
+    """An ``av.VideoFrame``, or the image of an animation."""
+    lasts: float = 0.0
+    """Seconds for which it is shown, where that is told."""
+    aspect: Fraction = Fraction(1)
+    """Width over height of its pixels as shown."""
 
 
 def load_av() -> Any:
@@ -76,46 +93,88 @@ def load_av() -> Any:
 
 
 def probe(path: Path) -> VideoFacts:
-    """The facts of the video in ``path``; ``UsageError`` when it is missing, empty or no video."""
+    """The facts of the video or animation in ``path``, of which one frame is decoded, or all where its header says too little.
+
+    Raises ``UsageError`` when it is missing, empty, no video, or nothing that can be shown as ordinary pictures.
+    """
+    if is_animation(path):
+        width, height, frames, seconds = measure_animation(path)
+        return VideoFacts(width=width, height=height, fps=frames / seconds, seconds=seconds)
     with _opened(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         if stream.duration is not None and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
+            seconds, sure = float(stream.duration * stream.time_base), True
         else:
-            seconds = (container.duration or 0) / 1e6
-        size = stream.codec_context.width, stream.codec_context.height
-    if not rate or seconds <= 0 or min(size) < 1:
-        raise UsageError(f"cannot read video {path}: no frame rate, length or size in its header ({seconds:g} s)")
+            seconds, sure = (container.duration or 0) / 1e6, len(container.streams) == 1
+        size = _first_size(path, container, stream)
+    if not rate or seconds <= 0:
+        rate, seconds = _measured(path)
+    elif not sure:
+        own = _measured(path)[1]
+        seconds = own if seconds > own + max(_LONGER_SECONDS, 1 / rate) else seconds
+    if min(size) < 1:
+        raise UsageError(f"cannot read video {path}: no size in its header")
     return VideoFacts(width=size[0], height=size[1], fps=float(rate), seconds=seconds)
 
 
-def pick_frames(path: Path, wanted: Sequence[At], *, on_frame: Any = None) -> Iterator[Picked]:
-    """The frame nearest to each of ``wanted``, in the order of the video, decoding it once and no further than needed.
+def _first_size(path: Path, container: Any, stream: Any) -> tuple[int, int]:
+    """``(width, height)`` as shown of the first frame; as the header says where that is damaged."""
+    aspect = pixel_aspect(stream)
+    try:
+        frame = next(iter(container.decode(stream)), None)
+    except load_av().error.FFmpegError:  # told when its frames are taken
+        frame = None
+    if frame is None:
+        return shown_size(stream.codec_context.width, stream.codec_context.height, aspect)
+    check_frame(frame, path)
+    return shown_size(frame.width, frame.height, aspect, turn_of(frame) or (False, False, False))
 
-    ``on_frame()`` is called for every frame decoded. Raises ``UsageError`` when the video breaks off or ends more than
-    ``PAST_END_SECONDS`` before a moment that is wanted.
+
+def _measured(path: Path) -> tuple[float, float]:
+    """``(frames a second, seconds)`` of the picture, from the times of its packets, else from its frames."""
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        base = float(stream.time_base or 0)
+        told = [(one.pts, one.duration or 0) for one in container.demux(stream) if one.size and not one.is_discard]
+    timed = sorted((pts * base, lasts * base) for pts, lasts in told if pts is not None)
+    if len(timed) < len(told) or not timed:
+        frames = count_frames(path)
+        if not frames:
+            raise UsageError(f"cannot read video {path}: it holds no frame")
+        return rate, frames / rate
+    between = timed[-1][0] - timed[0][0]
+    if between > 0:
+        rate = (len(timed) - 1) / between
+    return rate, between + (timed[-1][1] or 1 / rate)
+
+
+def pick_frames(path: Path, wanted: Sequence[At], *, on_frame: Any = None) -> Iterator[Picked]:
+    """The frame of each of ``wanted``, in the order of the video, decoding it once and no further than needed.
+
+    Of a moment the nearest frame; where frames do not follow at one rate, the one that is shown then. None outside of
+    ``within`` when there is one inside. ``on_frame()`` is called for every frame decoded. Raises ``UsageError`` when the
+    video breaks off or ends more than ``PAST_END_SECONDS`` before a moment that is wanted.
     """
     by_index = sorted((at.index, place) for place, at in enumerate(wanted) if at.index is not None)
     by_time = sorted((at.seconds, place) for place, at in enumerate(wanted) if at.index is None)
     last: Picked | None = None
-    with _opened(path) as (container, stream):
-        half = 0.5 / float(stream.average_rate or stream.guessed_rate or 25)
-        start = None
-        for index, frame in enumerate(container.decode(stream)):
-            if on_frame is not None:
-                on_frame()
-            time = float(frame.time) if frame.time is not None else 2 * half * index
-            start = time if start is None else start
-            last = Picked(wanted=-1, index=index, seconds=max(0.0, time - start), frame=frame)
-            while by_index and by_index[0][0] <= index:
-                yield _at(last, by_index.pop(0)[1])
-            while by_time and by_time[0][0] <= last.seconds + half:
-                yield _at(last, by_time.pop(0)[1])
-            if not by_index and not by_time:
-                return
+    half = 0.0
+    for half, now in _shown(path, on_frame or (lambda: None)):
+        while by_time and last is not None and by_time[0][0] <= _until(last, now, half):
+            place = by_time.pop(0)[1]
+            yield _at(_inside(last, now, wanted[place]), place)
+        while by_index and by_index[0][0] <= now.index:
+            yield _at(now, by_index.pop(0)[1])
+        while by_time and by_time[0][0] <= now.seconds:
+            place = by_time.pop(0)[1]
+            yield _at(_inside(last or now, now, wanted[place], late=True), place)
+        last = now
+        if not by_index and not by_time:
+            return
     if last is None:
         raise UsageError(f"cannot read video {path}: it holds no frame")
-    late = [place for seconds, place in by_time if seconds > last.seconds + 2 * half + PAST_END_SECONDS]
+    end = last.seconds + max(2 * half, last.lasts)
+    late = [place for seconds, place in by_time if seconds > end + PAST_END_SECONDS]
     late += [place for _, place in by_index]
     if late:
         raise UsageError(f"video {path} ends at frame {last.index} ({last.seconds:.3f} s); {wanted[late[0]]} is wanted")
@@ -123,26 +182,46 @@ def pick_frames(path: Path, wanted: Sequence[At], *, on_frame: Any = None) -> It
         yield _at(last, place)
 
 
-class Converter:
-    """From decoded frames of one video to images; the tables that this needs are made once, which ``to_image`` does not."""
+def _until(last: Picked, now: Picked, half: float) -> float:
+    """The moment up to which ``last`` is taken, when ``now`` follows it; ``half`` the average distance of frames."""
+    regular = _REGULAR[0] <= (now.seconds - last.seconds) / (2 * half) <= _REGULAR[1]
+    return last.seconds + half if regular else now.seconds - _CLOSE  # it is shown until then
 
-    def __init__(self) -> None:
-        load_av()
-        from av.video.reformatter import VideoReformatter
 
-        self._reformatter = VideoReformatter()
+def _inside(last: Picked, now: Picked, at: At, *, late: bool = False) -> Picked:
+    """``now`` if ``late``, else ``last``; the other one where that is outside of what is allowed and the other is not."""
+    taken, other = (now, last) if late else (last, now)
+    if at.within is None:
+        return taken
+    start, end = at.within[0] - _CLOSE, at.within[1] + _CLOSE
+    return other if not start <= taken.seconds <= end and start <= other.seconds <= end else taken
 
-    def image(self, frame: Any) -> "PilImage":
-        """``frame`` (an ``av.VideoFrame``) in the mode RGBX: RGB with a byte that is not used, which needs no copy."""
-        from PIL import Image
 
-        rgb = self._reformatter.reformat(frame, format="rgb0")
-        plane: Any = rgb.planes[0]  # a buffer, which its type does not say
-        return Image.frombuffer("RGBX", (rgb.width, rgb.height), plane, "raw", "RGBX", plane.line_size, 1)
+def _shown(path: Path, on_frame: Callable[[], None]) -> Iterator[tuple[float, Picked]]:
+    """Half of the average distance of frames in seconds, and each frame with its time."""
+    if is_animation(path):
+        half = 0.5 / probe(path).fps
+        for still in animation_frames(path, on_frame):
+            yield half, Picked(wanted=-1, index=still.index, seconds=still.seconds, frame=still.image, lasts=still.lasts)
+        return
+    with _opened(path) as (container, stream):
+        half, aspect = 0.5 / float(stream.average_rate or stream.guessed_rate or 25), pixel_aspect(stream)
+        start = None
+        for index, frame in enumerate(container.decode(stream)):
+            on_frame()
+            if index == 0:
+                check_frame(frame, path)
+            time = float(frame.time) if frame.time is not None else 2 * half * index
+            start = time if start is None else start
+            lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+            seconds = max(0.0, time - start)
+            yield half, Picked(wanted=-1, index=index, seconds=seconds, frame=frame, lasts=lasts, aspect=aspect)
 
 
 def count_frames(path: Path) -> int:
     """Decode all of ``path``; how many frames it has."""
+    if is_animation(path):
+        return measure_animation(path)[2]
     with _opened(path) as (container, stream):
         return sum(1 for _ in container.decode(stream))
 
@@ -169,7 +248,15 @@ def write_video(path: Path, frames: Iterable["PilImage"], *, size: tuple[int, in
 
 
 def _at(picked: Picked, place: int) -> Picked:
-    return Picked(wanted=place, index=picked.index, seconds=picked.seconds, frame=picked.frame)
+    return replace(picked, wanted=place)
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether it is the picture on a sound file."""
+    import av.stream
+
+    kinds = getattr(av.stream, "Disposition", None)
+    return kinds is not None and bool(stream.disposition & kinds.attached_pic)
 
 
 class _opened:
@@ -183,12 +270,15 @@ class _opened:
         self.av = load_av()
         try:
             self.container = self.av.open(os.fspath(self.path))
-            stream = next(iter(self.container.streams.video), None)
+            stream = next((one for one in self.container.streams.video if not _is_cover(one)), None)
         except (self.av.error.FFmpegError, OSError, ValueError) as error:
             raise self._explained(error) from None
         if stream is None:
             self.container.close()
             raise UsageError(f"cannot read video {self.path}: it has no picture")
+        if stream.codec_context is None:
+            self.container.close()
+            raise UsageError(f"cannot read video {self.path}: how its picture is coded is not known")
         stream.thread_count = 1  # files are decoded side by side instead
         return self.container, stream
 
@@ -200,6 +290,14 @@ class _opened:
     def _explained(self, error: Exception) -> UsageError:
         if isinstance(error, FileNotFoundError):
             return UsageError(f"video {self.path} does not exist")
+        if self._is_empty():
+            return UsageError(f"video {self.path} is empty (0 bytes)")
         if isinstance(error, self.av.error.InvalidDataError):
             return UsageError(f"{self.path} is not a video that can be read, or is damaged")
         return UsageError(f"cannot read video {self.path}: {getattr(error, 'strerror', None) or error}")
+
+    def _is_empty(self) -> bool:
+        try:
+            return self.path.stat().st_size == 0
+        except OSError:
+            return False

@@ -1,17 +1,22 @@
-"""What an example shows the model: images, or the frames of one video; its prompt, its patches, or its cached features.
+"""What an example shows the model: images and videos; its text with their placeholders, patches, or cached features.
 
 Visual tokens come in blocks of one picture size: an image, or a temporal slice of a video, which is made of
 ``temporal_patch_size`` frames. Shapes: t tokens of the prompt, p patches, d numbers in a patch, n images or videos,
 v visual tokens, f numbers in a visual token's features.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
+from budgetft.data.boxes import rescaled
+from budgetft.data.conversation import Message, Segment, prompt_segments, segments
 from budgetft.data.examples import Example
 from budgetft.data.images import image_size, load_image, resized_image_size
+from budgetft.data.limits import limits_of
 from budgetft.data.tokens import pixel_bounds
 from budgetft.errors import UsageError
 from budgetft.model import Model
@@ -27,14 +32,66 @@ FeaturesOf = Callable[[Block], "torch.Tensor"]
 """(v, f) features of a block."""
 
 
+@dataclass(frozen=True)
+class Medium:
+    """An image, or a video of frames."""
+
+    files: tuple[str, ...]
+    seconds: tuple[float, ...] | None
+    """When each frame is shown, from the start of its film; None: it is an image."""
+    rate: float | None = None
+    """Frames a second; of a single frame what its maker says, of more what their times say."""
+
+    @property
+    def is_video(self) -> bool:
+        return self.seconds is not None
+
+    def blocks(self, model: Model) -> list[Block]:
+        """Its blocks. A slice of one frame throughout is that frame as an image: both are repeated."""
+        if not self.is_video:
+            return [self.files]
+        size = model.temporal_patch_size
+        padded = self.files + self.files[-1:] * (-len(self.files) % size)
+        slices = [padded[start : start + size] for start in range(0, len(padded), size)]
+        return [frames if len(set(frames)) > 1 else frames[:1] for frames in slices]
+
+    def seconds_per_slice(self, model: Model) -> float:
+        """From the start of a temporal slice to the next; 0 of an image."""
+        if self.seconds is None:
+            return 0.0
+        if self.rate is not None:
+            return model.temporal_patch_size / self.rate
+        gaps = len(self.seconds) - 1
+        between = round((self.seconds[-1] - self.seconds[0]) / gaps, 6) if gaps else 1.0
+        return model.temporal_patch_size * max(between, 1e-6)
+
+
+def media_of(example: Example) -> list[Medium]:
+    """The images and videos of ``example``, in order.
+
+    Where no times of frames are kept, each frame is from the middle of its part of the film, which starts at
+    ``time_seconds`` less half a part where that is known, else at 0: that is how they were taken.
+    """
+    found, place = [], 0
+    for part in (part for message in example.conversation for part in message.media):
+        files = example.images[place : place + part.files]
+        times = None if example.frame_seconds is None else example.frame_seconds[place : place + part.files]
+        place += part.files
+        if part.type == "image":
+            found.append(Medium(files, None))
+        elif times is not None:
+            rate = example.video_fps if len(files) == 1 else None
+            found.append(Medium(files, times, rate))
+        else:
+            rate = example.video_fps or 1.0
+            start = example.time_seconds if example.time_seconds is not None else 0.5 / rate
+            found.append(Medium(files, tuple(start + frame / rate for frame in range(len(files))), rate))
+    return found
+
+
 def blocks_of(example: Example, model: Model) -> list[Block]:
-    """The blocks of ``example``, in order. A slice of one frame throughout is that frame as an image: both are repeated."""
-    if example.video_fps is None:
-        return [(path,) for path in example.images]
-    size = model.temporal_patch_size
-    padded = example.images + example.images[-1:] * (-len(example.images) % size)
-    slices = [padded[start : start + size] for start in range(0, len(padded), size)]
-    return [frames if len(set(frames)) > 1 else frames[:1] for frames in slices]
+    """The blocks of ``example``, in order."""
+    return [block for medium in media_of(example) for block in medium.blocks(model)]
 
 
 def block_sizes(
@@ -51,9 +108,9 @@ def block_sizes(
     for path in example.images:
         if path not in known:
             known[path] = resized_image_size(path, image_size(path), model, contract)
-    if example.video_fps is not None:
-        first = known[example.images[0]]
-        other = next((path for path in example.images if known[path] != first), None)
+    for medium in media_of(example):
+        first = known[medium.files[0]]
+        other = next((path for path in medium.files if known[path] != first), None)
         if other is not None:
             sizes = "{}x{}".format(*first), "{}x{}".format(*known[other])
             raise UsageError(f"frames of one video must be of one size: the first is {sizes[0]}, {other} is {sizes[1]}")
@@ -61,31 +118,59 @@ def block_sizes(
 
 
 def prompt_text(example: Example, processor: "ProcessorMixin") -> str:
-    """Everything before the answer, in the model's chat template, with one placeholder per image or video."""
-    count, kind = (len(example.images), "image") if example.video_fps is None else (1, "video")
-    seen: list[dict[str, str]] = [{"type": kind} for _ in range(count)]
-    message = {"role": "user", "content": [*seen, {"type": "text", "text": example.prompt}]}
-    return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)  # pyright: ignore
+    """Everything before the last answer, in the model's chat template, with one placeholder per image or video."""
+    return "".join(one.text for one in prompt_segments(example.question, processor, tools=example.tools))
 
 
-def short_prompt(example: Example, processor: "ProcessorMixin", model: Model) -> str:
-    """The same with one placeholder per block, as the processor would write it for blocks of one visual token each."""
-    import torch
+def said_to(example: Example, model: Model, contract: Contract) -> tuple[Message, ...]:
+    """The conversation of ``example`` with boxes told in the scale that ``model`` was taught, where theirs is known."""
+    if example.box_scale is None:
+        return example.conversation
+    first = [medium.files[0] for medium in media_of(example)]
+    stored = [image_size(path) for path in first]
+    seen = [resized_image_size(path, size, model, contract) for path, size in zip(first, stored, strict=True)]
+    return rescaled(example.conversation, example.box_scale, stored, seen, model)
 
-    text = prompt_text(example, processor)
-    if example.video_fps is None:
-        return text
+
+def short_segments(
+    example: Example, processor: "ProcessorMixin", model: Model, contract: Contract, *, answered: bool = True
+) -> list[Segment]:
+    """The text, cut as it is tokenized, with one placeholder per block: as if each were one visual token.
+
+    Times of frames are written as the model's processor writes them, from the frames' own times.
+    """
+    make = segments if answered else prompt_segments
+    said = said_to(example, model, contract)
+    if not answered and said[-1].role == "assistant":
+        said = said[:-1]
     call: Any = processor
-    grid = torch.tensor([[len(blocks_of(example, model)), model.merge_size, model.merge_size]])
-    video = call.replace_video_token({"video_grid_thw": grid, "video_metadata": [_metadata(example)]}, video_idx=0)
-    return text.replace(call.video_token, video, 1)
+    media = iter(media_of(example))
+    either = re.compile(f"{re.escape(call.image_token)}|{re.escape(call.video_token)}")
+
+    def shown(found: re.Match[str]) -> str:
+        medium = next(media)
+        if medium.is_video is not (found[0] == call.video_token):
+            raise UsageError("the model's chat template puts images and videos into another order")
+        return _video_text(medium, processor, model) if medium.is_video else found[0]
+
+    try:
+        cut = [Segment(either.sub(shown, one.text), one.learned) for one in make(said, processor, tools=example.tools)]
+    except StopIteration:
+        raise UsageError("the model's chat template has more images than the example") from None
+    if next(media, None) is not None:
+        raise UsageError("the model's chat template leaves out an image or a video of the example")
+    return cut
 
 
-def _metadata(example: Example) -> Any:
+def _video_text(medium: Medium, processor: "ProcessorMixin", model: Model) -> str:
+    import torch
     from transformers.video_utils import VideoMetadata
 
-    count = len(example.images)
-    return VideoMetadata(total_num_frames=count, fps=example.video_fps, frames_indices=list(range(count)))
+    call: Any = processor
+    grid = torch.tensor([[len(medium.blocks(model)), model.merge_size, model.merge_size]])
+    # One frame a second, numbered by their seconds: the times that the processor tells are then the frames' own.
+    metadata: Any = VideoMetadata(total_num_frames=len(medium.files), fps=1.0, frames_indices=list(medium.seconds or ()))  # pyright: ignore
+    return call.replace_video_token({"video_grid_thw": grid, "video_metadata": [metadata]}, video_idx=0)
 
 
 def placeholders(input_ids: "torch.Tensor", processor: "ProcessorMixin") -> "torch.Tensor":
@@ -95,25 +180,34 @@ def placeholders(input_ids: "torch.Tensor", processor: "ProcessorMixin") -> "tor
 
 
 def with_patches(example: Example, processor: "ProcessorMixin", model: Model, contract: Contract) -> "dict[str, torch.Tensor]":
-    """The ``prompt`` (t,), ``pixel_values`` (p, d) and ``image_grid_thw`` (n, 3), as the processor makes them."""
+    """The ``pixel_values`` (p, d) and ``image_grid_thw`` (n, 3), as the processor makes them."""
+    import torch
+
     call: Any = processor  # its keyword arguments are not typed
-    with _named(example):
-        pictures = [resized_image(path, model, contract) for path in example.images]
-        if example.video_fps is not None:
-            known = dict(zip(example.images, (picture.size for picture in pictures), strict=True))
-            block_sizes(example, model, contract, known)  # the processor has no good word for frames of several sizes
-    if example.video_fps is None:
-        # Resized above; a second resize would follow other pixel bounds.
-        given: dict[str, Any] = {"images": pictures, "images_kwargs": {"do_resize": False}}
-    else:
-        given = {"videos": [pictures], "videos_kwargs": _as_it_is([_metadata(example)])}
-    inputs = call(text=[prompt_text(example, processor)], return_tensors="pt", **given)
-    video = example.video_fps is not None
-    return {
-        "prompt": inputs["input_ids"][0],
-        "pixel_values": inputs["pixel_values_videos" if video else "pixel_values"],
-        "image_grid_thw": inputs["video_grid_thw" if video else "image_grid_thw"],
-    }
+    with named(example):
+        pictures = {path: resized_image(path, model, contract) for path in dict.fromkeys(example.images)}
+        # The processor has no good word for frames of several sizes.
+        block_sizes(example, model, contract, {path: picture.size for path, picture in pictures.items()})
+    found = []
+    for medium in media_of(example):
+        seen = [pictures[path] for path in medium.files]
+        if medium.is_video:
+            options = _as_it_is([{"total_num_frames": len(seen)}])
+            made = call.video_processor(videos=[seen], return_tensors="pt", **options)
+            found.append((made["pixel_values_videos"], made["video_grid_thw"]))
+        else:  # resized above; a second resize would follow other pixel bounds
+            made = call.image_processor(images=seen, do_resize=False, return_tensors="pt")
+            found.append((made["pixel_values"], made["image_grid_thw"]))
+    if not found:
+        return {"pixel_values": _no_patches(model), "image_grid_thw": torch.empty(0, 3, dtype=torch.int64)}
+    patches, grids = zip(*found, strict=True)
+    return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
+
+
+def _no_patches(model: Model) -> "torch.Tensor":
+    import torch
+
+    return torch.empty(0, 3 * model.temporal_patch_size * model.patch_size**2)
 
 
 def _as_it_is(metadata: Sequence[Any]) -> dict[str, Any]:
@@ -129,29 +223,28 @@ def _as_it_is(metadata: Sequence[Any]) -> dict[str, Any]:
 def with_features(
     example: Example, processor: "ProcessorMixin", model: Model, contract: Contract, features_of: FeaturesOf
 ) -> "dict[str, torch.Tensor]":
-    """The same without pixels, and ``features`` (v, f). The processor repeats each placeholder, and so it is here."""
+    """The same without pixels, and ``features`` (v, f)."""
     import torch
 
-    call: Any = processor
     step, patch = model.pixel_step, model.patch_size
-    with _named(example):
-        blocks, sizes = blocks_of(example, model), block_sizes(example, model, contract)
-    tokens = torch.tensor([(width // step) * (height // step) for width, height in sizes])
-    features = [features_of(block) for block in blocks]
-    for block, wanted, found in zip(blocks, tokens.tolist(), map(len, features), strict=True):
-        if found != wanted:
-            raise UsageError(f"example {example.id!r}: image {block[0]} has {wanted} visual tokens, its features {found}")
-    once = torch.tensor(call.tokenizer(short_prompt(example, processor, model), add_special_tokens=False).input_ids)
-    times = torch.ones_like(once)
-    times[placeholders(once, processor) > 0] = tokens
-    grid = [[1, height // patch, width // patch] for width, height in sizes]
-    if example.video_fps is not None:
-        grid = [[len(blocks), *grid[0][1:]]]
+    with named(example):
+        sizes = iter(block_sizes(example, model, contract))
+    features, grids = [], []
+    for medium in media_of(example):
+        blocks = medium.blocks(model)
+        of_blocks = [next(sizes) for _ in blocks]
+        grids.append([len(blocks), of_blocks[0][1] // patch, of_blocks[0][0] // patch])
+        for block, (width, height) in zip(blocks, of_blocks, strict=True):
+            features.append(features_of(block))
+            wanted = (width // step) * (height // step)
+            if len(features[-1]) != wanted:
+                raise UsageError(
+                    f"example {example.id!r}: image {block[0]} has {wanted} visual tokens, its features {len(features[-1])}"
+                )
     return {
-        "prompt": once.repeat_interleave(times),
-        "pixel_values": torch.empty(0, 3 * model.temporal_patch_size * patch**2),
-        "image_grid_thw": torch.tensor(grid),
-        "features": torch.cat(features),
+        "pixel_values": _no_patches(model),
+        "image_grid_thw": torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+        "features": torch.cat(features) if features else torch.empty(0, model.feature_width),
     }
 
 
@@ -169,7 +262,7 @@ def block_patches(
 
 
 @contextmanager
-def _named(example: Example) -> Iterator[None]:
+def named(example: Example) -> Iterator[None]:
     """A refusal inside names the example."""
     try:
         yield
@@ -182,8 +275,11 @@ def resized_image(path: str, model: Model, contract: Contract) -> "PilImage":
     from qwen_vl_utils.vision_process import fetch_image
 
     image = load_image(path)
-    resized_image_size(path, image.size, model, contract)  # refuses what the rule cannot resize, in our words
-    min_pixels, max_pixels = pixel_bounds(model, contract)
+    width, height = resized_image_size(path, image.size, model, contract)  # refuses what cannot be resized, in our words
+    limits = limits_of(path)
+    min_pixels, max_pixels = pixel_bounds(model, contract, limits)
+    if limits.size is not None:
+        image, min_pixels, max_pixels = image.resize((width, height)), width * height, width * height
     # Half of pixel_step, because fetch_image doubles it again: right for any merge size.
     return fetch_image(
         {"image": image, "min_pixels": min_pixels, "max_pixels": max_pixels},  # pyright: ignore

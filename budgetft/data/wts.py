@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from budgetft.data.examples import Example, check_target, problem_report, write_dataset
+from budgetft.data.examples import Example, check_target, write_dataset
+from budgetft.data.problems import problem_report, write_left_out
 from budgetft.data.reformat import Draft, Format, drafts_of
 from budgetft.data.shots import Harvest, Shot, take_shots
 from budgetft.data.video import VideoFacts, load_av, probe
@@ -116,6 +117,7 @@ def convert_wts(
         )
         report.examples[str(target)] = len(written)
         report.fingerprints[str(target)] = written.fingerprint
+        write_left_out(target, skipped)
     shutil.rmtree(work, ignore_errors=True)
     return report
 

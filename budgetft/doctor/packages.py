@@ -87,11 +87,28 @@ def check_versions(paths: Mapping[str, Any], root: str = "budgetft") -> list[Fin
             message = f"{asker} needs {wanted}; {found['version']} is installed in {found['folder']}"
             findings.append(Finding(kind="packages", level="problem", text=message, fix=f"pip install {shlex.quote(wanted)}"))
         needs += [(key, each) for each in found["requires"] if not any(asked == key for asked, _ in seen)]
+    findings += _wrong_positions(copies)
     if "pynvml" in copies:
         text = "the distribution pynvml stands beside nvidia-ml-py and makes every import of torch warn"
         fix = "pip uninstall -y pynvml && pip install --force-reinstall nvidia-ml-py"
         findings.append(Finding(kind="packages", level="warning", text=text, fix=fix))
-    return findings or [Finding(kind="packages", level="ok", text=f"{len(seen)} requirements are met")]
+    if all(finding.level == "note" for finding in findings):
+        findings.append(Finding(kind="packages", level="ok", text=f"{len(seen)} requirements are met"))
+    return findings
+
+
+def _wrong_positions(copies: Mapping[str, Any]) -> list[Finding]:
+    """A note where the transformers at hand is known to place the text after a video wrongly (its issue 45381)."""
+    version = str(copies.get("transformers", [{}])[0].get("version", ""))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if not numbers or not (5, 3) <= (int(numbers[1]), int(numbers[2])) <= (5, 23):
+        return []
+    text = (
+        f"transformers {version} places the text after a video of Qwen2-VL and Qwen2.5-VL too early; budgetft computes"
+        " positions itself, in training and in predict, and so do other servers"
+    )
+    fix = "generate with budgetft predict or vLLM where videos matter, not with this transformers"
+    return [Finding(kind="packages", level="note", text=text, fix=fix)]
 
 
 def _missing(wanted: str, asker: str) -> Finding:

@@ -4,7 +4,8 @@ Shapes: B examples, S tokens of the longest prompt, N new tokens, P patches, C v
 of one prompt; in attention H heads, Q queries, K keys, D head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +13,16 @@ import torch
 from pydantic import Field
 
 from budgetft.contract import Contract
-from budgetft.data.collate import IGNORED, Encoded, encode, joined_seconds
+from budgetft.data.collate import Encoded, encode, joined_seconds
 from budgetft.data.examples import Example
 from budgetft.knobs import Attention
 from budgetft.model import Model
 from budgetft.step.attention import implementation
 from budgetft.step.inputs import visual_grids
+from budgetft.step.positions import rope_deltas, rope_positions
 from budgetft.step.step import Step
 from budgetft.step.vision import group_images
 from budgetft.value import Value
-
-_STAND_IN = "?"
 
 
 class Decoding(Value):
@@ -56,26 +56,18 @@ class Prompts:
         """Patches and grids as keyword arguments of transformers' models: images and videos apart, no argument for none."""
         grids = visual_grids(self.image_grid_I3, self.second_per_grid_I)
         if self.second_per_grid_I is None:
-            return {"pixel_values": self.pixel_values_PC, **grids}
+            return {"pixel_values": self.pixel_values_PC, **grids} if grids else {}
         of_video_P = torch.repeat_interleave(self.second_per_grid_I > 0, self.image_grid_I3.prod(dim=1))
         found = {**grids, "pixel_values_videos": self.pixel_values_PC[of_video_P]}
         return found | ({"pixel_values": self.pixel_values_PC[~of_video_P]} if "image_grid_thw" in grids else {})
 
 
 def encode_prompt(example: Example, processor: Any, model: Model, contract: Contract) -> Encoded:
-    """``example`` up to where its answer starts, by the rules of training; the answer may be empty, as in a test set.
+    """``example`` up to where its last answer starts, by the rules of training; the answer may be empty, as in a test set.
 
     Raises ``UsageError`` as :func:`budgetft.data.collate.encode` does.
     """
-    # Encoded with an answer that is then cut off: images, template and limits stay those of one place.
-    whole = encode(example.replace(answer=_STAND_IN), processor, model, contract)
-    length = int((whole.labels == IGNORED).sum())
-    return replace(
-        whole,
-        input_ids=whole.input_ids[:length],
-        labels=whole.labels[:length],
-        mm_token_type_ids=whole.mm_token_type_ids[:length],
-    )
+    return encode(example, processor, model, contract, answered=False)
 
 
 def pad_left(encoded: Sequence[Encoded], pad_token_id: int) -> Prompts:
@@ -123,9 +115,8 @@ def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: lis
         max_new_tokens=decoding.max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, use_cache=True, **sampled
     )
     visuals = prompts.visuals()
-    if step.base.config.model_type != "qwen2_5_vl":
-        visuals.pop("second_per_grid_ts", None)  # others know no such argument
-    with torch.no_grad(), step.autocast():
+    visuals.pop("second_per_grid_ts", None)  # for positions, which are given by ours
+    with torch.no_grad(), step.autocast(), _own_positions(step.base, prompts):
         tokens_BS = step.base.generate(
             input_ids=prompts.input_ids_BS,
             attention_mask=prompts.attention_mask_BS,
@@ -134,6 +125,25 @@ def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: lis
             generation_config=config,
         )
     return tokens_BS[:, prompts.input_ids_BS.shape[1] :]
+
+
+@contextmanager
+def _own_positions(base: Any, prompts: Prompts) -> Iterator[None]:
+    """Inside, ``base`` takes the positions of training for ``prompts``, not those of the installed transformers."""
+    positions_3BS = rope_positions(
+        prompts.mm_token_type_ids_BS,
+        prompts.image_grid_I3.cpu(),
+        None if prompts.second_per_grid_I is None else prompts.second_per_grid_I.cpu(),
+        prompts.attention_mask_BS,
+        base.config,
+    )
+    core = base.model
+    core.rope_deltas = None  # of the batch before
+    core.get_rope_index = lambda *given, **named: (positions_3BS, rope_deltas(positions_3BS, prompts.attention_mask_BS))
+    try:
+        yield
+    finally:
+        del core.get_rope_index
 
 
 def _cached_attention(name: Attention) -> str:

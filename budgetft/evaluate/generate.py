@@ -13,6 +13,7 @@ import torch
 
 from budgetft.data.collate import Encoded
 from budgetft.data.examples import Example, Examples
+from budgetft.data.given import Given
 from budgetft.data.processor import load_processor
 from budgetft.data.vocabulary import END_OF_TURN
 from budgetft.errors import BudgetftError, UsageError
@@ -255,6 +256,11 @@ class Generation:
         adapter = f" with the adapter {source.adapter}" if source.adapter else ", no adapter"
         self.on_note(f"loading {source.model.name} ({source.weights or 'random weights'}){adapter} on {self.memory.stack.card}")
         self.processor = load_processor(source.model)
+        learned = None if source.adapter is None else Given.read_from(source.adapter)
+        if learned is not None:
+            now = Given.of(self.examples, self.processor, source.model, source.contract)
+            for difference in learned.differences(now):
+                self.on_note(f"warning: the adapter is used in another way than it learned: {difference}")
         try:
             step = build_step(source, self.memory)
         except torch.OutOfMemoryError as error:

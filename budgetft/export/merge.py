@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.train.folder import ADAPTER_WEIGHTS, RunFolder, write_folder
+from budgetft.train.folder import ADAPTER_WEIGHTS, GIVEN_FILE, RunFolder, write_folder
 from budgetft.units import MIB, format_gib
 from budgetft.value import read_json
 
@@ -60,6 +60,8 @@ def merge_adapter(adapter: Path, base: Path, out: Path, *, on_file: Callable[[st
 
     def fill(folder: Path) -> None:
         _copy_descriptions(base, folder)
+        if (adapter / GIVEN_FILE).is_file():
+            shutil.copyfile(adapter / GIVEN_FILE, folder / GIVEN_FILE)
         for path in files:
             on_file(path.name)
             _write_file(path, headers[path], folder / path.name, targets, adapter)

@@ -15,6 +15,7 @@ import torch
 
 from budgetft.data.collate import Batch
 from budgetft.knobs import VISION_GROUP, Vision
+from budgetft.step.positions import rope_positions
 from budgetft.step.vision import VisionGroup, group_images
 
 IGNORED = -100
@@ -92,11 +93,8 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision, vision_group: int 
     """
     core = base_model.model
     grid = batch.image_grid_thw.numpy().astype(np.int64)
-    position_ids_3BS, _ = core.get_rope_index(
-        batch.input_ids,
-        mm_token_type_ids=batch.mm_token_type_ids,
-        attention_mask=batch.attention_mask,
-        **visual_grids(batch.image_grid_thw, batch.second_per_grid_ts),
+    position_ids_3BS = rope_positions(
+        batch.mm_token_type_ids, batch.image_grid_thw, batch.second_per_grid_ts, batch.attention_mask, base_model.config
     )
     input_ids_BS = batch.input_ids
     if batch.second_per_grid_ts is not None:

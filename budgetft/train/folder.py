@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from budgetft.data.given import GIVEN_FILE as GIVEN_FILE
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.lock import exclusive
 from budgetft.plan import write_text_atomically

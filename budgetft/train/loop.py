@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from budgetft.data.examples import read_dataset
+from budgetft.data.given import Given
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
@@ -125,6 +126,21 @@ def run_training(
                 training.accelerator.end_training()
 
 
+def _write_adapter(step: Step, given: Given, folder: Path) -> None:
+    write_adapter(step, folder)
+    given.write_to(folder)
+
+
+def _check_given(before: Given | None, now: Given) -> None:
+    """A run goes on with what it was given; raises ``UsageError`` when its model would be given something else."""
+    differences = [] if before is None else before.differences(now)
+    if differences:
+        raise UsageError(
+            f"cannot resume the run: {'; '.join(differences)}",
+            hint="resume with the model folder and the data that it was started with, or start in another folder",
+        )
+
+
 class _Stopped(Exception):
     """A signal was seen between two micro-batches."""
 
@@ -183,6 +199,8 @@ class Training:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
         self.shapes = checked_shapes(self.job, self.processor)
+        if resume:
+            _check_given(Given.read_from(self.folder.path), self.given)
         heaviest = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
         self._probe_precision(heaviest)  # on the base as it came, so that a resumed run finds the same
         first = self.checkpoints.restore(self.memory, self.on_note) if resume else 0
@@ -195,6 +213,7 @@ class Training:
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
         if self.ranks.first:
+            self.given.write_to(self.folder.path)
             self.folder.write_identity(self.identity)
         if self.precision.blocks and self.ranks.first:
             write_text_atomically(self.folder.precision, self.precision.model_dump_json(indent=2) + "\n")
@@ -205,6 +224,11 @@ class Training:
         finally:
             log.close()
         return self._finish(log)
+
+    @cached_property
+    def given(self) -> Given:
+        """What decides the model's input."""
+        return Given.of(self.job.examples, self.processor, self.job.model, self.job.plan.contract)
 
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
@@ -356,7 +380,7 @@ class Training:
     def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
         if self.ranks.first:
-            write_folder(self.folder.adapter, partial(write_adapter, self.step))
+            write_folder(self.folder.adapter, partial(_write_adapter, self.step, self.given))
         held = self.memory.read()
         summary = summarize(
             log.records,

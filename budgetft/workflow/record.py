@@ -134,12 +134,12 @@ def _add_file(digest: "hashlib._Hash", path: Path) -> None:
 
 def _images(file: Path, prints: Fingerprints) -> str:
     """Of the images and videos that a file to convert names; a file that cannot be read is left to the command."""
-    from budgetft.data.convert import convert_file
+    from budgetft.data.convert import files_named
     from budgetft.errors import BudgetftError
 
     try:
-        names = sorted({name for example in convert_file(file) for name in example.images})
+        files = files_named(file)
     except BudgetftError:
         return ABSENT
-    whole = "\n".join(f"{name} {prints.of(file.parent / name)}" for name in names)
+    whole = "\n".join(f"{name} {prints.of(name)}" for name in files)
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()

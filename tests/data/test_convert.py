@@ -2,11 +2,13 @@ import json
 
 import pytest
 
-from budgetft.data.convert import convert_file
+from budgetft.data.conversation import Message, Part
+from budgetft.data.convert import Conversion, Options
 from budgetft.data.examples import Example
 from budgetft.data.images import check_image
 from budgetft.errors import UsageError
 
+IMAGE = Part(type="image")
 LLAVA = {
     "id": 7,
     "image": "a.jpg",
@@ -14,10 +16,17 @@ LLAVA = {
 }
 
 
-def converted(tmp_path, rows, name="rows.jsonl"):
+def read(path, **options):
+    """The examples of the rows in ``path``, their files as they are named there."""
+    conversion = Conversion([path], path.parent / "work", Options(**options))
+    drafts = conversion.drafts()
+    return [one.example(lambda medium: (medium.files, None), learn=conversion.options.learn) for one in drafts]
+
+
+def converted(tmp_path, rows, name="rows.jsonl", **options):
     path = tmp_path / name
     path.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(json.dumps(row) for row in rows))
-    return convert_file(path)
+    return read(path, **options)
 
 
 def chat(*contents, roles=("user", "assistant", "user", "assistant"), **row):
@@ -57,52 +66,68 @@ def test_an_image_and_its_caption_are_enough(tmp_path, row):
         Example(id="row-000001", images=("a.jpg",), prompt="Describe the image.", answer="A car.")
     ]
     path = tmp_path / "rows.jsonl"
-    assert convert_file(path, prompt="What is there?")[0].prompt == "What is there?"
+    assert read(path, prompt="What is there?")[0].prompt == "What is there?"
 
 
-@pytest.mark.parametrize("row", [{"caption": "A car."}, {"image": "a.jpg", "caption": 3}, {"image": "a.jpg", "caption": " "}])
+@pytest.mark.parametrize("row", [{"caption": "A car."}, {"image": "a.jpg", "caption": 3}])
 def test_a_caption_without_its_image_or_text_is_refused(tmp_path, row):
     with pytest.raises(UsageError, match="row 1"):
         converted(tmp_path, [row])
 
 
 def test_the_mark_of_a_single_image_may_stand_at_the_end(tmp_path):
-    assert converted(tmp_path, [llava("What?\n<image>", image="a.jpg")])[0].prompt == "What?"
+    (example,) = converted(tmp_path, [llava("What?\n<image>", image="a.jpg")])
+    assert (example.prompt, example.messages[0]) == ("What?", Message.of("user", "What?", IMAGE))
 
 
 def test_one_object_a_line_is_read_under_the_name_json(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(LLAVA) + "\n" + json.dumps({**LLAVA, "id": 8}))
-    assert [example.id for example in convert_file(path)] == ["7", "8"]
+    assert [example.id for example in read(path)] == ["7", "8"]
 
 
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        (llava("<image>\nWhat?", image=["a.jpg", "b.jpg"]), "conversations: 1 <image> marks for 2 images"),
-        (llava("<image> and <image>", image=["a", "b"]), "conversations: text between <image> marks"),
-        (llava("<image>What?", "See <image>", image="a.jpg"), "conversations: <image> in the answer"),
-        ({"conversations": LLAVA["conversations"] * 2, "image": "a"}, "conversations: 4 messages; only a single"),
-        ({"conversations": LLAVA["conversations"][:1], "image": "a"}, "needs one human and one gpt message"),
-        ({"conversations": "hello", "image": "a"}, "conversations: must be a list"),
-        (llava("What?"), "images: none"),
-        (llava("What?", "  ", image="a.jpg"), "answer: empty"),
-        (llava("What?", image="https://host/a.jpg"), "is not a file; download images first"),
-        (llava("What?", image=7), "image: must be a path"),
-        (chat("Be brief.", "What?", "A car.", roles=("system", "user", "assistant")), "system messages are not"),
-        (chat("a", "b", "c", "d", images=["a"]), "messages: 4 messages; only a single"),
+        (llava("<image>\nWhat?", image=["a.jpg", "b.jpg"]), "1 <image> marks for 2 images"),
+        (llava("<image>What?", "See <image>", image="a.jpg"), "<image> in the answer"),
+        ({"conversations": LLAVA["conversations"][:1], "image": "a"}, "the last message is of the user"),
+        ({"conversations": 7, "image": "a"}, "keys conversations, image; a row needs"),
+        ({"conversations": "hello", "image": "a"}, "conversations: text that is not JSON"),
+        (llava("What?", image="https://host/a.jpg"), "https://host/a.jpg"),
+        (llava("What?", image=7), "image: a int is not a picture or film"),
         (chat([{"type": "audio", "audio": "a.wav"}], "b"), "a part of type 'audio'; known: text, image, video"),
-        (chat([{"type": "video", "video": "a.jpg"}], "b"), "messages: 'a.jpg' in a part of type video"),
+        (chat([{"type": "video", "video": "a.jpg"}], "b"), "messages 1: 'a.jpg' is not the name of a video"),
         (llava("<image>What?", image="a.mp4"), "image: 'a.mp4' is not the name of an image"),
         (llava("<video>What?", video="a.jpg"), "video: 'a.jpg' is not the name of a video"),
-        (llava("<video>What?", video="a.mp4", image="b.jpg"), "image and video: only one of them is supported"),
-        (llava("<video>What?", videos=["a.mp4", "b.mp4"]), "conversations: 1 <video> marks for 2 videos"),
-        (chat([{"type": "text", "text": "x"}, {"type": "image", "image": "a"}], "b"), "images must come first"),
-        ({"id": "a", "images": "a.jpg", "prompt": "p", "answer": "q"}, "images: must be a list"),
+        (llava("<video>What?", videos=["a.mp4", "b.mp4"]), "1 <video> marks for 2 videos"),
+        (llava("What?", image="a.jpg", images=["a.jpg"]), "image and images: only one of them is supported"),
         ({"id": "a", "images": ["a.jpg"], "prompt": 5, "answer": "q"}, "prompt:"),
         ({"id": "a", "images": ["a.jpg"], "prompt": "p"}, "answer:"),
-        ({"id": "a", "images": ["a.jpg"], "prompt": "p", "answer": "q", "wieght": 2}, "wieght: unknown key"),
-        ({"id": None, "images": ["a.jpg"], "prompt": "p", "answer": "q"}, "id:"),
+        ({"id": "a", "images": ["a.jpg"], "prompt": "p", "answer": "q", "wieght": 2}, "wieght: a key that is not known"),
+        ({"id": 1.5, "images": ["a.jpg"], "prompt": "p", "answer": "q"}, "id:"),
+        (chat("What?", "A car.", images=["a.jpg"], rejected="A bus."), "rejected: answers to choose between"),
+        ({"image": "a.jpg", "caption": "Loud.", "audio": "a.wav"}, "audio: sound"),
+        ({"img": "a.jpg", "caption": "A car."}, "image: none; found caption, img"),
+        ({"img": "a.jpg", "prompt": "What?", "answer": "A car."}, "img: the row has no image by a known key"),
+        ({"url": "https://host/a.jpg", "prompt": "What?", "answer": "A car."}, "url: the row has no image by a known key"),
+        (chat("What?", [7], images=["a.jpg"]), "messages 2: a part that is neither text nor an object"),
+        ({"messages": [{"role": "owner", "content": "x"}]}, "messages 1: role 'owner' is not known"),
+        (
+            {"messages": [{"role": "user", "content": "x", "mood": "sad"}, *chat("y", "z")["messages"]]},
+            "messages 1: mood: a key",
+        ),
+        (chat([{"type": "text", "text": "x", "bold": True}], "y"), "messages 1: text part: bold: a key"),
+        (chat([{"type": "image", "image": "a", "zoom": 2}], "y"), "messages 1: image part: zoom: a key"),
+        (chat([{"type": "image", "image": "a", "nframes": 2}], "y"), "nframes of an image"),
+        (chat([{"type": "image", "image": "a", "resized_width": 56}], "y"), "resized_width and resized_height"),
+        (chat([{"type": "image"}, "x"], "y", images=["a", "b"]), "2 images beside the messages, 1 image parts in them"),
+        (
+            chat([{"type": "image", "image": "a"}, "x"], "y", images=["a", "b"]),
+            "2 images beside the messages, and 1 image in them",
+        ),
+        (llava("<|image_1|>\nWhat?", image="a.jpg"), "<|image_1|> in a text is another tool's mark"),
+        (chat("Where is <ref-object>?", "<bbox>", images=["a"]), "another tool's mark"),
         ({"note": "hello"}, "keys note; a row needs"),
         (["a"], "a JSON list, not an object"),
     ],
@@ -116,12 +141,12 @@ def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, row, proble
 
 def test_all_bad_rows_are_reported_at_once_by_line_number(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(LLAVA) + '\n\n{"id": \n' + json.dumps(llava("What?", "")) + "\n")
+    path.write_text(json.dumps(LLAVA) + '\n\n{"id": \n' + json.dumps({"conversations": LLAVA["conversations"][:1]}) + "\n")
     with pytest.raises(UsageError) as failure:
-        convert_file(path)
-    assert "3 problems" in failure.value.message
+        read(path)
+    assert "2 problems" in failure.value.message
     assert "row 3: not JSON" in failure.value.message
-    assert "row 4: answer: empty" in failure.value.message
+    assert "row 4: 1 <image> marks for 0 images" in failure.value.message
 
 
 @pytest.mark.parametrize(
@@ -131,27 +156,27 @@ def test_an_empty_file_is_refused(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UsageError, match="holds no rows"):
-        convert_file(path)
+        read(path)
 
 
 def test_truncated_json_is_refused(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([LLAVA, LLAVA])[:-30])
-    with pytest.raises(UsageError, match=r"rows\.json is not JSON"):
-        convert_file(path)
+    with pytest.raises(UsageError, match=r"rows\.json"):
+        read(path)
 
 
 def test_a_binary_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UsageError, match="is not UTF-8 text"):
-        convert_file(tmp_path / "rows.jsonl")
-    with pytest.raises(UsageError, match="cannot read"):
-        convert_file(tmp_path / "gone.jsonl")
+    with pytest.raises(UsageError, match="rows"):
+        read(tmp_path / "rows.jsonl")
+    with pytest.raises(UsageError, match="gone"):
+        read(tmp_path / "gone.jsonl")
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([LLAVA]), encoding="utf-8-sig")
-    assert len(convert_file(tmp_path / "rows.json")) == 1
+    assert len(read(tmp_path / "rows.json")) == 1
 
 
 def test_an_image_of_sixteen_bits_is_refused_for_a_processor_would_make_it_white(tmp_path):
@@ -161,3 +186,248 @@ def test_an_image_of_sixteen_bits_is_refused_for_a_processor_would_make_it_white
     Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UsageError, match=r"deep\.png has more than 8 bits a channel"):
         check_image((tmp_path / "deep.png").read_bytes(), "deep.png")
+
+
+SAID = "Read: "
+LAYOUTS = {
+    "marks": llava("Read:\n<image>\nand <image>.", "Stop.", image=["a.jpg", "b.jpg"]),
+    "message marks": chat("Read:\n<image>\nand <image>.", "Stop.", images=["a.jpg", "b.jpg"]),
+    "canonical": {"images": ["a.jpg", "b.jpg"], "prompt": "Read:\n<image>\nand <image>.", "answer": "Stop."},
+    "parts": chat(["Read:\n", {"type": "image", "image": "a.jpg"}, "\nand ", {"image": "b.jpg"}, {"text": "."}], "Stop."),
+    "parts and images": chat(
+        [{"text": "Read:\n"}, {"type": "image"}, {"text": "\nand "}, {"type": "image"}, {"text": "."}],
+        [{"type": "text", "text": "Stop."}],
+        images=["a.jpg", "b.jpg"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_stay_where_they_stand_in_every_layout(tmp_path, layout):
+    (example,) = converted(tmp_path, [LAYOUTS[layout]])
+    assert example.images == ("a.jpg", "b.jpg")
+    asked = Message.of("user", "Read:\n", IMAGE, "\nand ", IMAGE, ".")
+    assert example.conversation == (asked, Message.of("assistant", "Stop.", learn=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<image>\nWhat?", (IMAGE, "What?")),
+        ("<image>What?", (IMAGE, "What?")),
+        ("<image> What?", (IMAGE, " What?")),
+        ("<image>\n\nWhat?", (IMAGE, "\nWhat?")),
+        ("What is it?\n<image>", ("What is it?", IMAGE)),
+        ("Is <image> red?", ("Is ", IMAGE, " red?")),
+        ("A:\n<image>\nB", ("A:\n", IMAGE, "\nB")),
+        ("  What?  ", (IMAGE, "  What?  ")),
+    ],
+)
+def test_text_stays_as_it_is_written_around_a_mark(tmp_path, text, expected):
+    (example,) = converted(tmp_path, [llava(text, "    if x:\n", image="a.jpg")])
+    assert example.conversation[0] == Message.of("user", *expected)
+    assert example.answer == "    if x:\n"
+
+
+def test_a_conversation_keeps_its_system_text_its_turns_and_what_is_learned(tmp_path):
+    turns = chat(
+        "Be brief.", "<image>What?", "A car.", "And here: <image>?", "A bus.", roles=("system", *["user", "assistant"] * 2)
+    )
+    (example,) = converted(tmp_path, [{**turns, "images": ["a.jpg", "b.jpg"]}])
+    expected = (
+        Message.of("system", "Be brief."),
+        Message.of("user", IMAGE, "What?"),
+        Message.of("assistant", "A car.", learn=True),
+        Message.of("user", "And here: ", IMAGE, "?"),
+        Message.of("assistant", "A bus.", learn=True),
+    )
+    assert example.messages == expected
+    assert (example.prompt, example.answer) == ("And here: ?", "A bus.")
+    (last,) = converted(tmp_path, [{**turns, "images": ["a.jpg", "b.jpg"]}], learn="last")
+    assert [one.learn for one in last.messages] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"), [("train", (False, True)), ("weight", (0, 1)), ("loss", (0.0, 1.0)), ("learn", (False, None))]
+)
+def test_a_message_says_itself_whether_it_is_learned(tmp_path, key, values):
+    row = chat("What?", "A car.", "And?", "A bus.", images=["a.jpg"])
+    for message, value in zip(row["messages"][1::2], values, strict=True):
+        message[key] = value
+    for learn in ("all", "last"):
+        (example,) = converted(tmp_path, [row], learn=learn)
+        assert [one.learn for one in example.messages] == [False, False, False, True]
+
+
+def test_a_message_that_is_learned_in_part_is_refused(tmp_path):
+    row = chat("What?", "A car.", images=["a.jpg"])
+    row["messages"][1]["weight"] = 0.5
+    with pytest.raises(UsageError, match="weight must be true or false"):
+        converted(tmp_path, [row])
+
+
+@pytest.mark.parametrize("where", ["row", "message"])
+def test_a_system_text_is_kept_wherever_it_stands(tmp_path, where):
+    row = llava("<image>What?", image="a.jpg")
+    if where == "row":
+        row["system"] = "In French."
+    else:
+        row["conversations"].insert(0, {"from": "system", "value": "In French."})
+    (example,) = converted(tmp_path, [row])
+    assert example.conversation[0] == Message.of("system", "In French.")
+
+
+def test_two_system_texts_that_differ_are_refused(tmp_path):
+    row = llava("<image>What?", image="a.jpg", system="In French.")
+    row["conversations"].insert(0, {"from": "system", "value": "In German."})
+    with pytest.raises(UsageError, match="another system text"):
+        converted(tmp_path, [row])
+
+
+def test_null_is_absent_at_every_level(tmp_path):
+    parts = [{"type": "image", "image": "a.jpg", "text": None, "video": None}, {"type": "text", "text": "What?", "image": None}]
+    row = {
+        "id": None,
+        "system": None,
+        "tools": None,
+        "rejected": None,
+        "messages": [
+            {"role": "user", "content": parts, "weight": None},
+            {"role": "assistant", "content": "A car.", "tool_calls": None},
+        ],
+    }
+    (example,) = converted(tmp_path, [row])
+    assert example == Example(id="row-000001", images=("a.jpg",), prompt="What?", answer="A car.")
+
+
+def test_keys_that_mean_nothing_are_passed_over_and_counted_and_others_can_be_named(tmp_path):
+    rows = [llava("What?", image="a.jpg", source="web", score=3), llava("What?", image="a.jpg", source="web", mood="sad")]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    conversion = Conversion([path], tmp_path / "work", Options(ignore=("mood",)))
+    conversion.drafts()
+    assert conversion.reader.ignored == {"source": 2, "score": 1, "mood": 1}
+    with pytest.raises(UsageError, match=r"--ignore mood"):
+        read(path)
+
+
+def test_rows_without_an_image_are_conversations_too(tmp_path):
+    (example,) = converted(tmp_path, [llava("Two and two?", "Four.")])
+    assert (example.images, example.prompt, example.answer) == ((), "Two and two?", "Four.")
+
+
+def test_tools_and_their_calls_are_kept(tmp_path):
+    tool = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
+    turns = [
+        {"from": "human", "value": "<image>Look."},
+        {"from": "function_call", "value": '{"name": "look", "arguments": {"at": 3}}'},
+        {"from": "observation", "value": "red"},
+        {"from": "gpt", "value": "It is red."},
+    ]
+    (example,) = converted(tmp_path, [{"conversations": turns, "tools": json.dumps([tool]), "images": ["a.jpg"]}])
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": 3}}}
+    assert example.messages[1] == Message(role="assistant", tool_calls=(call,), learn=True)
+    assert example.messages[2] == Message.of("tool", "red")
+    assert json.loads(example.tools) == [{"type": "function", "function": tool}]
+
+
+def test_alpaca_history_and_pairs_are_read(tmp_path):
+    alpaca = {"instruction": "Translate.", "input": "Auto", "output": "Car", "history": [["Hi", "Hello"]], "images": ["a.jpg"]}
+    pairs = {
+        "images": ["a.jpg"],
+        "texts": [{"user": "Hi", "assistant": "Hello", "source": "x"}, {"user": "Translate.\nAuto", "assistant": "Car"}],
+    }
+    first, second = converted(tmp_path, [alpaca, pairs])
+    assert first.conversation == second.conversation
+    assert [one.text for one in first.conversation] == ["Hi", "Hello", "Translate.\nAuto", "Car"]
+
+
+def test_a_prompt_of_messages_is_not_learned_and_its_completion_is(tmp_path):
+    row = {
+        "prompt": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "What?"},
+        ],
+        "completion": [{"role": "assistant", "content": "A car."}],
+        "images": ["a.jpg"],
+    }
+    (example,) = converted(tmp_path, [row])
+    assert [one.learn for one in example.messages] == [False, False, False, True]
+
+
+def test_rows_without_answers_are_for_prediction(tmp_path):
+    rows = [{"image": "a.jpg"}, {"images": ["a.jpg"], "prompt": "What?", "answer": ""}, llava("What?", image="a.jpg")]
+    rows[2]["conversations"].pop()
+    found = converted(tmp_path, rows, unlabelled=True)
+    assert [(one.prompt, one.answer) for one in found] == [("Describe the image.", ""), ("What?", ""), ("What?", "")]
+    with pytest.raises(UsageError, match="--unlabelled"):
+        converted(tmp_path, rows)
+
+
+def test_bad_rows_can_be_left_out(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([LLAVA, {"note": 1}, {**LLAVA, "id": 8}]))
+    conversion = Conversion([path], tmp_path / "work", Options(skip_bad=True))
+    assert len(conversion.drafts()) == 2
+    assert conversion.report.left_out[0].startswith("row 2: keys note")
+
+
+def test_half_of_a_character_is_told_by_its_field(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"image": "a.jpg", "caption": "A red bar \\ud83d"}\n{"image": "a.jpg", "caption": "A red bar \\ud83d\\ude00"}\n'
+    )
+    with pytest.raises(UsageError, match=r"1 problem\n  row 1: caption: holds half of a character \(\\ud83d"):
+        read(path)
+
+
+def test_objects_of_ms_swift_are_written_where_they_stand(tmp_path):
+    row = chat("<image>Find <ref-object>.", "<bbox> and <bbox>", images=["a.jpg"])
+    row["objects"] = {"ref": ["the bar"], "bbox": [[10, 20, 30, 40], [1.5, 2]], "bbox_type": "real"}
+    (example,) = converted(tmp_path, [row])
+    assert example.prompt == "Find <|object_ref_start|>the bar<|object_ref_end|>."
+    assert example.answer == "<|box_start|>(10,20),(30,40)<|box_end|> and <|box_start|>(1.5,2)<|box_end|>"
+    assert example.box_scale == "pixels"
+
+
+@pytest.mark.parametrize(
+    ("objects", "problem"),
+    [
+        ({"bbox": []}, "1 <bbox> marks for 0 values"),
+        ({"bbox": [[1, 2, 3]]}, "[1, 2, 3] is neither"),
+        ({"bbox": [[1, 2, 3, 4]], "bbox_type": "polar"}, "bbox_type must be real or norm1"),
+        ({"bbox": [[1, 2, 3, 4]], "image_id": [1]}, "image_id"),
+        ({"bbox": [[1, 2, 3, 4]], "masks": []}, "objects: masks: a key"),
+    ],
+)
+def test_objects_that_cannot_be_written_are_refused(tmp_path, objects, problem):
+    row = {**chat("<image>Where?", "<bbox>", images=["a.jpg"]), "objects": objects}
+    with pytest.raises(UsageError) as failure:
+        converted(tmp_path, [row])
+    assert problem in failure.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "told"),
+    [
+        ("tiny-qwen2-vl", "pixels", "<|box_start|>(500,250),(1000,1000)<|box_end|>"),
+        ("tiny-qwen2.5-vl", "pixels", "[56, 14, 112, 56]"),
+        ("tiny-qwen3-vl", "fractions", "[500, 250, 1000, 1000]"),
+    ],
+)
+def test_boxes_are_told_as_each_family_was_taught(name, scale, told):
+    from budgetft.data.boxes import rescaled
+    from budgetft.model import load_model
+
+    box = "(0.5,0.25),(1.0,1.0)" if scale == "fractions" else "(100,25),(200,100)"
+    messages = (Message.of("user", IMAGE, "Where?"), Message.of("assistant", f"<|box_start|>{box}<|box_end|>"))
+    (_, answer) = rescaled(messages, scale, [(200, 100)], [(112, 56)], load_model(name))
+    assert answer.text == told
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["JSON", "Python"])
+def test_messages_may_be_text_of_a_cell(tmp_path, write):
+    row = llava("<image>What?", image="a.jpg")
+    (example,) = converted(tmp_path, [{**row, "conversations": write(row["conversations"])}])
+    assert (example.images, example.prompt, example.answer) == (("a.jpg",), "What?", "A car.")

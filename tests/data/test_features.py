@@ -4,8 +4,10 @@ import errno
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from budgetft.contract import Contract
 from budgetft.data import features
@@ -187,6 +189,40 @@ def test_every_image_is_found_once_with_its_content_and_size(sample):
     assert all(Path(each.block[0]).stem == each.digest[:24] for each in pictures)
     smaller = find_pictures(sample, model, Contract(max_pixels=28 * 28 * 4))
     assert max(each.visual_tokens(28) for each in smaller) <= 4
+
+
+def test_what_was_kept_of_pictures_that_were_shown_otherwise_is_not_used_again_and_all_else_is(tmp_path):
+    import hashlib
+
+    from media import exif, jpeg_with, png, tiff
+
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    (tmp_path / "plain.jpg").write_bytes(b"")
+    Image.fromarray(pixels).save(tmp_path / "plain.jpg")
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    grey = pixels[..., :1]
+    always = {
+        "plain.jpg": plain,
+        "upright.jpg": jpeg_with(plain, (0xE1, b"Exif\0\0" + exif(1))),
+        "rgba.png": png(np.concatenate([pixels, grey], 2), 6, 8),
+        "turned.tif": tiff([pixels], (0, 274, 6)),
+    }
+    anew = {
+        "turned.jpg": jpeg_with(plain, (0xE1, b"Exif\0\0" + exif(6))),
+        "grey alpha.png": png(np.concatenate([grey, grey], 2), 4, 8),
+        "key.png": png(pixels, 2, 8, (b"tRNS", bytes(6))),
+        "linear.png": png(pixels, 2, 8, (b"gAMA", (100_000).to_bytes(4, "big"))),
+    }
+    for name, content in {**always, **anew}.items():
+        (tmp_path / name).write_bytes(content)
+    model = load_model("tiny-qwen2.5-vl")
+    examples = [Example(id=name, images=(str(tmp_path / name),), prompt="?", answer="!") for name in (*always, *anew)]
+    found = {Path(each.block[0]).name: each for each in find_pictures(examples, model, CONTRACT)}
+    for name, content in {**always, **anew}.items():
+        same = found[name].digest == hashlib.sha256(content).hexdigest()
+        assert same is (name in always), name
+    sideways = {name: (one.width, one.height) == (56, 84) for name, one in found.items()}
+    assert [name for name, turned in sideways.items() if turned] == ["turned.tif", "turned.jpg"]
 
 
 def test_changed_and_missing_images_are_refused_all_at_once(example, picture, tmp_path):

@@ -2,13 +2,16 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 from twins import caption_file, change, question_file, scenario_names, spoilt
 from typer.testing import CliRunner
 
 from budgetft.cli.data import app
+from budgetft.data.conversation import Message, Part
 from budgetft.data.examples import read_dataset
 from budgetft.data.shots import Shot, take_shots
 from budgetft.data.video import At, count_frames, pick_frames, probe
+from budgetft.data.visuals import media_of
 from budgetft.data.wts import Request, convert_wts
 from budgetft.data.wts_tree import find_tree
 from budgetft.errors import UsageError
@@ -258,16 +261,29 @@ def test_an_empty_or_missing_root_is_refused(tmp_path):
         find_tree(tmp_path, "train")
 
 
-def test_only_one_video_and_nothing_else_stays_a_video(tmp_path):
-    turns = [{"from": "human", "value": "<video><video>\nWhat happens?"}, {"from": "gpt", "value": "A car stops."}]
-    (tmp_path / "rows.json").write_text(json.dumps([{"id": "both", "videos": ["a.mp4", "b.mp4"], "conversations": turns}]))
+def test_frames_must_be_a_number_or_a_video_of_a_number(tmp_path):
     command = ("convert", str(tmp_path / "rows.json"), "--out", str(tmp_path / "data"), "--frames")
-    refused = CliRunner().invoke(app, [*command, "video:4"])
-    assert "an example holds one video, or images" in refused.exception.message
-    assert "'both'" in refused.exception.message
     for wrong in ("video:", "video", "sheet", "-1", "4.5"):
         refused = CliRunner().invoke(app, [*command, wrong])
         assert f"--frames must be a number or video:N, not {wrong!r}" in str(refused.exception)
+
+
+def test_several_videos_and_images_stand_where_they_are_named(twin, tmp_path):
+    for name, video in zip("ab", sorted(twin.rglob("*_vehicle_view.mp4")), strict=False):
+        shutil.copy(video, tmp_path / f"{name}.mp4")
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "c.png")
+    said = "First <video> then <video>\nand <image> last."
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "A car stops."}]
+    row = {"id": "both", "videos": ["a.mp4", "b.mp4"], "image": "c.png", "conversations": turns}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    command = ("convert", str(tmp_path / "rows.json"), "--out", str(tmp_path / "data"), "--frames")
+    done = CliRunner().invoke(app, [*command, "video:4"])
+    assert done.exit_code == 0, done.output
+    (example,) = read_dataset(tmp_path / "data")
+    video, image = Part(type="video", frames=4), Part(type="image")
+    assert example.messages[0] == Message.of("user", "First ", video, " then ", video, "\nand ", image, " last.")
+    assert [medium.is_video for medium in media_of(example)] == [True, True, False]
+    assert len(set(example.images)) == 9
 
 
 def test_the_commands_make_and_convert_a_twin(tmp_path):
@@ -298,7 +314,7 @@ def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([*rows, {"id": "c", "messages": messages}]))
     command = ("convert", str(tmp_path / "rows.json"), "--out", str(tmp_path / "data"))
     refused = CliRunner().invoke(app, command)
-    assert "--frames" in str(refused.exception.hint)
+    assert "--frames 8" in refused.exception.message
     done = CliRunner().invoke(app, [*command, "--frames", "4"])
     assert done.exit_code == 0, done.output
     examples = list(read_dataset(tmp_path / "data"))
@@ -309,8 +325,11 @@ def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
     assert done.exit_code == 0, done.output
     videos = list(read_dataset(tmp_path / "data"))
     assert [one.images for one in videos] == [one.images for one in examples]
-    rate = 4 / probe(tmp_path / "a.mp4").seconds
-    assert [one.video_fps for one in videos] == pytest.approx([rate] * 3, abs=5e-7)  # kept to six digits
+    facts = probe(tmp_path / "a.mp4")
+    wanted = [(part + 0.5) * facts.seconds / 4 for part in range(4)]
+    for one in videos:
+        assert list(one.frame_seconds) == pytest.approx(wanted, abs=0.51 / facts.fps)  # the frame nearest to each
+        assert one.video_fps == pytest.approx(3 / (one.frame_seconds[-1] - one.frame_seconds[0]), abs=5e-7)
     (tmp_path / "a.mp4").write_text("text")
     refused = CliRunner().invoke(app, [*command, "--frames", "4", "--force"])
     assert "a.mp4 is not a video that can be read" in refused.exception.message

@@ -53,7 +53,7 @@ def test_a_run_leaves_log_summary_plan_and_adapter(make_plan, train, tmp_path):
     assert log[0]["peak_examples"]
     assert max(line["process_peak_bytes"] for line in log) == summary.process_peak_bytes
     assert sorted(path.name for path in run.iterdir() if path.name != "budgetft") == sorted(
-        ["adapter", "checkpoints", "log.jsonl", "plan.json", "run.json", "summary.json"]
+        ["adapter", "checkpoints", "log.jsonl", "model_inputs.json", "plan.json", "run.json", "summary.json"]
     )
 
 
