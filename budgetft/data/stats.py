@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
+from budgetft.data.boxes import has_boxes
 from budgetft.data.collate import too_long
 from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example, Examples
@@ -62,6 +63,19 @@ def shrunk(examples: Iterable[Example], model: Model, contract: Contract) -> int
         return smaller[path]
 
     return sum(any(is_smaller(path) for path in example.images) for example in examples)
+
+
+def kinds_of(examples: Iterable[Example]) -> dict[str, int]:
+    """How many of ``examples`` have more than one answer, a system text, no image, a video, or boxes of no stated scale."""
+    found: dict[str, int] = dict.fromkeys(("several_turns", "system_text", "no_image", "video", "boxes_as_written"), 0)
+    for example in examples:
+        roles = [message.role for message in example.conversation]
+        found["several_turns"] += roles.count("assistant") > 1
+        found["system_text"] += "system" in roles
+        found["no_image"] += not example.images
+        found["video"] += any(part.type == "video" for message in example.conversation for part in message.media)
+        found["boxes_as_written"] += has_boxes(example)
+    return found
 
 
 def histogram(values: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:

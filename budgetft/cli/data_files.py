@@ -1,0 +1,214 @@
+"""``budgetft data convert`` and ``data show``: data of other tools made a dataset, and looked at as a model is given it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from budgetft.contract import Contract
+from budgetft.errors import UsageError
+from budgetft.model import load_model
+
+if TYPE_CHECKING:
+    from budgetft.data.convert_options import Options
+    from budgetft.data.examples import Examples
+
+Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is already there.")]
+
+
+def convert(
+    file: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders, archives, globs or a hub id: JSON, JSONL, CSV, TSV, parquet, Arrow, image folders, tar, zip.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to create.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked where a row is an image and its caption; 'Describe the image.' when left out."),
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="Of each video, spread evenly over it: N images, or video:N for one video of N frames.")
+    ] = None,
+    learn: Annotated[str, typer.Option(help="Of a conversation: all answers, or the last.")] = "all",
+    image_column: Annotated[list[str] | None, typer.Option(help="Of a table: where images are; may be repeated.")] = None,
+    video_column: Annotated[str | None, typer.Option(help="Of a table: where videos are.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of a table: the answer, or the caption.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Of a table: what is asked.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset with several splits.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a dataset on the hub.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="What boxes in the texts count in (pixels, thousandths, fractions): they are told as each model wants."
+        ),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="A key that means nothing for training; may be repeated.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Rows may lack answers: for predict.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and name them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; show three examples as the model sees them.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", help="For --dry-run: a bundled model, a local folder or a hub id.")
+    ] = "qwen2.5-vl-3b",
+    force: Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Convert data of other tools, with the images and videos it names; relative paths start at each file's folder."""
+    from budgetft.cli.datasets import converting
+    from budgetft.data.convert import Options
+    from budgetft.data.convert import convert as convert_data
+    from budgetft.data.layout_keys import DESCRIBE
+
+    count, video = (None, False) if frames is None else frames_of(frames)
+    if frames is not None and count is None:
+        raise UsageError(f"--frames must be a number or video:N, not {frames!r}")
+    if count is not None and not 1 <= count <= 1024:
+        raise UsageError(f"--frames must be from 1 to 1024, not {count}")
+    options = Options.make(
+        prompt=prompt or DESCRIBE,
+        frames=count,
+        video=video,
+        learn=_one_of(learn, "--learn", ("all", "last")),
+        unlabelled=unlabelled,
+        skip_bad=skip_bad,
+        ignore=tuple(ignore or ()),
+        boxes=None if boxes is None else _one_of(boxes, "--boxes", ("pixels", "thousandths", "fractions")),
+        split=split,
+        config=config,
+        image_column=tuple(image_column or ()),
+        video_column=video_column,
+        text_column=text_column,
+        prompt_column=prompt_column,
+    )
+    if dry_run:
+        _preview(file, options, model)
+        return
+    if out is None:
+        raise UsageError("--out is needed: the folder to create", hint="or look at three examples first: --dry-run")
+    with converting() as calls:
+        written, report = convert_data(file, out, options, overwrite=force, on_columns=_say_lines, **calls)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    if report.left_out:
+        typer.echo(f"left out: {len(report.left_out)} problems, the first: {report.left_out[0]}", err=True)
+        typer.echo(f"all of them are in {out / 'left-out.txt'}", err=True)
+    if as_json:
+        found = {"out": str(out), "rows": report.rows, "examples": len(written), "fingerprint": written.fingerprint}
+        typer.echo(json.dumps({**found, "left_out": report.left_out, "notes": report.notes}, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")
+
+
+def _preview(what: list[Path], options: "Options", model: str) -> None:
+    """Show what ``model`` would be given of the first three rows; nothing is kept."""
+    import tempfile
+
+    from budgetft.cli.examples import print_previews
+    from budgetft.data.convert import Conversion
+    from budgetft.data.preview import preview
+    from budgetft.data.processor import load_processor
+
+    description = load_model(model)
+    with tempfile.TemporaryDirectory(prefix="budgetft-") as work:
+        conversion = Conversion(what, Path(work), options.replace(limit=3))
+        for line in conversion.describe():
+            typer.echo(line)
+        examples = conversion.examples()
+        processor, report = load_processor(description), conversion.report
+        answered = not options.unlabelled
+        shown = [preview(one, processor, description, Contract(), answered=answered) for one in examples]
+        notes = [f"note: {note}" for note in report.notes] + [f"left out: {line}" for line in report.left_out]
+        print_previews(shown, notes, description.name)
+    typer.echo("Nothing was written.")
+
+
+def _say_lines(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def _one_of(value: str, flag: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"{flag} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+    return value
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder, or data to be converted first.")],
+    model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")] = "qwen2.5-vl-3b",
+    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, max=200, help="How many, spread evenly over the dataset.")] = None,
+    name: Annotated[list[str] | None, typer.Option("--id", help="An example by its id; may be repeated.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
+) -> None:
+    """Show examples as the model is given them: text with its marks, images in their size, what is learned."""
+    from budgetft.cli.datasets import dataset
+    from budgetft.cli.examples import print_previews
+    from budgetft.data.boxes import has_boxes
+    from budgetft.data.examples import read_dataset
+    from budgetft.data.preview import preview
+    from budgetft.data.processor import load_processor
+    from budgetft.plan import write_text_atomically
+    from budgetft.report.examples import examples_page
+
+    description = load_model(model)
+    contract = Contract() if max_pixels is None else Contract.make(max_pixels=max_pixels)
+    examples = read_dataset(dataset(folder, unlabelled=True))
+    chosen = _chosen(examples, count or (24 if html else 3), name or [])
+    processor = load_processor(description)
+    with progress("reading examples") as (start, advance):
+        start(len(chosen))
+        previews = []
+        for index in chosen:
+            previews.append(preview(examples[index], processor, description, contract))
+            advance()
+    if html is not None:
+        write_text_atomically(html, examples_page(previews, len(examples), description, contract))
+        typer.echo(f"{html}: {len(previews)} of {len(examples)} examples")
+        return
+    boxed = any(has_boxes(one.example) for one in previews)
+    note = "note: boxes are told as they are written; data convert --boxes says what they count in"
+    print_previews(previews, [note] if boxed else [], description.name)
+
+
+def _chosen(examples: "Examples", count: int, names: list[str]) -> list[int]:
+    """Places of the examples with ``names``, or of ``count`` examples spread evenly."""
+    if not names:
+        count = min(count, len(examples))
+        return [round(place * (len(examples) - 1) / max(1, count - 1)) for place in range(count)]
+    known = {row["id"]: place for place, row in enumerate(examples.columns("id"))}
+    for name in names:
+        if name not in known:
+            from budgetft.errors import unknown_name
+
+            raise unknown_name("example", name, known)
+    return [known[name] for name in names]
+
+
+def frames_of(text: str) -> tuple[int | None, bool]:
+    """The N of ``N`` or ``video:N``, if it is one of them, and whether the frames are a video."""
+    number = text.removeprefix("video:")
+    return (int(number), number != text) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else (None, False)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """A bar on stderr: to be told the number of steps, and each of them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def start(total: int) -> None:
+            progress.update(task, total=total)
+
+        yield start, lambda: progress.advance(task)
