@@ -1,5 +1,6 @@
 """Data as people name it, for any command: a dataset folder, or files that are converted once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ from budgetft.cli.progress import say
 
 if TYPE_CHECKING:
     from budgetft.data.convert import Report
+
+_AT_ONCE = 20
+"""Rows or pictures between two updates of a bar, which cost as much as a small picture."""
 
 
 def dataset(data: Path, *, quiet: bool = False, unlabelled: bool = False) -> Path:
@@ -42,15 +46,23 @@ def converting(*, quiet: bool = False) -> Iterator[dict[str, Any]]:
         reading = progress.add_task("reading rows", total=1.0, visible=False)
         making = progress.add_task("converting", total=None, visible=False)
 
+        calls = Counter[str]()
+
+        def read(share: float) -> None:
+            calls["read"] += 1
+            if calls["read"] % _AT_ONCE == 0:
+                progress.update(reading, completed=share, visible=True)
+
         def start(steps: int) -> None:
             progress.update(reading, visible=False)
             progress.update(making, total=steps, visible=True)
 
-        yield {
-            "on_read": lambda share: progress.update(reading, completed=share, visible=True),
-            "on_start": start,
-            "on_step": lambda: progress.advance(making),
-        }
+        def step() -> None:
+            calls["step"] += 1  # by several threads: a bar that is one off harms nobody
+            if calls["step"] % _AT_ONCE == 0:
+                progress.update(making, completed=calls["step"])
+
+        yield {"on_read": read, "on_start": start, "on_step": step}
 
 
 def _tell(report: "Report", told: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ of the image as the model sees it (their technical reports and cookbooks).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budgetft.data.conversation import Message, Part
@@ -24,6 +24,8 @@ _JSON = re.compile(rf"(\"(?:{_NAMES})\"\s*:\s*)({_LIST}|{_LISTS})")
 _MARKED = re.compile(r"(<\|(?:box|quad)_start\|>)(.*?)(<\|(?:box|quad)_end\|>)", re.DOTALL)
 _REFERRED = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.DOTALL)
 Size = tuple[int, int]
+Outline = tuple[tuple[float, float], ...]
+"""Points as shares of a picture's width and height: one is a point, two are the corners of a box, more go around it."""
 
 
 def ref_text(name: Any) -> str:
@@ -76,6 +78,38 @@ def rescaled(
             content.append(_told(part.text or "", scale, stored[at], seen[at], model) if stored else part)
         found.append(message.replace(content=Message.of(message.role, *content).content))
     return tuple(found)
+
+
+def outlines(example: "Example", stored: Sequence[Size], seen: Sequence[Size], model: Model) -> list[list[Outline]]:
+    """Of every image and video the boxes and points that texts tell of it, as ``model`` understands them.
+
+    ``stored`` and ``seen`` are those of :func:`rescaled`. Where no scale is stated, the numbers count as the model does.
+    """
+    found: list[list[Outline]] = [[] for _ in stored]
+    place = 0
+    for part in (part for message in example.conversation for part in message.content):
+        if part.type != "text":
+            place += 1
+        elif stored:
+            at = max(0, place - 1)
+            own = seen[at] if own_scale(model) == "pixels" else (1000, 1000)
+            scales = {None: own, "pixels": stored[at], "thousandths": (1000, 1000), "fractions": (1, 1)}
+            width, height = scales[example.box_scale]
+            for numbers, are_points in _numbers(part.text or ""):
+                pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+                points = [(x / width, y / height) for x, y in pairs]
+                found[at] += [(point,) for point in points] if are_points else [tuple(points)]
+    return found
+
+
+def _numbers(text: str) -> Iterator[tuple[list[float], bool]]:
+    """Lists of an even number of coordinates in ``text``, and whether each pair is a point by itself."""
+    pieces = [(inner, "point" in found[1]) for found in _JSON.finditer(text) for inner in re.findall(_LIST, found[2])]
+    pieces += [(found[2], False) for found in _MARKED.finditer(text)]
+    for piece, are_points in pieces:
+        numbers = [float(number) for number in re.findall(_NUMBER, piece)]
+        if numbers and len(numbers) % 2 == 0:
+            yield numbers, are_points
 
 
 def _told(text: str, scale: "BoxScale", stored: Size, seen: Size, model: Model) -> str:

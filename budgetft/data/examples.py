@@ -362,7 +362,7 @@ def _check_stored_images(folder: Path, table: "datasets.Dataset") -> None:
     problems = []
     try:
         table.data.validate(full=True)  # damaged buffers would end the process, not this call
-        columns = {name: list(table[name]) for name in COLUMNS}
+        columns = {name: table.data.column(name).to_pylist() for name in COLUMNS}  # text that is no text ends it here
     except Exception as error:  # Arrow's own errors, text that is no text, columns that are not there
         raise UsageError(f"cannot read the dataset {folder}: {type(error).__name__}: {str(error)[:200]}") from None
     for number, (name, images) in enumerate(zip(columns["id"], columns["images"], strict=True), start=1):

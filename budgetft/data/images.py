@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _ORIENTATION = 274
 _SUBFILE, _OLD_SUBFILE = 254, 255
+_JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -135,8 +136,9 @@ def check_image(content: bytes, path: str | Path) -> str:
 
     Raises ``UsageError`` for what does not, for more than 8 bits a channel, and for several frames or pages.
     """
-    with opened_image(path, content) as (image, _):
-        image.verify()
+    if not content.startswith(_JPEG):  # which has nothing to verify but what decoding does
+        with opened_image(path, content) as (image, _):
+            image.verify()
     with opened_image(path, content) as (image, _):  # verify() leaves the image unusable
         _refuse_deep(image, path)
         frames = _frames(image)

@@ -26,6 +26,8 @@ class Limits(Value):
     @classmethod
     def of(cls, options: Mapping[str, float]) -> "Limits":
         """Those of a part of a message, in the terms of qwen-vl-utils. Raises ``UsageError`` for limits that contradict."""
+        if not any(name in options for name in _KEYS):
+            return NO_LIMITS
         width, height = options.get("resized_width"), options.get("resized_height")
         if (width is None) is not (height is None):
             raise UsageError("resized_width and resized_height must be given together")

@@ -1,20 +1,60 @@
 """Examples as a model is given them: the text with its marks, what is learned, images and their sizes, token counts."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+from unicodedata import category
 
 from budgetft.contract import Contract
+from budgetft.data.boxes import Outline, has_boxes, outlines
 from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example
+from budgetft.data.images import image_size
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import text_tokens
-from budgetft.data.visuals import block_sizes, media_of, short_segments
+from budgetft.data.visuals import Medium, block_sizes, media_of, short_segments
+from budgetft.errors import UsageError
 from budgetft.model import Model
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
+
+_MARK = re.compile(r"<\|[a-z_]+\|>")
+_JOINERS = "\u200c\u200d"
+"""Unseen by themselves, but many scripts and emoji are written with them."""
+_OUTSIDE = 0.01
+"""Of a side: how far a box may reach beyond its picture, for it was rounded."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the text."""
+
+    text: str
+    learned: bool
+    kind: Literal["text", "mark", "medium"] = "text"
+    """What the data or the template says, a mark of the model's own, or ``[image 1]`` where that stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image or a video as the model sees it."""
+
+    name: str
+    """``image 1``, ``video 2``."""
+    medium: Medium
+    stored: tuple[int, int]
+    """Width and height of its file in pixels, upright."""
+    size: tuple[int, int]
+    tokens: int
+    outlines: tuple[Outline, ...]
+    """Of the boxes and points that texts tell of it."""
+
+    @property
+    def frames(self) -> int:
+        """0 of an image."""
+        return len(self.medium.files) if self.medium.is_video else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,44 +62,164 @@ class Preview:
     """One example as the model is given it."""
 
     example: Example
-    segments: tuple[Segment, ...]
-    """The text; a run of placeholders is written as ``[image 448x336, 192 tokens]``."""
-    sizes: tuple[tuple[int, int], ...]
-    """Width and height in pixels of every block, as the model sees it."""
-    text_tokens: int
-    visual_tokens: int
-    learned_tokens: int
+    pieces: tuple[Piece, ...] = ()
+    shown: tuple[Shown, ...] = ()
+    text_tokens: int = 0
+    visual_tokens: int = 0
+    learned_tokens: int = 0
+    most_tokens: int = 0
+    """That an example may have."""
+    warnings: tuple[str, ...] = ()
+    """What the user should look at."""
+    refusal: str | None = None
+    """Why the model cannot be given it at all."""
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.visual_tokens
 
 
 def preview(
     example: Example, processor: "ProcessorMixin", model: Model, contract: Contract, *, answered: bool = True
 ) -> Preview:
-    """What ``model`` is given of ``example``. Raises ``UsageError`` where it cannot be encoded."""
+    """What ``model`` is given of ``example``: as it is learned from, or without an answer as it is predicted from.
+
+    Raises ``UsageError`` where it cannot be encoded.
+    """
     answered = answered and not problems_of(example)
     sizes = block_sizes(example, model, contract)
     cut = short_segments(example, processor, model, contract, answered=answered)
     total, learned = text_tokens(cut, processor)
-    visual = [(width // model.pixel_step) * (height // model.pixel_step) for width, height in sizes]
-    marks = iter(_marks(example, sizes, model))
-    token = re.compile(r"<\|(?:image|video)_pad\|>")
-    told = tuple(Segment(token.sub(lambda _: next(marks), one.text), one.learned) for one in cut)
-    return Preview(
+    shown = _shown(example, sizes, model)
+    visual = sum(one.tokens for one in shown)
+    found = Preview(
         example=example,
-        segments=told,
-        sizes=tuple(sizes),
+        pieces=tuple(_pieces(cut, shown, processor, model)),
+        shown=tuple(shown),
         text_tokens=total - len(sizes),
-        visual_tokens=sum(visual),
+        visual_tokens=visual,
         learned_tokens=learned,
+        most_tokens=contract.max_length,
     )
+    return replace(found, warnings=tuple(_warnings(found, model, answered=answered)))
 
 
-def _marks(example: Example, sizes: Sequence[tuple[int, int]], model: Model) -> list[str]:
-    left = iter(sizes)
+def previews(
+    examples: Iterable[Example], processor: "ProcessorMixin", model: Model, contract: Contract
+) -> Iterator[Preview]:
+    """The same of many; what cannot be encoded is shown with the reason."""
+    for example in examples:
+        try:
+            yield preview(example, processor, model, contract)
+        except UsageError as error:
+            yield Preview(example=example, most_tokens=contract.max_length, refusal=error.message)
+
+
+def visible(text: str) -> str:
+    """``text`` with what a terminal would obey and a reader could not see written as Python writes it."""
+    return "".join(_escape(char) if not char.isprintable() and _is_unseen(char) else char for char in text)
+
+
+def _is_unseen(char: str) -> bool:
+    return char not in "\n\t" and char not in _JOINERS and category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escape(char: str) -> str:
+    return repr(char)[1:-1]
+
+
+def _shown(example: Example, sizes: Sequence[tuple[int, int]], model: Model) -> list[Shown]:
+    media = media_of(example)
+    left, first = iter(sizes), []
+    for medium in media:
+        first.append([next(left) for _ in medium.blocks(model)])
+    stored = [image_size(medium.files[0]) for medium in media]
+    boxes = outlines(example, stored, [sizes[0] for sizes in first], model)
+    numbers = {True: 0, False: 0}
     found = []
-    for medium in media_of(example):
-        for _ in medium.blocks(model):
-            width, height = next(left)
-            tokens = (width // model.pixel_step) * (height // model.pixel_step)
-            kind = "frames" if medium.is_video else "image"
-            found.append(f"[{kind} {width}x{height}, {tokens} tokens]")
+    for medium, blocks, own, told in zip(media, first, stored, boxes, strict=True):
+        numbers[medium.is_video] += 1
+        width, height = blocks[0]
+        found.append(
+            Shown(
+                name=f"{'video' if medium.is_video else 'image'} {numbers[medium.is_video]}",
+                medium=medium,
+                stored=own,
+                size=(width, height),
+                tokens=len(blocks) * (width // model.pixel_step) * (height // model.pixel_step),
+                outlines=tuple(told),
+            )
+        )
     return found
+
+
+def _pieces(
+    cut: Sequence[Segment], shown: Sequence[Shown], processor: "ProcessorMixin", model: Model
+) -> Iterator[Piece]:
+    """The text with the marks of the model told apart, and each run of placeholders as the name of what it stands for."""
+    pads = (processor.image_token, processor.video_token)  # pyright: ignore[reportAttributeAccessIssue]
+    places = [(one.name, part, len(one.medium.blocks(model))) for one in shown for part in range(len(one.medium.blocks(model)))]
+    for one in cut:
+        start, place = 0, 0
+        while place <= len(one.text):
+            found = _MARK.search(one.text, place)
+            if found and found[0] not in pads:
+                yield from _text(one.text[start : found.start()], one)
+                yield Piece(found[0], one.learned, "mark")
+                start = place = found.end()
+                continue
+            yield from _text(one.text[start : found.start() if found else None], one)
+            if found is None:
+                break
+            run = re.compile(f"(?:{re.escape(found[0])})+").match(one.text, found.start())
+            count = (run.end() - run.start()) // len(found[0]) if run else 1
+            yield from _places(places[:count], one)
+            places = places[count:]
+            start = place = run.end() if run else found.end()
+
+
+def _text(text: str, segment: Segment) -> Iterator[Piece]:
+    if text:
+        yield Piece(text, segment.learned)
+
+
+def _places(run: Sequence[tuple[str, int, int]], segment: Segment) -> Iterator[Piece]:
+    """``[video 1]``, or ``[video 1, part 2 of 3]`` where its parts do not stand together."""
+    for name in dict.fromkeys(name for name, _, _ in run):
+        parts = [(part, count) for other, part, count in run if other == name]
+        whole = len(parts) == parts[0][1]
+        yield Piece(f"[{name}]" if whole else f"[{name}, part {parts[0][0] + 1} of {parts[0][1]}]", segment.learned, "medium")
+
+
+def _warnings(one: Preview, model: Model, *, answered: bool) -> Iterator[str]:
+    wrong = problems_of(one.example, answered=False)
+    if wrong:
+        yield f"cannot be used: {'; '.join(wrong)}"
+    elif not answered:
+        yield "has no answer: it is for prediction, and training refuses it"
+    if one.tokens > one.most_tokens:
+        yield f"too long: {one.tokens} of {one.most_tokens} tokens; it is refused, never cut"
+    if has_boxes(one.example):
+        resized = next((each for each in one.shown if is_resized(each.stored, each.size, model)), None)
+        if resized is not None:
+            sizes = f"{_size(resized.stored)} to {_size(resized.size)}"
+            yield (
+                f"its boxes are told as they are written, and {resized.name} goes from {sizes}: if they count the pixels of"
+                " the image as it is, convert the data with --boxes pixels"
+            )
+    outside = [each.name for each in one.shown for outline in each.outlines if _reaches_out(outline)]
+    if outside:
+        yield f"boxes reach beyond {', '.join(dict.fromkeys(outside))} ({len(outside)}), as this model counts: is their scale right?"
+
+
+def is_resized(stored: tuple[int, int], seen: tuple[int, int], model: Model) -> bool:
+    """Whether the model sees it in another size than it is stored in, by more than sides are rounded."""
+    return any(abs(own - other) >= model.pixel_step for own, other in zip(stored, seen, strict=True))
+
+
+def _reaches_out(outline: Outline) -> bool:
+    return not all(-_OUTSIDE <= number <= 1 + _OUTSIDE for point in outline for number in point)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -105,7 +105,10 @@ class JsonSource(FileSource):
             first = JsonReader(stream)
             for key in first.members():
                 if key == "images":
-                    names |= {one.get("id"): one.get("file_name") for one in first.elements() if isinstance(one, Mapping)}
+                    named = (
+                        one for one in first.elements() if isinstance(one, Mapping) and isinstance(one.get("id"), int | str)
+                    )
+                    names |= {one["id"]: one.get("file_name") for one in named}
                 else:
                     first.skip()
         used = set()
@@ -114,12 +117,12 @@ class JsonSource(FileSource):
                 reader.skip()
                 continue
             for number, one in enumerate(reader.elements(), start=1):
-                name = names.get(one.get("image_id")) if isinstance(one, Mapping) else None
+                at = one.get("image_id") if isinstance(one, Mapping) else None
+                name = names.get(at) if isinstance(at, int | str) else None
                 if name is None:
-                    at = one.get("image_id") if isinstance(one, Mapping) else None
                     yield self.row(number, None, problem=f"image_id {at!r} is not among the images of the file")
                     continue
-                used.add(one["image_id"])
+                used.add(at)
                 rest = {other: value for other, value in one.items() if other != "image_id"}
                 yield {**rest, "image": name}
         if len(names) > len(used):

@@ -59,14 +59,22 @@ def html_page(story: Story) -> str:
         _section("training", "Training", _training(story)),
         _section("setup", "What exactly this is about", _setup(story)),
     )
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    header = (
+        f"<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n"
+        f'<p class="lead">{escape(headline(plan))}</p></header>\n'
+    )
+    return document(f"{title}: memory plan", header + "\n".join(sections), "style.css")
+
+
+def document(title: str, body: str, *styles: str) -> str:
+    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it."""
+    style = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in styles)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{escape(title)}: memory plan</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n<p class="lead">'
-        f"{escape(headline(plan))}</p></header>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n</main>\n</body>\n</html>\n"
     )
 
 

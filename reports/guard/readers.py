@@ -11,9 +11,11 @@ from typing import Any
 
 from mutate import mutate_json
 from reader import Reader, copied, written
+from row_readers import ROWS
 from stored_readers import STORED
 
-from budgetft.data.convert import Options, convert
+from budgetft.data.convert import convert
+from budgetft.data.convert_options import Options
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
@@ -539,5 +541,6 @@ READERS = (
     Reader(name="stage's record", make=_make_stage_record, read=_read_stage_record, files=("*",)),
     Reader(name="traffic notes", make=_make_notes, read=_read_notes, files=("*",)),
     *STORED,
+    *ROWS,
     Reader(name="images", make=_make_images, read=_read_images, files=("*",)),
 )
