@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from budgetft.contract import Contract
-from budgetft.errors import UsageError
+from budgetft.errors import UsageError, nearest
 from budgetft.model import load_model
 
 if TYPE_CHECKING:
@@ -113,14 +113,14 @@ def _preview(what: list[Path], options: "Options", model: str) -> None:
 
     from budgetft.cli.examples import print_previews
     from budgetft.data.convert import Conversion
-    from budgetft.data.preview import preview
+    from budgetft.data.preview import preview, visible
     from budgetft.data.processor import load_processor
 
     description = load_model(model)
     with tempfile.TemporaryDirectory(prefix="budgetft-") as work:
         conversion = Conversion(what, Path(work), options.replace(limit=3))
         for line in conversion.describe():
-            typer.echo(line)
+            typer.echo(visible(line))
         examples = conversion.examples()
         processor, report = load_processor(description), conversion.report
         answered = not options.unlabelled
@@ -145,52 +145,75 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder, or data to be converted first.")],
     model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")] = "qwen2.5-vl-3b",
     html: Annotated[Path | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, max=200, help="How many, spread evenly over the dataset.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=200, help="How many, spread evenly; 3, on a page 24, the longest among them.")
+    ] = None,
     name: Annotated[list[str] | None, typer.Option("--id", help="An example by its id; may be repeated.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens allowed in one example.")] = None,
 ) -> None:
     """Show examples as the model is given them: text with its marks, images in their size, what is learned."""
     from budgetft.cli.datasets import dataset
     from budgetft.cli.examples import print_previews
-    from budgetft.data.boxes import has_boxes
     from budgetft.data.examples import read_dataset
-    from budgetft.data.preview import preview
+    from budgetft.data.preview import previews
     from budgetft.data.processor import load_processor
-    from budgetft.plan import write_text_atomically
-    from budgetft.report.examples import examples_page
+    from budgetft.data.survey import longest
+    from budgetft.plan import check_file, write_text_atomically
+    from budgetft.report.examples import Selection, examples_page
 
-    description = load_model(model)
-    contract = Contract() if max_pixels is None else Contract.make(max_pixels=max_pixels)
-    examples = read_dataset(dataset(folder, unlabelled=True))
-    chosen = _chosen(examples, count or (24 if html else 3), name or [])
-    processor = load_processor(description)
-    with progress("reading examples") as (start, advance):
-        start(len(chosen))
-        previews = []
-        for index in chosen:
-            previews.append(preview(examples[index], processor, description, contract))
-            advance()
     if html is not None:
-        write_text_atomically(html, examples_page(previews, len(examples), description, contract))
-        typer.echo(f"{html}: {len(previews)} of {len(examples)} examples")
+        check_file(html)
+    if name and count is not None:
+        raise UsageError("--count would not be read", hint="--id names the examples")
+    given = {"max_pixels": max_pixels, "max_length": max_length}
+    contract = Contract.make(**{key: value for key, value in given.items() if value is not None})
+    description = load_model(model)
+    examples = read_dataset(dataset(folder, unlabelled=True))
+    processor = load_processor(description)
+    places = _named(examples, name) if name else _spread(len(examples), count or (24 if html else 3))
+    most = None
+    if html is not None and not name and len(places) < len(examples):
+        with progress("looking for the longest") as (start, advance):
+            start(len(examples))
+            most = longest(examples, processor, description, contract, on_example=advance)
+        places = _with_longest(places, most, len(examples))
+    found = list(previews([examples[place] for place in places], processor, description, contract))
+    if html is None:
+        print_previews(found, [f"{len(found)} of {len(examples)} examples"], description.name)
         return
-    boxed = any(has_boxes(one.example) for one in previews)
-    note = "note: boxes are told as they are written; data convert --boxes says what they count in"
-    print_previews(previews, [note] if boxed else [], description.name)
+    if len(found) == len(examples):
+        most = max(range(len(found)), key=lambda place: found[place].tokens)
+    how = "all of them" if len(places) == len(examples) else "spread evenly over the dataset, and the one with the most tokens"
+    selection = Selection(len(examples), "chosen by id" if name else how, None if most is None else examples[most].id)
+    with progress("drawing the page") as (start, advance):
+        start(len(found))
+        page = examples_page(found, folder.resolve().name, selection, description, contract, on_example=advance)
+    write_text_atomically(html, page)
+    typer.echo(f"{html}: {len(found)} of {len(examples)} examples")
 
 
-def _chosen(examples: "Examples", count: int, names: list[str]) -> list[int]:
-    """Places of the examples with ``names``, or of ``count`` examples spread evenly."""
-    if not names:
-        count = min(count, len(examples))
-        return [round(place * (len(examples) - 1) / max(1, count - 1)) for place in range(count)]
+def _named(examples: "Examples", names: list[str]) -> list[int]:
+    """Places of the examples with ``names``."""
     known = {row["id"]: place for place, row in enumerate(examples.columns("id"))}
-    for name in names:
-        if name not in known:
-            from budgetft.errors import unknown_name
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        near = nearest(unknown, known)
+        raise UsageError(f"no example has the id {unknown!r}", hint=f"did you mean {near!r}?" if near else None)
+    return [known[name] for name in dict.fromkeys(names)]
 
-            raise unknown_name("example", name, known)
-    return [known[name] for name in names]
+
+def _spread(total: int, count: int) -> list[int]:
+    """``count`` places spread evenly over ``total``, both ends among them; all where there are fewer."""
+    count = min(count, total)
+    return [round(place * (total - 1) / max(1, count - 1)) for place in range(count)]
+
+
+def _with_longest(places: list[int], longest: int | None, total: int) -> list[int]:
+    """As many places, ``longest`` among them."""
+    if longest is None or longest in places:
+        return places
+    return sorted([*_spread(total, len(places) - 1), longest])
 
 
 def frames_of(text: str) -> tuple[int | None, bool]:

@@ -12,7 +12,17 @@ from budgetft.model import Model, load_model
 
 if TYPE_CHECKING:
     from budgetft.data.examples import Examples
-    from budgetft.workload import Shape
+    from budgetft.data.survey import Survey
+
+_KINDS = {
+    "several_turns": "several turns",
+    "system_text": "a system text",
+    "no_image": "no image",
+    "video": "a video",
+    "unlabelled": "unlabelled",
+    "boxes_as_written": "boxes, no scale",
+}
+"""How each kind of example is told."""
 
 
 def stats(
@@ -29,54 +39,54 @@ def stats(
     contract = Contract.make(**{name: value for name, value in chosen.items() if value is not None})
     description = load_model(model)
     examples = read_dataset(folder)
-    shapes = _measure(examples, description, contract)
-    summary = _summary(examples, shapes, description, contract)
+    summary = _summary(examples, _survey(examples, description, contract), description, contract)
     typer.echo(json.dumps(summary, indent=2) if as_json else _lines(summary))
 
 
-def _measure(examples: "Examples", model: Model, contract: Contract) -> "list[Shape]":
-    from rich.console import Console
-    from rich.progress import Progress
-
+def _survey(examples: "Examples", model: Model, contract: Contract) -> "Survey":
+    from budgetft.cli.data_files import progress
     from budgetft.data.processor import load_processor
-    from budgetft.data.stats import measure_shapes
+    from budgetft.data.survey import survey
 
     processor = load_processor(model)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=len(examples))
-        return measure_shapes(examples, processor, model, contract, on_example=lambda: progress.advance(task))
+    with progress("measuring") as (start, advance):
+        start(len(examples))
+        return survey(examples, processor, model, contract, on_example=advance)
 
 
-def _summary(examples: "Examples", shapes: "list[Shape]", model: Model, contract: Contract) -> dict[str, Any]:
-    from budgetft.data.stats import histogram, kinds_of, overlong, shrunk
+def _summary(examples: "Examples", found: "Survey", model: Model, contract: Contract) -> dict[str, Any]:
+    from budgetft.data.stats import histogram
+    from budgetft.data.survey import BOXES
 
-    step = model.pixel_step
-    total = [shape.total_tokens(step) for shape in shapes]
+    counted = found.counted
+    total = [one.total for one in counted]
     columns = {
-        "visual_tokens": [shape.visual_tokens(step) for shape in shapes],
-        "text_tokens": [shape.text_tokens for shape in shapes],
-        "supervised_tokens": [shape.supervised_tokens for shape in shapes],
+        "visual_tokens": [one.visual for one in counted],
+        "text_tokens": [one.text for one in counted],
+        "supervised_tokens": [one.learned for one in counted],
         "total_tokens": total,
     }
-    longest = max(range(len(shapes)), key=total.__getitem__)
+    longest = max(range(len(counted)), key=total.__getitem__)
     bins = [{"from": low, "to": high, "rows": count} for low, high, count in histogram(total)]
-    ids = [example.id for example in examples]
     return {
-        "rows": len(shapes),
+        "rows": len(counted),
         "fingerprint": examples.fingerprint,
         "model": model.name,
         "max_pixels": contract.max_pixels,
         "max_length": contract.max_length,
         **{name: {"min": min(row), "median": median(row), "max": max(row)} for name, row in columns.items()},
         "histogram": bins,
-        "longest": {"id": ids[longest], **{name: row[longest] for name, row in columns.items()}},
-        "kinds": kinds_of(examples),
-        "shrunk": shrunk(examples, model, contract),
-        "over_limit": len(overlong(ids, shapes, model, contract)),
+        "longest": {"id": counted[longest].id, **{name: row[longest] for name, row in columns.items()}},
+        "kinds": found.kinds,
+        "shrunk": found.shrunk,
+        "over_limit": sum(tokens > contract.max_length for tokens in total),
+        "notes": [f"{BOXES} ({found.boxes_resized} of {len(counted)} examples)"] if found.boxes_resized else [],
     }
 
 
 def _lines(summary: dict[str, Any]) -> str:
+    from budgetft.data.preview import visible
+
     lines = [f"rows               {summary['rows']}", f"{'':<18} {'min':>7} {'median':>7} {'max':>7}"]
     for name in ("visual_tokens", "text_tokens", "supervised_tokens", "total_tokens"):
         row = summary[name]
@@ -86,19 +96,16 @@ def _lines(summary: dict[str, Any]) -> str:
         bar = "#" * -(-30 * one["rows"] // most)
         lines.append(f"{one['from']:>7} to {one['to']:>7} {one['rows']:>7} {bar}".rstrip())
     longest, rows = summary["longest"], summary["rows"]
-    lines.append(f"longest            {longest['id']} ({longest['total_tokens']} tokens, {longest['visual_tokens']} visual)")
+    lines.append(
+        f"longest            {visible(longest['id'])} ({longest['total_tokens']} tokens, {longest['visual_tokens']} visual)"
+    )
     lines.append(f"shrunk             {summary['shrunk']} of {rows} (limit {summary['max_pixels']} pixels an image)")
     lines.append(
         f"over the limit     {summary['over_limit']} of {rows} (limit {summary['max_length']} tokens); refused, never cut"
     )
-    kinds = summary["kinds"]
-    told = {"several_turns": "several turns", "system_text": "a system text", "no_image": "no image", "video": "a video"}
-    named = [f"{kinds[key]} with {name}" for key, name in told.items() if kinds[key]]
-    if named:
-        lines.append(f"among them         {', '.join(named)}")
-    if kinds["boxes_as_written"] and summary["shrunk"]:
-        lines.append(
-            f"boxes              {kinds['boxes_as_written']} of {rows} tell boxes or points as they are written, and images are"
-            " shrunk: if these are pixels of the image as it is, convert it again with --boxes pixels"
-        )
+    for kind, name in _KINDS.items():
+        if summary["kinds"][kind]:
+            note = " (for predict; train refuses them)" if kind == "unlabelled" else ""
+            lines.append(f"{name:<18} {summary['kinds'][kind]} of {rows}{note}")
+    lines += [f"note: {note}" for note in summary["notes"]]
     return "\n".join(lines)

@@ -24,7 +24,8 @@ def print_previews(previews: Iterable[Preview], notes: Sequence[str], model: str
         for line in media_lines(one.shown):
             console.print(Text(f"  {line}", style="cyan"))
         for line in _said(one).wrap(console, console.width - 2):
-            console.print(Text("  ").append_text(line))
+            line.rstrip()
+            console.print(Text("  ").append_text(line) if line.plain else line)
         for line in one.warnings:
             console.print(Text(f"! {visible(line)}", style="yellow"))
     console.print()

@@ -99,7 +99,8 @@ class Conversion:
             wrong = problems_of(example, answered=not self.options.unlabelled)
             if seen.setdefault(example.id, row.where) != row.where:
                 wrong.append(f"id: {example.id!r} is already used by {seen[example.id]}")
-            problems += [(row.where, one) for one in wrong]
+            way_on = {"answer: empty": " (for rows to be predicted: --unlabelled)"}
+            problems += [(row.where, one + way_on.get(one, "")) for one in wrong]
             if not wrong:
                 examples.append(example)
                 self._boxed += self.options.boxes is None and has_boxes(example)

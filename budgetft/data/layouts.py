@@ -159,7 +159,11 @@ class _Row:
             return [Turn("user", [self.reader.prompt]), Turn("assistant", [text_of(self.take(key), key)])]
         if self.reader.unlabelled and self.has(*MEDIA_KEYS):
             return [Turn("user", [self.reader.prompt])]
-        raise BadRow(f"keys {', '.join(self.keys) or 'none'}; {LAYOUTS}")
+        unanswered = self.has(*MEDIA_KEYS)
+        raise BadRow(
+            f"keys {', '.join(self.keys) or 'none'}; {LAYOUTS}",
+            hint="for rows to be predicted: --unlabelled" if unanswered else None,
+        )
 
     def _asked_and_answered(self) -> list[Turn]:
         key = next(key for key in ("prompt", "instruction", "query", "question", "problem") if key in self.left)

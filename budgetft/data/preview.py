@@ -13,6 +13,7 @@ from budgetft.data.examples import Example
 from budgetft.data.images import image_size
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import text_tokens
+from budgetft.data.survey import is_resized
 from budgetft.data.visuals import Medium, block_sizes, media_of, short_segments
 from budgetft.errors import UsageError
 from budgetft.model import Model
@@ -20,7 +21,7 @@ from budgetft.model import Model
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-_MARK = re.compile(r"<\|[a-z_]+\|>")
+_MARK = r"<\|[a-z_]+\|>"
 _JOINERS = "\u200c\u200d"
 """Unseen by themselves, but many scripts and emoji are written with them."""
 _OUTSIDE = 0.01
@@ -101,12 +102,10 @@ def preview(
         learned_tokens=learned,
         most_tokens=contract.max_length,
     )
-    return replace(found, warnings=tuple(_warnings(found, model, answered=answered)))
+    return replace(found, warnings=tuple(_warnings(found, model)))
 
 
-def previews(
-    examples: Iterable[Example], processor: "ProcessorMixin", model: Model, contract: Contract
-) -> Iterator[Preview]:
+def previews(examples: Iterable[Example], processor: "ProcessorMixin", model: Model, contract: Contract) -> Iterator[Preview]:
     """The same of many; what cannot be encoded is shown with the reason."""
     for example in examples:
         try:
@@ -153,29 +152,24 @@ def _shown(example: Example, sizes: Sequence[tuple[int, int]], model: Model) -> 
     return found
 
 
-def _pieces(
-    cut: Sequence[Segment], shown: Sequence[Shown], processor: "ProcessorMixin", model: Model
-) -> Iterator[Piece]:
+def _pieces(cut: Sequence[Segment], shown: Sequence[Shown], processor: "ProcessorMixin", model: Model) -> Iterator[Piece]:
     """The text with the marks of the model told apart, and each run of placeholders as the name of what it stands for."""
-    pads = (processor.image_token, processor.video_token)  # pyright: ignore[reportAttributeAccessIssue]
-    places = [(one.name, part, len(one.medium.blocks(model))) for one in shown for part in range(len(one.medium.blocks(model)))]
+    pads = [re.escape(pad) for pad in (processor.image_token, processor.video_token)]  # pyright: ignore
+    special = re.compile("|".join([*(f"(?P<pad{place}>(?:{pad})+)" for place, pad in enumerate(pads)), _MARK]))
+    counts = [len(one.medium.blocks(model)) for one in shown]
+    places = [(one.name, part, count) for one, count in zip(shown, counts, strict=True) for part in range(count)]
     for one in cut:
-        start, place = 0, 0
-        while place <= len(one.text):
-            found = _MARK.search(one.text, place)
-            if found and found[0] not in pads:
-                yield from _text(one.text[start : found.start()], one)
+        start = 0
+        for found in special.finditer(one.text):
+            yield from _text(one.text[start : found.start()], one)
+            start = found.end()
+            if found["pad0"] or found["pad1"]:
+                run = found[0].count("<|")
+                yield from _places(places[:run], one)
+                places = places[run:]
+            else:
                 yield Piece(found[0], one.learned, "mark")
-                start = place = found.end()
-                continue
-            yield from _text(one.text[start : found.start() if found else None], one)
-            if found is None:
-                break
-            run = re.compile(f"(?:{re.escape(found[0])})+").match(one.text, found.start())
-            count = (run.end() - run.start()) // len(found[0]) if run else 1
-            yield from _places(places[:count], one)
-            places = places[count:]
-            start = place = run.end() if run else found.end()
+        yield from _text(one.text[start:], one)
 
 
 def _text(text: str, segment: Segment) -> Iterator[Piece]:
@@ -191,12 +185,12 @@ def _places(run: Sequence[tuple[str, int, int]], segment: Segment) -> Iterator[P
         yield Piece(f"[{name}]" if whole else f"[{name}, part {parts[0][0] + 1} of {parts[0][1]}]", segment.learned, "medium")
 
 
-def _warnings(one: Preview, model: Model, *, answered: bool) -> Iterator[str]:
-    wrong = problems_of(one.example, answered=False)
+def _warnings(one: Preview, model: Model) -> Iterator[str]:
+    wrong, unlearned = problems_of(one.example, answered=False), problems_of(one.example)
     if wrong:
         yield f"cannot be used: {'; '.join(wrong)}"
-    elif not answered:
-        yield "has no answer: it is for prediction, and training refuses it"
+    elif unlearned:
+        yield f"for prediction alone, training refuses it: {'; '.join(unlearned)}"
     if one.tokens > one.most_tokens:
         yield f"too long: {one.tokens} of {one.most_tokens} tokens; it is refused, never cut"
     if has_boxes(one.example):
@@ -209,12 +203,8 @@ def _warnings(one: Preview, model: Model, *, answered: bool) -> Iterator[str]:
             )
     outside = [each.name for each in one.shown for outline in each.outlines if _reaches_out(outline)]
     if outside:
-        yield f"boxes reach beyond {', '.join(dict.fromkeys(outside))} ({len(outside)}), as this model counts: is their scale right?"
-
-
-def is_resized(stored: tuple[int, int], seen: tuple[int, int], model: Model) -> bool:
-    """Whether the model sees it in another size than it is stored in, by more than sides are rounded."""
-    return any(abs(own - other) >= model.pixel_step for own, other in zip(stored, seen, strict=True))
+        names = ", ".join(dict.fromkeys(outside))
+        yield f"boxes or points ({len(outside)}) reach beyond {names}, as this model counts: is their scale right?"
 
 
 def _reaches_out(outline: Outline) -> bool:

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
-from budgetft.data.boxes import has_boxes
 from budgetft.data.collate import too_long
 from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example, Examples
-from budgetft.data.images import image_size, resized_image_size
 from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.tokens import check_positions
 from budgetft.data.visuals import block_sizes, media_of, short_segments
@@ -49,33 +48,6 @@ def measure_shapes(
     if problems:
         raise problem_report("cannot measure the examples", problems)
     return shapes
-
-
-def shrunk(examples: Iterable[Example], model: Model, contract: Contract) -> int:
-    """How many examples have an image that ``contract.max_pixels`` makes smaller than the model's own limit would."""
-    own = contract.replace(max_pixels=model.max_pixels)
-    smaller: dict[str, bool] = {}
-
-    def is_smaller(path: str) -> bool:
-        if path not in smaller:
-            size = image_size(path)
-            smaller[path] = resized_image_size(path, size, model, contract) != resized_image_size(path, size, model, own)
-        return smaller[path]
-
-    return sum(any(is_smaller(path) for path in example.images) for example in examples)
-
-
-def kinds_of(examples: Iterable[Example]) -> dict[str, int]:
-    """How many of ``examples`` have more than one answer, a system text, no image, a video, or boxes of no stated scale."""
-    found: dict[str, int] = dict.fromkeys(("several_turns", "system_text", "no_image", "video", "boxes_as_written"), 0)
-    for example in examples:
-        roles = [message.role for message in example.conversation]
-        found["several_turns"] += roles.count("assistant") > 1
-        found["system_text"] += "system" in roles
-        found["no_image"] += not example.images
-        found["video"] += any(part.type == "video" for message in example.conversation for part in message.media)
-        found["boxes_as_written"] += has_boxes(example)
-    return found
 
 
 def histogram(values: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:
@@ -132,24 +104,49 @@ def measure_workload(
     return workload_of(shapes, examples.fingerprint, pixel_step=model.pixel_step, seed=contract.seed)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an example is made of."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of every block of visual tokens, in pixels."""
+    text: int
+    """Tokens, without those of blocks."""
+    learned: int
+
+
+def measured(
+    example: Example,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    known: dict[str, tuple[int, int]] | None = None,
+    *,
+    answered: bool = True,
+) -> Measured:
+    """What ``encode`` makes of ``example``; ``known`` sizes spare reading a header again. Raises ``UsageError``."""
+    found = problems_of(example, answered=answered)
+    if found:
+        raise UsageError("; ".join(found))
+    sizes = block_sizes(example, model, contract, known)
+    total, learned = text_tokens(short_segments(example, processor, model, contract, answered=answered), processor)
+    return Measured(tuple(sizes), total - len(sizes), learned)
+
+
 def _shape(
     example: Example,
     processor: "ProcessorMixin",
     model: Model,
     contract: Contract,
-    sizes: dict[str, tuple[int, int]],
+    known: dict[str, tuple[int, int]],
 ) -> Shape:
-    found = problems_of(example)
-    if found:
-        raise UsageError("; ".join(found))
-    images = block_sizes(example, model, contract, sizes)
-    total, learned = text_tokens(short_segments(example, processor, model, contract), processor)
+    found = measured(example, processor, model, contract, known)
     media = media_of(example)
     alone = len(media) == 1 and media[0].is_video
     return Shape(
-        images=tuple(images),
-        text_tokens=total - len(images),
-        supervised_tokens=learned,
+        images=found.sizes,
+        text_tokens=found.text,
+        supervised_tokens=found.learned,
         frames=len(example.images) if alone else None,
     )
 

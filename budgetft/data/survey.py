@@ -17,7 +17,7 @@ from budgetft.model import Model
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-KINDS = ("several_turns", "system_text", "no_image", "video", "no_answer", "boxes_as_written")
+KINDS = ("several_turns", "system_text", "no_image", "video", "unlabelled", "boxes_as_written")
 BOXES = (
     "boxes or points are told as they are written, and images are resized: if they count pixels of the image as it is, convert"
     " the data with --boxes pixels"
@@ -153,14 +153,14 @@ def _tokens(size: tuple[int, int], model: Model) -> int:
 
 def _add_kinds(found: Survey, example: Example, files: _Files) -> None:
     roles = [message.role for message in example.conversation]
-    answers = sum(role == "assistant" for role in roles)
+    turns = max(roles.count("user"), roles.count("assistant"))
     boxed = has_boxes(example)
     kinds = {
-        "several_turns": answers > 1,
+        "several_turns": turns > 1,
         "system_text": "system" in roles,
         "no_image": not example.images,
         "video": any(part.type == "video" for message in example.conversation for part in message.media),
-        "no_answer": bool(problems_of(example)),
+        "unlabelled": bool(problems_of(example)),
         "boxes_as_written": boxed,
     }
     for kind, holds in kinds.items():

@@ -1,7 +1,7 @@
 """A page of examples as a model is given them: pictures as it sees them beside the text, and what of that is learned."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from budgetft.contract import Contract
 from budgetft.data.preview import Piece, Preview, Shown, visible
+from budgetft.data.survey import is_resized
 from budgetft.data.visuals import resized_image
 from budgetft.errors import UsageError
 from budgetft.model import Model
@@ -25,6 +26,10 @@ _MOST_PICTURES = 24
 _SIDES = ((1, 960), (4, 640), (_MOST_PICTURES, 320))
 """Pixels of a picture's longer side on the page, at most, by how many there are."""
 _FEW_COLOURS = 256
+_FEW = 2
+"""Images that stand one below the other; more stand side by side."""
+_NUMBERS = {"visual": True, "text": True, "learned": False, "tokens": False}
+"""Columns of the overview, and whether a phone has no room for them."""
 _TURN, _ROLE_ENDS = "<|im_start|>", "\n"
 
 
@@ -37,10 +42,18 @@ class Selection:
     how: str
     """How they were chosen, in words."""
     longest: str | None = None
-    """The id of the one with the most tokens, where it was looked for."""
+    """The id of the one with the most tokens of all."""
 
 
-def examples_page(found: Sequence[Preview], name: str, selection: Selection, model: Model, contract: Contract) -> str:
+def examples_page(
+    found: Sequence[Preview],
+    name: str,
+    selection: Selection,
+    model: Model,
+    contract: Contract,
+    *,
+    on_example: Callable[[], None] = lambda: None,
+) -> str:
     """The page of ``found`` from the dataset ``name``. Every text is escaped; nothing is loaded and no script runs."""
     count = f"{len(found)} of {selection.total} example{'s' * (selection.total != 1)}"
     title = f"{visible(name)}: {count}"
@@ -51,7 +64,10 @@ def examples_page(found: Sequence[Preview], name: str, selection: Selection, mod
         f"<p>Shown: {_text(selection.how)}. Text {_said([learned])} is learned. {_piece(mark)} is a mark of the model's own,"
         f" {_piece(medium)} the place of a picture. Unseen characters are written as \\u200b.</p></header>\n"
     )
-    sections = [_example(number, one, selection, model, contract) for number, one in enumerate(found, start=1)]
+    sections = []
+    for number, one in enumerate(found, start=1):
+        sections.append(_example(number, one, selection, model, contract))
+        on_example()
     return document(title, "\n".join([header + _overview(found), *sections]), "style.css", "examples.css")
 
 
@@ -60,13 +76,15 @@ def _text(text: str) -> str:
 
 
 def _overview(found: Sequence[Preview]) -> str:
-    names = ("visual", "text", "learned", "tokens")
-    head = "".join(f'<th class="number">{name}</th>' for name in names)
+    head = "".join(f'<th class="number{" aside" * aside}">{name}</th>' for name, aside in _NUMBERS.items())
     rows = []
     for number, one in enumerate(found, start=1):
         numbers = (one.visual_tokens, one.text_tokens, one.learned_tokens, one.tokens)
+        cells = "".join(
+            f'<td class="number{" aside" * aside}">{"-" if one.refusal else value}</td>'
+            for value, aside in zip(numbers, _NUMBERS.values(), strict=True)
+        )
         flag = " !" if one.warnings or one.refusal else ""
-        cells = "".join(f'<td class="number">{"-" if one.refusal else value}</td>' for value in numbers)
         link = f'<a href="#example-{number}">{_text(one.example.id)}</a>'
         rows.append(f"<tr><td>{link}{flag}</td>{cells}</tr>")
     flagged = any(one.warnings or one.refusal for one in found)
@@ -132,9 +150,11 @@ def _said(pieces: Iterable[Piece]) -> str:
 
 def _piece(piece: Piece) -> str:
     text = _text(piece.text)
-    if piece.kind == "medium":
-        return f'<span class="medium">{text[1:-1]}</span>'
-    return f'<span class="mark">{text}</span>' if piece.kind == "mark" else text
+    if piece.kind == "text":
+        return text
+    kind = piece.kind
+    # A line may break beside it, so that no word of the text is broken.
+    return f'<wbr><span class="{kind}">{text[1:-1] if kind == "medium" else text}</span><wbr>'
 
 
 def _media(shown: Sequence[Shown], model: Model, contract: Contract) -> str:
@@ -150,11 +170,12 @@ def _media(shown: Sequence[Shown], model: Model, contract: Contract) -> str:
         left = max(0, left - len(one.medium.files))
     if count > _MOST_PICTURES:
         parts.append(f'<p class="note">{count - _MOST_PICTURES} more of {count} pictures are not shown.</p>')
-    return f'<div class="media">{"".join(parts)}</div>\n'
+    many = " many" if sum(not one.frames for one in shown) > _FEW else ""
+    return f'<div class="media{many}">{"".join(parts)}</div>\n'
 
 
 def _image(one: Shown, side: int, model: Model, contract: Contract) -> str:
-    caption = f"<b>{one.name}</b>: {_sizes(one)}, {one.tokens} tokens{_told(one)}"
+    caption = f"<b>{one.name}</b>: {_sizes(one, model)}, {one.tokens} tokens{_told(one)}"
     return f"<figure>{_picture(one, 0, side, model, contract)}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -165,13 +186,13 @@ def _film(one: Shown, most: int, side: int, model: Model, contract: Contract) ->
         for place in range(min(most, one.frames))
     ]
     parts = len(one.medium.blocks(model))
-    caption = f"<b>{one.name}</b>: {one.frames} frames in {parts} parts, {_sizes(one)}, {one.tokens} tokens{_told(one)}"
-    return f'<figure><div class="frames">{"".join(figures)}</div><figcaption>{caption}</figcaption></figure>'
+    caption = f"<b>{one.name}</b>: {one.frames} frames in {parts} parts, {_sizes(one, model)}, {one.tokens} tokens{_told(one)}"
+    return f'<figure class="film"><div class="frames">{"".join(figures)}</div><figcaption>{caption}</figcaption></figure>'
 
 
-def _sizes(one: Shown) -> str:
+def _sizes(one: Shown, model: Model) -> str:
     seen, stored = ("{}x{}".format(*size) for size in (one.size, one.stored))
-    return seen if seen == stored else f"{seen}, from {stored}"
+    return f"{seen}, from {stored}" if is_resized(one.stored, one.size, model) else seen
 
 
 def _told(one: Shown) -> str:
