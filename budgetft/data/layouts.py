@@ -301,13 +301,14 @@ class _Row:
             at_marks(draft, beside)
         for turn in draft.turns:
             for one in (one for one in turn.content if isinstance(one, str)):
-                foreign = FOREIGN.search(one) if turn.role == "user" else None
+                foreign = FOREIGN.search(one) if turn.role in ("user", "system") else None
                 if foreign:
                     raise BadRow(f"{foreign[0]} in a text is another tool's mark", hint="write <image> where an image stands")
-            if turn.role == "assistant" and (
-                turn.media or any("<image>" in one for one in turn.content if isinstance(one, str))
-            ):
+            marked = turn.media or any("<image>" in one for one in turn.content if isinstance(one, str))
+            if turn.role == "assistant" and marked:
                 raise BadRow("<image> in the answer: an answer is text")
+            if turn.role == "system" and marked:
+                raise BadRow("<image> in the system text: images stand in a user's message")
 
     def place_objects(self, draft: Draft) -> None:
         """Write the ``objects`` of ms-swift into the texts."""
