@@ -118,9 +118,7 @@ class Conversion:
                 # Numbers of several files repeat, where the place does not say "row 3" alone.
                 yield _Read(row.where, row.root, self._read(row, row.number if row.where.startswith("row ") else number))
             except UsageError as error:
-                problems.append(
-                    (row.where, error.message.splitlines()[-1].strip() + (f" ({error.hint})" if error.hint else ""))
-                )
+                problems.append((row.where, error.message.splitlines()[-1].strip() + _hinted(error)))
 
     def _read(self, row: Row, number: int) -> Draft:
         if row.problem is not None:
@@ -145,7 +143,7 @@ class Conversion:
         on_start: Callable[[int], None],
         on_step: Callable[[], None],
     ) -> Iterator[tuple[_Read, Example]]:
-        films = self._films(rows, problems)
+        films, rows = self._films(rows, problems)
         images = {
             (row.root, path, Limits.of(one.options).name): Limits.of(one.options)
             for row in rows
@@ -223,11 +221,13 @@ class Conversion:
         paths = [str(self.store.limited((self.work / "frames" / each.file).resolve(), clip.limits)) for each in taken]
         return paths, [each.times[0] for each in taken] if clip.as_video else None
 
-    def _films(self, rows: list[_Read], problems: list[tuple[str, str]]) -> dict[Path, list[Clip]]:
-        """The clips to take of every film; those that cannot be taken become problems of their rows."""
+    def _films(self, rows: list[_Read], problems: list[tuple[str, str]]) -> tuple[dict[Path, list[Clip]], list[_Read]]:
+        """The clips to take of every film, and the rows that have all of theirs; what cannot be taken becomes a problem."""
         films: dict[Path, list[Clip]] = {}
         facts: dict[Path, VideoFacts | UsageError] = {}
-        for row in list(rows):
+        usable = []
+        for row in rows:
+            before = len(problems)
             for one in row.draft.media:
                 if one.kind != "video" or not isinstance(one.path, str):
                     continue
@@ -248,9 +248,9 @@ class Conversion:
                 except UsageError as error:
                     near = self._near(error, row)
                     problems.append((row.where, error.message + near + _hinted(error)))
-                    if row in rows:
-                        rows.remove(row)
-        return films
+            if len(problems) == before:
+                usable.append(row)
+        return films, usable
 
     def _near(self, error: UsageError, row: _Read) -> str:
         """What a file that does not exist may have been meant to be."""

@@ -200,7 +200,7 @@ def read_dataset(folder: Path) -> Examples:
     import datasets
 
     try:
-        table = datasets.Dataset.load_from_disk(str(folder))
+        table = datasets.Dataset.load_from_disk(str(folder)).with_format(None)  # whatever it was saved to be shown as
     except Exception as error:  # the reader raises its own, Arrow's and JSON's errors for damaged files
         raise UsageError(f"cannot read the dataset {folder}: {type(error).__name__}: {str(error)[:200]}", hint=hint) from None
     missing = [name for name in COLUMNS if name not in table.column_names]

@@ -67,6 +67,8 @@ class Reader:
         draft = Draft(fields={"id": name}, turns=open_.turns())
         open_.place_objects(draft)
         open_.place_media(draft)
+        if "objects" in row and len(draft.media) > 1:  # a text is about the last image before it, and objects about the first
+            raise BadRow("objects: of a row with several images; which image a box is of cannot be told yet")
         draft.tools = open_.tools()
         draft.fields |= {key: open_.take(key) for key in ROW_FIELDS if key in open_.left}
         if draft.fields.get("video_fps") is not None and (len(draft.turns) > 2 or not draft.media):

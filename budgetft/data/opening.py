@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from glob import has_magic
 from pathlib import Path
@@ -42,7 +43,6 @@ def dataset_folder(
     if _is_own(found):
         return found
     on_convert(found)
-    folder.mkdir(parents=True, exist_ok=True)
     calls = {"on_columns": on_columns, "on_read": on_read, "on_start": on_start, "on_step": on_step}
     try:
         _, report = convert([data], found, options, **calls)
@@ -54,13 +54,15 @@ def dataset_folder(
 
 
 def _key(data: str | Path, folder: Path, options: Options) -> str:
-    """By the content of the files with the rows, and by size and time of what these name."""
-    conversion = Conversion([data], folder / ".work", options.replace(skip_bad=True))
-    named = [conversion.source.fingerprint, str(_VERSION), options.model_dump_json()]
-    try:
-        files = conversion.files()
-    except UsageError:
-        files = []  # told when it is converted
+    """By the content of the files with the rows, and by size and time of what these name; what they hold is in the content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".key-", dir=folder) as work:
+        conversion = Conversion([data], Path(work), options)
+        named = [conversion.source.fingerprint, str(_VERSION), options.model_dump_json()]
+        try:
+            files = [file for file in conversion.files() if not file.is_relative_to(work)]
+        except UsageError:
+            files = []  # told when it is converted
     for file in files:
         try:
             status = file.stat()

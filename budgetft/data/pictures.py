@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import threading
 from pathlib import Path, PurePath
 from typing import IO
 
 from budgetft.data.images import check_image
 from budgetft.data.limits import NAMED, NO_LIMITS, Limits
+from budgetft.data.replace import write_whole
 from budgetft.errors import UsageError
 
 
@@ -82,10 +82,8 @@ class PictureStore:
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
-        partial = path.with_name(f".{path.name}.{threading.get_ident()}")
         try:
-            partial.write_bytes(content)
-            os.replace(partial, path)
+            write_whole(path, content)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from None
 

@@ -7,6 +7,7 @@ deleted. Between the first two both lie hidden beside the place, which is empty;
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,14 @@ from budgetft.errors import UsageError
 from budgetft.lock import exclusive
 
 _OLD = "-old"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also when two threads write the same. Raises ``OSError``."""
+    partial = f"{path.parent}/.{path.name}.{threading.get_ident()}"
+    with open(partial, "wb", buffering=0) as file:
+        file.write(content)
+    os.replace(partial, path)
 
 
 def hidden_beside(out: Path) -> Path:

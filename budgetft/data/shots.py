@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budgetft.data.film_frames import Converter
+from budgetft.data.replace import write_whole
 from budgetft.data.video import At, load_av, pick_frames
 from budgetft.errors import UsageError
 
@@ -146,7 +147,7 @@ def _take_video(video: Path, shots: list[Shot], work: Path, max_side: int | None
 
     taken = _decode(video, shots, work / "frames", max_side, count)
     rows = {key: [one.file, one.seconds, one.times] for key, one in {**known, **taken}.items()}
-    _write(record, json.dumps({**identity, "shots": rows}).encode())  # last: what it names is on the disk
+    write_whole(record, json.dumps({**identity, "shots": rows}).encode())  # last: what it names is on the disk
     return _Done(taken=taken, frames=frames, kept=False)
 
 
@@ -208,16 +209,8 @@ def _store(image: "PilImage", folder: Path, max_side: int | None) -> str:
     image.save(buffer, "JPEG", quality=_QUALITY)
     content = buffer.getvalue()
     name = hashlib.sha256(content).hexdigest()[:24] + ".jpg"
-    _write(folder / name, content)
+    write_whole(folder / name, content)
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when two threads write the same."""
-    partial = f"{path.parent}/.{path.name}.{threading.get_ident()}"
-    with open(partial, "wb", buffering=0) as file:
-        file.write(content)
-    os.replace(partial, path)
 
 
 def _read_record(path: Path, identity: dict[str, Any], work: Path) -> dict[str, Taken]:
@@ -228,6 +221,7 @@ def _read_record(path: Path, identity: dict[str, Any], work: Path) -> dict[str, 
             key: Taken(file=file, seconds=seconds, times=tuple(times)) for key, (file, seconds, times) in data["shots"].items()
         }
         same = all(data[name] == value for name, value in identity.items())
+        whole = same and all((work / "frames" / one.file).is_file() for one in taken.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return taken if same and all((work / "frames" / one.file).is_file() for one in taken.values()) else {}
+    return taken if whole else {}

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from budgetft.contract import Contract
 from budgetft.data.collate import too_long
@@ -19,6 +19,7 @@ from budgetft.workload import Shape, Workload
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+T = TypeVar("T")
 WORST, TYPICAL = 64, 64
 """How many shapes of each kind a workload keeps: enough for the largest micro-batch that a small card holds."""
 
@@ -38,16 +39,21 @@ def measure_shapes(
     """
     check_positions(model, contract)
     sizes: dict[str, tuple[int, int]] = {}
-    shapes, problems = [], []
+    return of_each(examples, lambda example: _shape(example, processor, model, contract, sizes), on_example)
+
+
+def of_each(examples: Iterable[Example], measure: Callable[[Example], T], on_example: Callable[[], None]) -> list[T]:
+    """What ``measure`` says of every example. Raises one ``UsageError`` for all of which it refuses to say anything."""
+    found, problems = [], []
     for example in examples:
         try:
-            shapes.append(_shape(example, processor, model, contract, sizes))
+            found.append(measure(example))
         except UsageError as error:
             problems.append(f"example {example.id!r}: {error.message}")
         on_example()
     if problems:
         raise problem_report("cannot measure the examples", problems)
-    return shapes
+    return found
 
 
 def histogram(values: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:

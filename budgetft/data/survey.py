@@ -8,8 +8,8 @@ from budgetft.contract import Contract
 from budgetft.data.boxes import has_boxes
 from budgetft.data.examples import Example
 from budgetft.data.images import image_size, resized_image_size
-from budgetft.data.problems import problem_report, problems_of
-from budgetft.data.stats import measured
+from budgetft.data.problems import problems_of
+from budgetft.data.stats import measured, of_each
 from budgetft.data.tokens import check_positions
 from budgetft.errors import UsageError
 from budgetft.model import Model
@@ -64,16 +64,13 @@ def survey(
     Raises one ``UsageError`` for all that cannot be encoded for another reason than their length.
     """
     check_positions(model, contract)
-    found, problems, files = Survey(), [], _Files(model, contract)
-    for example in examples:
-        try:
-            found.counted.append(count_tokens(example, processor, model, contract, files.seen))
-            _add_kinds(found, example, files)
-        except UsageError as error:
-            problems.append(f"example {example.id!r}: {error.message}")
-        on_example()
-    if problems:
-        raise problem_report("cannot measure the examples", problems)
+    found, files = Survey(), _Files(model, contract)
+
+    def add(example: Example) -> None:
+        found.counted.append(count_tokens(example, processor, model, contract, files.seen))
+        _add_kinds(found, example, files)
+
+    of_each(examples, add, on_example)
     return found
 
 

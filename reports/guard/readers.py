@@ -413,7 +413,7 @@ def _make_notes(folder: Path) -> None:
     written(folder, "hidden.json", [{"id": 1, "videos": ["a.mp4"], "conversations": [{"id": "q", **asked}]}])
     box = {"image_id": 3, "bbox": [1.0, 2.0, 30.0, 40.0], "phase_number": "1"}
     written(folder, "boxes.json", {"annotations": [box, {**box, "image_id": 4}]})
-    written(folder, "shots.json", {"version": 1, "shots": {"0": ["a.jpg", 0.5]}})
+    written(folder, "shots.json", {"version": 1, "shots": {"0": ["a.jpg", 0.5, [0.5]]}})
 
 
 def _read_notes(folder: Path) -> None:

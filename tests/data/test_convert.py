@@ -431,3 +431,10 @@ def test_messages_may_be_text_of_a_cell(tmp_path, write):
     row = llava("<image>What?", image="a.jpg")
     (example,) = converted(tmp_path, [{**row, "conversations": write(row["conversations"])}])
     assert (example.images, example.prompt, example.answer) == (("a.jpg",), "What?", "A car.")
+
+
+@pytest.mark.parametrize("extra", [{}, {"image_id": [0]}])
+def test_objects_of_a_row_with_several_images_are_refused(tmp_path, extra):
+    row = {**chat("<image><image>Where?", "<bbox>", images=["a.jpg", "b.jpg"]), "objects": {"bbox": [[1, 2, 3, 4]], **extra}}
+    with pytest.raises(UsageError, match="objects: of a row with several images"):
+        converted(tmp_path, [row])

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -229,3 +230,14 @@ def test_the_fingerprint_changes_with_every_field_of_an_example(tmp_path, exampl
         return write_dataset([one], tmp_path / name, images_root=picture.parent).fingerprint
 
     assert fingerprint("changed", example.replace(**{field: value})) != fingerprint("as it was", example)
+
+
+@pytest.mark.parametrize("shown_as", [{"_format_columns": []}, {"_format_columns": ["id"]}, {"_format_type": "numpy"}])
+def test_a_dataset_is_read_whatever_it_was_saved_to_be_shown_as(tmp_path, example, picture, shown_as):
+    written = write(tmp_path, [example], picture)
+    before = list(written)
+    state = written.folder / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), **shown_as}))
+    again = read_dataset(written.folder)
+    assert list(again) == before
+    assert again.fingerprint == written.fingerprint

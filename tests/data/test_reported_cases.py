@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from budgetft.data.collate import collate, encode
 from budgetft.data.convert import convert
 from budgetft.data.convert_options import Options
 from budgetft.data.examples import read_dataset
+from budgetft.data.opening import dataset_folder
 from budgetft.data.processor import load_processor
 from budgetft.data.visuals import media_of, resized_image
 from budgetft.errors import UsageError
@@ -206,3 +208,27 @@ def test_several_frames_are_no_image_and_can_be_a_video(tmp_path):
     ((example,), _) = made(tmp_path, asked("<video>What happens?", video="lights.gif"), frames=3, video=True)
     assert [round(shade_of(path), -1) for path in example.images] == [20, 120, 220]
     assert media_of(example)[0].is_video
+
+
+def test_data_in_an_archive_are_converted_once_and_leave_nothing_else(tmp_path):
+    Image.new("RGB", (64, 48), (9, 9, 9)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "photos/a.png")
+        archive.writestr("photos/metadata.csv", "file_name,text\na.png,A card.\n")
+    converted: list[object] = []
+    first, second = (
+        dataset_folder(tmp_path / "a.zip", cache=tmp_path / "cache", on_convert=converted.append) for _ in range(2)
+    )
+    assert first == second
+    assert len(converted) == 1
+    assert [path.name for path in (tmp_path / "cache" / "datasets").iterdir()] == [first.name]
+
+
+def test_a_film_that_cannot_be_read_is_told_for_each_of_its_rows_and_costs_no_other(tmp_path):
+    spoken_film(tmp_path / "good.mp4", seconds=2, fps=4)
+    (tmp_path / "bad.mp4").write_text("text")
+    films = ("bad.mp4", "good.mp4", "bad.mp4", "good.mp4")
+    rows = [{"id": str(number), **asked("<video>When?", video=film)} for number, film in enumerate(films)]
+    examples, report = made(tmp_path, *rows, frames=2, skip_bad=True)
+    assert [one.id for one in examples] == ["1", "3"]
+    assert [line.split(":")[0] for line in report.left_out] == ["row 1", "row 3"]

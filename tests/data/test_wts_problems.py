@@ -334,3 +334,15 @@ def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
     refused = CliRunner().invoke(app, [*command, "--frames", "4", "--force"])
     assert "a.mp4 is not a video that can be read" in refused.exception.message
     assert len(read_dataset(tmp_path / "data")) == 3
+
+
+@pytest.mark.parametrize("shots", [{"0": [[], [], []]}, {"0": ["a.jpg", 0.5]}, {"0": [7, 0.5, [0.5]]}, [], {"0": None}])
+def test_a_record_of_shots_that_is_none_is_made_again(twin, tmp_path, shots):
+    video = tmp_path / "a.mp4"
+    shutil.copy(sorted(twin.rglob("*_vehicle_view.mp4"))[0], video)
+    shot = Shot(video=video, moments=(At(seconds=0.5),))
+    first = take_shots({video: [shot]}, tmp_path / "work")
+    (record,) = (tmp_path / "work" / "done").glob("*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "shots": shots}))
+    again = take_shots({video: [shot]}, tmp_path / "work")
+    assert (again.kept, again.taken) == (0, first.taken)
