@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from budgetft.gpu import Gpu
+from budgetft.units import MIB
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -158,3 +161,22 @@ def pinned(environment: Mapping[str, str]) -> dict[str, str]:
     cards = list_cards()
     visible = visible_cards(cards, environment)
     return {"CUDA_VISIBLE_DEVICES": visible[0].uuid} if visible and len(cards) > 1 else {}
+
+
+def unlisted_card(card: Card) -> Gpu:
+    """A profile of ``card`` from what its driver says: no rates, which are its class's until they are measured."""
+    import pynvml
+
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(card.handle)
+    by = "the driver"
+    return Gpu(
+        name=re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-"),
+        title=card.name,
+        device_names=(card.name,),
+        memory_mib=memory_of(card) // MIB,
+        compute_capability=f"{major}.{minor}",
+        native_bf16=(major, minor) >= (8, 0),
+        flash_attention=(major, minor) >= (8, 0),
+        efficient_attention=True,
+        sources=dict.fromkeys(("device_names", "memory_mib", "compute_capability"), by),
+    )

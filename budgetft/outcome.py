@@ -19,6 +19,21 @@ CONNECTION = "connection to the other cards"
 """Name of the term of what a process holds to be connected to others; only plans for several cards have one."""
 
 
+KNOWN_FACTOR = 1.05
+"""Between the ends of a range of speeds under which it is printed as one number."""
+
+
+def speed_text(middle: float, low: float | None, high: float | None, unit: str = " samples/s") -> str:
+    """``5.1 to 8.2 samples/s``; one number where ``low`` and ``high`` are None or next to each other."""
+    if low is None or high is None or high / low < KNOWN_FACTOR:
+        return f"{middle:.2f}{unit}"
+    return f"{_two_digits(low)} to {_two_digits(high)}{unit}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
 class Term(Value):
     """One named part of an estimate."""
 
@@ -34,9 +49,18 @@ class Estimate(Value):
     process_peak_bytes: int
     step_seconds: float | None
     samples_per_second: float | None
+    speed_low: float | None = None
+    """With ``speed_high``, the range of ``samples_per_second`` that holds the true one with 80 %; None: measured, or older."""
+    speed_high: float | None = None
     fits: bool
     terms: tuple[Term, ...]
     evidence: Evidence = "predicted"
+
+    def speed_text(self, unit: str = " samples/s") -> str:
+        """The speed for people: a range while it is not known to a few per cent, else a number."""
+        if self.samples_per_second is None:
+            return "speed unknown"
+        return speed_text(self.samples_per_second, self.speed_low, self.speed_high, unit)
 
     def term_bytes(self, name: str) -> int:
         """Of the term called ``name``; 0 where there is none."""
@@ -87,6 +111,8 @@ class Outcome(Value):
     step_seconds: float | None = None
     samples_per_second: float | None = None
     timed_seconds: tuple[float, ...] = ()
+    speed_error: float | None = Field(default=None, ge=0.0)
+    """Standard error of ``samples_per_second`` as a share of it; None where too little was timed to say, and in older files."""
     loss: float | None = None
     wall_seconds: float = Field(default=0.0, ge=0.0)
     stack: Stack | None = None

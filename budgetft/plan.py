@@ -14,7 +14,7 @@ from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
-from budgetft.outcome import Estimate, Evidence, Outcome
+from budgetft.outcome import Estimate, Evidence, Outcome, speed_text
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 from budgetft.workload import Workload, frames_label
@@ -81,8 +81,17 @@ class PriceRow(Value):
     knobs: Knobs | None
     """The best setting there; None when nothing fits."""
     samples_per_second: float | None
+    speed_low: float | None = None
+    """With ``speed_high``, as of :class:`budgetft.outcome.Estimate`."""
+    speed_high: float | None = None
     process_peak_bytes: int | None
     evidence: Evidence
+
+    def speed_text(self) -> str:
+        """The speed for people, or that nothing fits."""
+        if self.samples_per_second is None:
+            return "does not fit"
+        return speed_text(self.samples_per_second, self.speed_low, self.speed_high)
 
 
 class Features(Value):
@@ -150,6 +159,8 @@ class Plan(Value):
     evidence: Proof
     baseline: Candidate | None
     """The stock recipe at its best micro-batch; None when it fits at none."""
+    over_baseline: tuple[float, float] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Both ends of the range that holds the plan's speed over the baseline's with 80 %; None: both were measured, or older."""
     stages: tuple[StagePeak, ...] = Field(default=(), exclude_if=lambda stages: not stages)
     """Training, evaluation and merge; empty in plans of before they were planned."""
     price_list: tuple[PriceRow, ...] = ()
@@ -163,6 +174,13 @@ class Plan(Value):
     def stage(self, name: str) -> StagePeak | None:
         """The stage called ``name``; None in a plan of before it was planned."""
         return next((each for each in self.stages if each.stage == name), None)
+
+    def over_baseline_text(self) -> str:
+        """How many times as fast as the baseline, for people; empty where that is not known."""
+        ours, theirs = self.estimate.samples_per_second, self.baseline and self.baseline.estimate.samples_per_second
+        if not ours or not theirs:
+            return ""
+        return speed_text(ours / theirs, *(self.over_baseline or (None, None)), unit=" times")
 
     def is_own(self, row: PriceRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""

@@ -104,8 +104,7 @@ class ProbeLines:
 def _predicted(estimate: Estimate | None) -> str:
     if estimate is None:
         return "no prediction"
-    speed = "" if estimate.samples_per_second is None else f"{estimate.samples_per_second:.2f} samples/s, "
-    return f"predicted {speed}{format_gib(estimate.process_peak_bytes)}"
+    return f"predicted {estimate.speed_text()}, {format_gib(estimate.process_peak_bytes)}"
 
 
 def _found(outcome: Outcome, estimate: Estimate | None) -> str:

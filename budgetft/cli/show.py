@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from budgetft.cards import launch_command
 from budgetft.knobs import Knobs, describe
 from budgetft.outcome import Estimate
-from budgetft.plan import Candidate, Plan
+from budgetft.plan import Plan
 from budgetft.units import format_gib
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def print_terms(estimate: Estimate) -> None:
 
 def rate(estimate: Estimate) -> str:
     """Samples per second, with where the number is from."""
-    if estimate.samples_per_second is None:
-        return "unknown: the card's rates are not in its profile"
-    return f"{estimate.samples_per_second:.2f} samples/s ({estimate.evidence})"
+    return f"{estimate.speed_text()} ({estimate.evidence})"
 
 
 def print_plan(plan: Plan, path: str) -> None:
@@ -63,7 +61,7 @@ def print_plan(plan: Plan, path: str) -> None:
     if plan.stages:
         print(f"  stages        {'; '.join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)}")
     print(f"  speed         {rate(estimate)}")
-    print(f"  stock recipe  {_compared(plan.baseline, plan.knobs, estimate)}")
+    print(f"  stock recipe  {_compared(plan)}")
     if plan.features is not None:
         print(f"  features      {plan.features.describe()}")
     if plan.padding is not None and plan.padding.padded > 0:
@@ -73,19 +71,20 @@ def print_plan(plan: Plan, path: str) -> None:
         )
     print_terms(estimate)
     for row in plan.price_list:
-        speed = "does not fit" if row.samples_per_second is None else f"{row.samples_per_second:.2f} samples/s"
-        print(f"  price         {row.axis} {row.value}: {speed}, {format_gib(row.process_peak_bytes)} ({row.evidence})")
+        print(
+            f"  price         {row.axis} {row.value}: {row.speed_text()}, {format_gib(row.process_peak_bytes)} ({row.evidence})"
+        )
     start = "budgetft" if cards == 1 else f"{launch_command(cards, share=plan.gpu.shared)} -m budgetft"
     print(f"\nwritten to {path}; next: {start} train --plan {path} --out runs/first")
 
 
-def _compared(baseline: Candidate | None, knobs: Knobs, estimate: Estimate) -> str:
+def _compared(plan: Plan) -> str:
+    baseline = plan.baseline
     if baseline is None:
         return "does not fit at any micro-batch"
-    if baseline.knobs == knobs:
+    if baseline.knobs == plan.knobs:
         return "the plan is the stock recipe: nothing that was tried is faster and fits"
     peak = format_gib(baseline.estimate.process_peak_bytes)
     text = f"{rate(baseline.estimate)}, {peak}, micro_batch {baseline.knobs.micro_batch}"
-    if baseline.estimate.samples_per_second and estimate.samples_per_second:
-        text += f"; the plan is {estimate.samples_per_second / baseline.estimate.samples_per_second:.2f}x as fast"
-    return text
+    ratio = plan.over_baseline_text()
+    return f"{text}; the plan is {ratio} as fast" if ratio else text

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from budgetft.cards import driver_version, first_visible
@@ -24,6 +24,9 @@ from budgetft.workload import Shape
 
 TIMED_SECONDS = 12.0
 """No further timed step is begun after so many seconds."""
+PRECISE = 0.03
+"""Standard error of a probe's seconds, as a share of them, above which further readings are taken."""
+MOST_READINGS = 15
 
 
 class Probing:
@@ -124,18 +127,25 @@ class Probing:
         }
 
     def _timed(self, step: Any, knobs: Knobs, timed_steps: int) -> dict[str, Any]:
-        """Seconds of ordinary micro-batches, evenly chosen among those of different shapes; the rest by their tokens."""
+        """Seconds of ordinary micro-batches, evenly chosen among those of different shapes; the rest by their tokens.
+
+        At least ``timed_steps`` readings; more while their standard error is large and there is time.
+        """
         ordinary, pixel_step = self.job.typical_micro_batches(knobs), self.job.model.pixel_step
         distinct = list(dict.fromkeys(ordinary))
         count = min(timed_steps, len(distinct))
         chosen = [distinct[i * len(distinct) // count] for i in range(count)]
         repeats = -(-timed_steps // len(chosen))
-        timed, tokens, started = [], 0, time.monotonic()
+        timed: list[list[float]] = []
+        tokens, started = 0, time.monotonic()
         for number, shapes in enumerate(chosen):
             if number >= 2 and time.monotonic() - started > TIMED_SECONDS:
                 break
             timed.append(self._time_micro(step, shapes, knobs, repeats))
             tokens += padded_tokens(shapes, pixel_step)
+        while self._too_noisy(timed) and time.monotonic() - started < TIMED_SECONDS:
+            for shapes, seconds in zip(chosen, timed, strict=False):
+                seconds += self._time_micro(step, shapes, knobs, repeats)
         update = self._clock(step.update)
         effective, shown = self.job.contract.effective_batch, sum(map(len, ordinary))
         step_tokens = sum(padded_tokens(shapes, pixel_step) for shapes in ordinary) * effective / shown
@@ -147,7 +157,13 @@ class Probing:
             "step_seconds": whole,
             "samples_per_second": effective / whole,
             "timed_seconds": tuple(second for each in timed for second in each),
+            "speed_error": standard_error(timed),
         }
+
+    @staticmethod
+    def _too_noisy(timed: Sequence[Sequence[float]]) -> bool:
+        error = standard_error(timed)
+        return sum(map(len, timed)) < MOST_READINGS and error is not None and error > PRECISE
 
     def _time_micro(self, step: Any, shapes: tuple[Shape, ...], knobs: Knobs, repeats: int) -> list[float]:
         inputs = self._inputs(step, shapes, seed=1)
@@ -163,16 +179,40 @@ class Probing:
         return seconds
 
     def _clock(self, act: Callable[[], Any]) -> float:
-        import torch
-
+        self._wait()  # what is still running of before is none of ``act``'s
         started = time.perf_counter()
         act()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self._wait()
         return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        """Until the GPU has done what it was given."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _outcome(self, knobs: Knobs, **fields: Any) -> Outcome:
         return Outcome(knobs=knobs, evidence=self.job.evidence, budget_bytes=self.job.budget_bytes, **fields)
+
+
+def standard_error(timed: Sequence[Sequence[float]]) -> float | None:
+    """Of the median of each of some lists of seconds, as a share of it; one error for all, from what their readings scatter.
+
+    None where no list has two readings. The scatter of a list is 1.4826 times its median absolute deviation, at least half its
+    standard deviation so that two readings of three that are equal do not hide the third; a median's standard error is 1.2533
+    times the scatter over the root of its readings (of a normal law).
+    """
+    scatter = []
+    for seconds in timed:
+        if len(seconds) >= 2:
+            middle = statistics.median(seconds)
+            deviation = 1.4826 * statistics.median(abs(each - middle) for each in seconds)
+            scatter.append(max(deviation, statistics.stdev(seconds) / 2) / middle)
+    if not scatter:
+        return None
+    readings = sum(map(len, timed))
+    return 1.2533 * statistics.fmean(scatter) / readings**0.5
 
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,27 @@
 """What a trace cannot see, per card and software stack: context, workspace, real speed; measured, or assumed and said so."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from pydantic import Field
 
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.outcome import Evidence
 from budgetft.plan import write_text_atomically
+from budgetft.predict.clock import Clock, Speeds, StepWork, prior_speeds, rows_of
 from budgetft.predict.law import Work
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_json
 
 FOREIGN_STACK_SHARE = 0.01
 """Of a process peak. Traces on torch 2.14 were that far from probes on 2.11 at the 95th percentile (reports/prediction)."""
+OLDER = 1.5
+"""To which factor the three speeds of an older calibration are believed: the formula that they were fitted with was another."""
 FEW_PROBES = 20
 FEW_SHARE = 0.03
 """Of a process peak: the least uncertainty that so few probes leave; 60 of one job had a worst error of 2.9 %."""
@@ -37,11 +41,12 @@ class Calibration(Value):
     """What torch allocates for cuBLAS, once per thread that uses it."""
     uncertainty_share: float = Field(ge=0)
     """Half-width of the interval around a predicted process peak, as a share of it."""
-    matmul_efficiency: float = Field(gt=0, le=1)
-    """Of the card's fp16 rate."""
-    bandwidth_efficiency: float = Field(gt=0, le=1)
-    launch_seconds: float = Field(ge=0)
-    """Host time per kernel: a segment never takes less than its kernels times this."""
+    speeds: Speeds | None = None
+    """None: what is believed of the GPU's class (:func:`budgetft.predict.clock.prior_speeds`)."""
+    matmul_efficiency: float | None = Field(default=None, gt=0, le=1)
+    """In files of before ``speeds``, this and the next two: shares of the data sheet's rates, and host seconds a launch."""
+    bandwidth_efficiency: float | None = Field(default=None, gt=0, le=1)
+    launch_seconds: float | None = Field(default=None, ge=0)
     host_gb_per_s: float = Field(default=12.0, gt=0)
     """Copies between pinned host memory and the card; the default is what PCIe 3 x16 gives, assumed."""
     connection_bytes: int = Field(default=887_095_296, ge=0)
@@ -59,32 +64,41 @@ class Calibration(Value):
         name = f"{self.name} (made on torch {ours}, used with {series}: {FOREIGN_STACK_SHARE:.0%} wider)"
         return self.replace(name=name, uncertainty_share=self.uncertainty_share + FOREIGN_STACK_SHARE)
 
-    def micro_seconds(self, work: Sequence[Work], gpu: Gpu) -> float | None:
-        """Seconds of one micro-batch: each segment takes its kernels' launching, or their running if that is longer.
+    def speeds_of(self, gpu: Gpu) -> Speeds:
+        """What is believed of the speed of ``gpu``: this calibration's where it has been measured, else its class's."""
+        if self.speeds is not None:
+            return self.speeds.elsewhere()
+        speeds, older = prior_speeds(gpu), f"calibration {self.name!r}, of before"
+        if self.matmul_efficiency is not None and self.card is not None:
+            speeds = speeds.replace(product_share=speeds.product_share.seen(self.matmul_efficiency, OLDER, older))
+        if self.bandwidth_efficiency is not None and self.card is not None:
+            speeds = speeds.replace(bandwidth_share=speeds.bandwidth_share.seen(self.bandwidth_efficiency, OLDER, older))
+        if self.launch_seconds and self.card is not None:
+            launch = speeds.forward_launch_seconds.seen(self.launch_seconds, OLDER, older)
+            speeds = speeds.replace(forward_launch_seconds=launch)
+        return speeds
 
-        None when the rates of ``gpu`` are unknown.
-        """
-        if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None:
-            return None
-        rate = gpu.fp16_tflops * 1e12 * self.matmul_efficiency
-        bandwidth = gpu.memory_bandwidth_gb_per_s * 1e9 * self.bandwidth_efficiency
-        fetched = sum(each.host_bytes for each in work) / (self.host_gb_per_s * 1e9)
-        return fetched + sum(
-            max(each.kernels * self.launch_seconds, each.flops / rate + each.moved_bytes / bandwidth) for each in work
-        )
+    def micro_seconds(self, work: Sequence[Work], gpu: Gpu) -> float:
+        """Seconds of one micro-batch that does ``work``, at the medians of what is believed."""
+        rows, speeds = rows_of(work), self.speeds_of(gpu)
+        once = StepWork(micro_RSF=rows[None], times_R=np.ones(1), optimizer_bytes=0.0)
+        clock = Clock(works=[once], tflops=speeds.tflops, gb_per_s=speeds.gb_per_s, optimizer=False)
+        return float(np.exp(clock.log_seconds(speeds.middle_Q[None])[0, 0]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One probe beside its prediction without a calibration: bytes of tensors in their blocks, and what its segments do."""
+    """One probe beside its prediction without a calibration: bytes of tensors in their blocks, and what its step does."""
 
     blocks_bytes: int
     reserved_bytes: int
-    work: Sequence[Work]
+    work: StepWork
     allocated_peak_bytes: int
     reserved_peak_bytes: int
     process_peak_bytes: int
-    micro_seconds: float | None
+    step_seconds: float | None
+    error: float | None = None
+    """Standard error of ``step_seconds`` as a share of them."""
 
 
 def load_calibration(name: str, evidence: Evidence = "measured") -> Calibration:
@@ -110,7 +124,6 @@ def fit_calibration(
     workspace = max(0, int(median(o.allocated_peak_bytes - o.blocks_bytes for o in observations)))
     errors = [(o.reserved_bytes + workspace + context) / o.process_peak_bytes - 1 for o in observations]
     least = FEW_SHARE if len(observations) < FEW_PROBES else 0.0
-    matmul, bandwidth, launch = _speeds([o for o in observations if o.micro_seconds], gpu)
     return Calibration(
         name=name,
         evidence=evidence,
@@ -119,33 +132,26 @@ def fit_calibration(
         context_bytes=context,
         workspace_bytes=workspace,
         uncertainty_share=max(least, round(max(abs(error) for error in errors) + 0.0005, 3)),
-        matmul_efficiency=matmul,
-        bandwidth_efficiency=bandwidth,
-        launch_seconds=launch,
+        speeds=_speeds([o for o in observations if o.step_seconds], gpu, source),
         source=source,
     )
 
 
-def _speeds(observations: Sequence[Observation], gpu: Gpu) -> tuple[float, float, float]:
-    """Efficiencies and seconds per launch, searched on a grid: three numbers, a few dozen observations."""
-    import numpy as np
+def _speeds(observations: Sequence[Observation], gpu: Gpu, source: str) -> Speeds:
+    """The parameters under the priors of ``gpu``, each observation a setting of its own."""
+    from budgetft.predict.learn import Learner, Reading, learned_speeds
 
-    if gpu.fp16_tflops is None or gpu.memory_bandwidth_gb_per_s is None or not observations:
-        return 0.5, 0.7, 7e-6
-    works = [np.array([(w.flops, w.moved_bytes, w.kernels) for w in o.work]) for o in observations]
-    seconds = np.log([o.micro_seconds or 1.0 for o in observations])
-    rate, bandwidth = gpu.fp16_tflops * 1e12, gpu.memory_bandwidth_gb_per_s * 1e9
-
-    def error(matmul: float, moving: float, launch: float) -> float:
-        said = [
-            np.maximum(work[:, 2] * launch, work[:, 0] / (rate * matmul) + work[:, 1] / (bandwidth * moving)).sum()
-            for work in works
-        ]
-        return float(np.mean((np.log(said) - seconds) ** 2))
-
-    grid = product(np.linspace(0.1, 0.9, 33), np.linspace(0.1, 1.0, 19), np.geomspace(2e-6, 4e-4, 41))
-    matmul, moving, launch = min(grid, key=lambda three: error(*three))
-    return round(float(matmul), 3), round(float(moving), 3), round(float(launch), 8)
+    speeds = prior_speeds(gpu)
+    if not observations:
+        return speeds
+    clock = Clock(works=[o.work for o in observations], tflops=speeds.tflops, gb_per_s=speeds.gb_per_s)
+    places = np.arange(len(observations), dtype=float)[:, None] * 10.0  # far apart: nothing is shared but the parameters
+    learner = Learner(places, clock.log_seconds(speeds.middle_Q[None])[0], clock=clock, speeds=speeds)
+    read = [
+        Reading(setting=number, log_seconds=math.log(o.step_seconds or 1.0), error=o.error)
+        for number, o in enumerate(observations)
+    ]
+    return learned_speeds(speeds, learner.learn(read), source)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

@@ -2,15 +2,27 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+
+import numpy as np
 
 from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
+from budgetft.measure.machine import speeds_here
 from budgetft.outcome import CONNECTION, Estimate, Term
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
+from budgetft.predict.clock import (
+    MIDDLE_80,
+    OPTIMIZER_PASSES,
+    Clock,
+    Speeds,
+    StepWork,
+    affine_rows,
+    spread_of,
+)
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
 from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
 
@@ -31,6 +43,7 @@ class Estimator:
         job: Job,
         *,
         calibration: Calibration | None = None,
+        speeds: Speeds | None = None,
         on_trace: Callable[[str], None] = lambda text: None,
         at_once: bool = False,
     ) -> None:
@@ -39,9 +52,18 @@ class Estimator:
         self.foreign: dict[Knobs, str] = {}
         """Combinations whose law is of other software, and of which."""
         self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
+        self.speeds = speeds or self._speeds_of(job)
+        """Of the GPU that the probes run on, else of the planned one."""
+        self._middle_Q = self.speeds.middle_Q
+        self._rows: dict[tuple[Knobs, int], tuple[np.ndarray, np.ndarray]] = {}
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
+
+    def _speeds_of(self, job: Job) -> Speeds:
+        gpu = job.host or job.gpu
+        believed = self.calibration.speeds_of(gpu)
+        return believed if job.device == "cpu" else speeds_here(believed, gpu)
 
     def law(self, knobs: Knobs) -> Law:
         """The law of everything but micro-batch and checkpointed layers."""
@@ -124,7 +146,9 @@ class Estimator:
         reserved = tensor_peak + max(0, kept - blocks)
         connection = known.connection_bytes if self.job.cards > 1 and self.job.device == "cuda" else 0
         process = reserved + known.context_bytes + connection
-        seconds = self._step_seconds(law, knobs)
+        clock, effective = self.clock([knobs]), self.job.contract.effective_batch
+        seconds = float(np.exp(clock.log_seconds(self._middle_Q[None])[0, 0]))
+        spread = float(spread_of(self.speeds, clock.derivatives(self._middle_Q))[0])
         parts |= {
             "weights": parts["weights"] - saved,
             "workspace": known.workspace_bytes,
@@ -139,27 +163,49 @@ class Estimator:
             reserved_peak_bytes=reserved,
             process_peak_bytes=process,
             step_seconds=seconds,
-            samples_per_second=None if seconds is None else self.job.contract.effective_batch / seconds,
+            samples_per_second=effective / seconds,
+            speed_low=effective / seconds * math.exp(-MIDDLE_80 * spread),
+            speed_high=effective / seconds * math.exp(MIDDLE_80 * spread),
             fits=process * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes,
             terms=tuple(Term(name=name, memory_bytes=size) for name, size in parts.items()),
         )
 
-    def _step_seconds(self, law: Law, knobs: Knobs) -> float | None:
-        """One optimizer step on the card that the probes run on, else the planned one; None when its rates are unknown.
+    def step_work(self, knobs: Knobs) -> StepWork:
+        """What one optimizer step of ``knobs`` does on one GPU.
 
         The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
         Layers that several cards share are gathered while others compute: the longer of the two counts.
         """
-        gpu = self.job.host or self.job.gpu
+        law, key = self.law(knobs), (self.combination(knobs), knobs.checkpointed_layers)
+        if key not in self._rows:
+            self._rows[key] = affine_rows(law, knobs.checkpointed_layers)
+        at_zero_SF, slope_SF = self._rows[key]
         examples, sizes = self._ordinary(knobs)
-        seconds, gathering = 0.0, self.gather_seconds(knobs)
-        for size, times in sizes.items():
-            micro = self.calibration.micro_seconds(law.work(size, knobs.checkpointed_layers), gpu)
-            if micro is None:
-                return None
-            seconds += max(micro, gathering) * times
+        size_R = np.array(list(sizes))[:, None, None]
         turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
-        return seconds * turns * self.job.contract.effective_batch / examples
+        return StepWork(
+            micro_RSF=at_zero_SF + slope_SF * size_R,
+            times_R=np.array(list(sizes.values())) * turns * self.job.contract.effective_batch / examples,
+            optimizer_bytes=OPTIMIZER_PASSES * law.static["adapter"],
+            least_seconds=self.gather_seconds(knobs),
+        )
+
+    def clock(self, grid: Sequence[Knobs]) -> Clock:
+        """The seconds of every setting of ``grid`` as functions of the parameters of speed."""
+        works = [self.step_work(knobs) for knobs in grid]
+        return Clock(works=works, tflops=self.speeds.tflops, gb_per_s=self.speeds.gb_per_s)
+
+    def ratio_range(self, knobs: Knobs, other: Knobs) -> tuple[float, float]:
+        """Both ends of the range that holds the speed of ``knobs`` over that of ``other`` with 80 %.
+
+        What is not known of the GPU moves both; only what moves them apart widens this.
+        """
+        clock = self.clock([knobs, other])
+        middle, slopes = clock.log_seconds(self._middle_Q[None])[0], clock.derivatives(self._middle_Q)
+        spread = spread_of(self.speeds.replace(left_over=self.speeds.left_over * 2**0.5), slopes[:1] - slopes[1:])
+        width = math.exp(MIDDLE_80 * float(spread[0]))
+        ratio = math.exp(float(middle[1] - middle[0]))
+        return ratio / width, ratio * width
 
     def _ordinary(self, knobs: Knobs) -> tuple[int, Counter[float]]:
         """How many examples the ordinary micro-batches hold, and their sizes in worst examples."""

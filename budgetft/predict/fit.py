@@ -191,7 +191,10 @@ def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> LawSegment:
         peak=affine(a.peak_bytes, b.peak_bytes),
         flops=affine(a.flops, b.flops),
         moved=affine(a.moved_bytes, b.moved_bytes),
+        product_bytes=affine(a.product_bytes, b.product_bytes),
+        attention_flops=affine(a.attention_flops, b.attention_flops),
         kernels=affine(a.kernels, b.kernels),
+        python_kernels=affine(a.python_kernels, b.python_kernels),
         host=affine(a.host_bytes, b.host_bytes),
         freed_of_layer={
             str(layer): affine(a.freed_of_layer.get(layer, 0), b.freed_of_layer.get(layer, 0))

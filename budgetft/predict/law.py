@@ -13,7 +13,7 @@ from budgetft.knobs import Allocator
 from budgetft.value import Value
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 3
+LAW_VERSION = 4
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
 LARGEST_MICRO_BATCH = 64
 """The allocator is replayed up to here; a law says nothing of larger ones."""
@@ -48,8 +48,11 @@ class LawSegment(Value):
     peak: Affine
     flops: Affine
     moved: Affine
+    product_bytes: Affine
+    attention_flops: Affine
     kernels: Affine
-    host: Affine = Affine(at_zero=0.0, slope=0.0)
+    python_kernels: Affine
+    host: Affine
     freed_of_layer: dict[str, Affine]
 
 
@@ -71,6 +74,9 @@ class Work(Value):
     flops: float
     moved_bytes: float
     kernels: float
+    product_bytes: float = 0.0
+    attention_flops: float = 0.0
+    python_kernels: float = 0.0
     host_bytes: float = 0.0
 
 
@@ -155,6 +161,9 @@ class Law(Value):
                 flops=s.flops(micro_batch),
                 moved_bytes=s.moved(micro_batch),
                 kernels=s.kernels(micro_batch),
+                product_bytes=s.product_bytes(micro_batch),
+                attention_flops=s.attention_flops(micro_batch),
+                python_kernels=s.python_kernels(micro_batch),
                 host_bytes=s.host(micro_batch),
             )
             for s in self.sequence(checkpointed_layers)

@@ -8,7 +8,7 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
 from typing import Any
@@ -25,13 +25,13 @@ from budgetft.knobs import Attention, Knobs
 from budgetft.meter.live import TO_HOST, LiveBytes, granules
 from budgetft.model import Model
 from budgetft.predict.allocator import Event
+from budgetft.predict.known import static_deepstack, with_indices
 from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.offload import FROM_HOST
 from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
-from budgetft.step.tower import CachedTower
 from budgetft.workload import Shape
 
 Label = tuple[str, int]
@@ -49,13 +49,18 @@ class Segment:
     flops: int = 0
     moved_bytes: int = 0
     """Read and written by operations that are not matrix products: what bounds them."""
-    matmul_bytes: int = 0
+    product_bytes: int = 0
+    """Read and written by matrix products and attention: thin ones, as an adapter's, wait for these."""
+    attention_flops: int = 0
+    """Of ``flops``, those of fused attention."""
     freed_of_layer: dict[int, int] = field(default_factory=dict)
     """Bytes freed here that a decoder layer's forward had allocated: autocast's cast weights, for one, live until it ends."""
     host_bytes: int = 0
     """Fetched back from the host, which is waited for; what goes there goes beside the work."""
     kernels: int = 0
     """Operations that launch at least one kernel: views do not."""
+    python_kernels: int = 0
+    """Of ``kernels``, those that Python launches, not autograd's engine: forward, and what backward computes again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +135,16 @@ class _Recorder:
         if _is_view(func):
             return
         segment.kernels += 1
+        segment.python_kernels += segment.label[0] != "backward"
         moved = _nbytes(args) + _nbytes(out)
         formula = flop_registry.get(func.overloadpacket)
         if formula is None and "attention" not in func.overloadpacket.__name__:
             segment.moved_bytes += moved
             return
-        segment.matmul_bytes += moved
-        segment.flops += _attention_flops(func, args) if formula is None else formula(*args, **kwargs, out_val=out)
+        segment.product_bytes += moved
+        flops = _attention_flops(func, args) if formula is None else formula(*args, **kwargs, out_val=out)
+        segment.flops += flops
+        segment.attention_flops += flops if "attention" in func.overloadpacket.__name__ else 0
 
 
 def build_to_trace(model: Model, contract: Contract, knobs: Knobs, layers: int | None = None) -> Any:
@@ -211,7 +219,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     step.on_phase = lambda phase: recorder.enter((phase, -1))
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
-        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), _static_deepstack(step, inputs), meter:
+        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), static_deepstack(step, inputs), meter:
             if evaluating:
                 step.evaluate(inputs)
             else:
@@ -219,7 +227,23 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     finally:
         recorder.over = True
         gc.enable()
+    _count_recomputed(recorder.segments, knobs)
     return Trace(static_bytes=static, segments=tuple(recorder.segments), static_events=already)
+
+
+def _count_recomputed(segments: list[Segment], knobs: Knobs) -> None:
+    """Python launches in backward what a checkpointed layer, and the stock recipe's tower, computes again."""
+    forward: dict[int, int] = {}
+    for segment in segments:
+        if segment.label[0] in ("forward", "vision"):
+            forward[segment.label[1]] = forward.get(segment.label[1], 0) + segment.kernels
+    for segment in segments:
+        phase, layer = segment.label
+        if phase == "backward" and 0 <= layer < knobs.checkpointed_layers:
+            segment.python_kernels = min(segment.kernels, forward.get(layer, 0))
+    if knobs.vision == "stock" and knobs.checkpointed_layers and segments[-1].label[0] == "backward":
+        last, tower = segments[-1], forward.get(-1, 0)
+        last.python_kernels = min(last.kernels, last.python_kernels + tower)
 
 
 def _static_bytes(
@@ -272,36 +296,6 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def _static_deepstack(step: Step, inputs: Inputs) -> Iterator[None]:
-    """Qwen3-VL adds vision features by a boolean mask, whose count a fake tensor does not know; here it is given.
-
-    The same operations on the same sizes; a mask's positions live only inside the operator, so they are not counted.
-    """
-    text = step.base.model.language_model
-    if not hasattr(text, "_deepstack_process"):
-        yield
-        return
-    merge = step.base.model.visual.spatial_merge_size**2
-    visual_tokens = int(inputs.grid.prod(axis=1).sum()) // merge
-
-    positions = torch.empty(visual_tokens, 2, dtype=torch.int64).unbind(1)
-
-    def add_features(hidden_states: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states.clone()
-        local = hidden_states[positions] + features.to(hidden_states.dtype)
-        if local.requires_grad:
-            local.register_hook(lambda grad, kept=mask: None)  # backward keeps the mask; here it hangs on the hook
-        hidden_states[positions] = local
-        return hidden_states
-
-    text._deepstack_process = add_features
-    try:
-        yield
-    finally:
-        del text._deepstack_process
-
-
-@contextmanager
 def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     """Attention as ``gpu`` would run it; None leaves the CPU's own kernels.
 
@@ -323,34 +317,6 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     finally:
         FUSED_KERNEL.reset(token)
         text._attn_implementation, tower._attn_implementation = before
-
-
-def with_indices(inputs: Inputs, base_model: Any) -> Inputs:
-    """``inputs`` with the indices that stock vision computes from the grid on the device: fake tensors could not."""
-    if inputs.vision or inputs.pixel_values_PC is None or isinstance(base_model.model.visual, CachedTower):
-        return inputs
-    from transformers import vision_utils
-
-    config = base_model.model.visual.config
-    grid = torch.from_numpy(inputs.grid)
-    given: dict[str, Any] = {
-        "image_position_ids": vision_utils.get_vision_position_ids(grid, config.spatial_merge_size),
-        "image_cu_seqlens": vision_utils.get_vision_cu_seqlens(grid).numpy(),
-    }
-    if getattr(config, "window_size", None):
-        index, bounds = vision_utils.get_vision_window_index(
-            grid, config.spatial_merge_size, config.window_size, config.patch_size
-        )
-        given |= {"image_window_index": index, "image_cu_window_seqlens": bounds.numpy()}
-    if getattr(config, "num_position_embeddings", None):
-        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
-            grid,
-            int(config.num_position_embeddings**0.5),
-            align_corners=True,
-            spatial_merge_size=config.spatial_merge_size,
-        )
-        given |= {"image_interp_indices": indices, "image_interp_weights": weights}
-    return replace(inputs, vision=given)
 
 
 def _to_fake(model: nn.Module) -> None:

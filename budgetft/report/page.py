@@ -250,7 +250,7 @@ def _stock(story: Story) -> str:
 
 
 def _rate(estimate: Estimate) -> str:
-    return "unknown" if estimate.samples_per_second is None else f"{estimate.samples_per_second:.2f} samples/s"
+    return estimate.speed_text()
 
 
 def _training(story: Story) -> str:

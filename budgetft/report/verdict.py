@@ -32,7 +32,7 @@ def headline(plan: Plan) -> str:
     """The verdict in one sentence."""
     estimate = plan.estimate
     room = f"{format_gib(estimate.process_peak_bytes)} of {format_gib(plan.gpu.budget_bytes)}"
-    speed = "" if estimate.samples_per_second is None else f" at {estimate.samples_per_second:.2f} samples/s"
+    speed = "" if estimate.samples_per_second is None else f" at {estimate.speed_text()}"
     word = {
         "measured": "It fits",
         "emulated": "It fits on the card that stood in",
@@ -67,24 +67,22 @@ def _speed(plan: Plan) -> str:
     estimate, baseline = plan.estimate, plan.baseline
     if estimate.samples_per_second is None:
         return f"Not known: the rates of the {plan.gpu.name} are not in its profile and nothing was timed."
-    text = f"{estimate.samples_per_second:.2f} samples/s ({estimate.evidence})"
+    text = f"{estimate.speed_text()} ({estimate.evidence})"
     if estimate.evidence == "emulated":
         text += f"; that is the speed of {plan.environment.get('card', 'another card')}, not of a {plan.gpu.name}"
     if estimate.evidence == "predicted" and plan.evidence.outcomes:
         text += f"; it was timed on a CPU and says nothing of the speed of a {plan.gpu.name}"
     elif estimate.evidence == "predicted":
-        text += "; a predicted speed ranks settings, it is no promise"
+        text += "; the range holds the true speed with 80 %, by what is known of such cards"
     if baseline is None:
         return text + ". The stock recipe does not fit at any micro-batch."
     if baseline.knobs == plan.knobs:
         return text + ". It is the stock recipe: nothing that was tried is faster and fits."
     if not baseline.estimate.samples_per_second:
         return text + "."
-    ratio = estimate.samples_per_second / baseline.estimate.samples_per_second
     return (
         f"{text}. The stock recipe at its best micro-batch ({baseline.knobs.micro_batch}) does"
-        f" {baseline.estimate.samples_per_second:.2f} samples/s ({baseline.estimate.evidence}):"
-        f" the plan is {ratio:.2f} times as fast."
+        f" {baseline.estimate.speed_text()} ({baseline.estimate.evidence}): the plan is {plan.over_baseline_text()} as fast."
     )
 
 
@@ -161,7 +159,7 @@ def _more(plan: Plan) -> str:
 def _priced(row: PriceRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"{row.axis} {row.value} does not fit ({row.evidence})."
-    needs = f"{row.samples_per_second:.2f} samples/s, {format_gib(row.process_peak_bytes)}"
+    needs = f"{row.speed_text()}, {format_gib(row.process_peak_bytes)}"
     text = f"{row.axis} {row.value}: {needs} ({row.evidence})."
     own = next((r for r in plan.price_list if r.axis == row.axis and plan.is_own(r)), row)
     if own is not row and own.samples_per_second and not plan.evidence.outcomes:

@@ -8,24 +8,23 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.knobs import Allocator, Knobs, Precision, Vision, describe, is_stock
+from budgetft.knobs import Allocator, Knobs, Precision, Vision, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Candidate
 from budgetft.predict.estimator import Estimator
+from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner
 from budgetft.search.claims import Claims
+from budgetft.search.floor import Alternatives, nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
-from budgetft.search.sampler import CONFIRM, TRIES, ResidualSampler, distributions
+from budgetft.search.sampler import AGAIN, CONFIRM, TRIES, ResidualSampler, distributions, log_seconds, places
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.storage import held_study, is_shared
 from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
 from budgetft.search.transfer import Transferred
-from budgetft.units import format_gib
 
-MOST_CARDS = 8
-"""That one machine has."""
 Stage = Literal["trace", "baseline", "search", "confirm"]
 
 
@@ -130,54 +129,13 @@ class Planner:
         )
 
     def _nothing_fits(self, estimates: dict[Knobs, Estimate]) -> NothingFits:
-        knobs = smallest(estimates)
-        least, tried, margin = estimates[knobs], self._known(knobs), 1 + self.estimator.calibration.uncertainty_share
-        needed = round(margin * (least.process_peak_bytes if tried is None else self.job.budget_bytes))
-        parts = sorted(least.terms, key=lambda term: term.memory_bytes, reverse=True)
-        names = ", ".join(f"{term.name} {format_gib(term.memory_bytes)}" for term in parts[:3])
-        weights = least.term_bytes("weights")
-        fewer, kind = self._fewer_frames(), "frames of a video" if self.job.workload.is_video else "images"
-        change = (
-            "choose a smaller model: its weights alone exceed the budget"
-            if weights > self.job.budget_bytes
-            else f"make examples of {fewer} instead of {self.job.workload.most_frames} {kind}: that fits (predicted)"
-            if fewer is not None
-            else "lower --max-pixels, --rank or --max-length, or choose a smaller model"
-        )
-        if (cards := self._more_cards()) is not None:
-            change += f"; or share the frozen layers out between {cards} such cards, --cards {cards}: that fits (predicted)"
-        need = f"needs at least {format_gib(least.process_peak_bytes)}"
-        if tried is not None:
-            how = "held only with allocator retries" if tried.fits else f"ended as {tried.status} in phase {tried.phase}"
-            need += f" by prediction, and a probe of that {how}"
-        return NothingFits(
-            f"nothing fits {format_gib(self.job.budget_bytes)} on {self.job.gpu.name}: {self.job.model.name} {need}"
-            f" ({describe(knobs)}): {names}",
-            hint=f"the smallest budget that would work is about {format_gib(needed)} (predicted); or {change}",
-        )
+        tried = self._known(smallest(estimates))
+        alternatives = Alternatives(job=self.job, grid=self._grid, make_estimator=self.make_estimator)
+        return nothing_fits(estimates, tried, self.estimator.calibration.uncertainty_share, alternatives)
 
-    def _more_cards(self) -> int | None:
-        """The fewest cards, of the doubles of their number, that are predicted to hold the job with its layers shared."""
-        cards = 2 * self.job.cards
-        while cards <= min(MOST_CARDS, self.job.contract.effective_batch):
-            job = self.job.replace(cards=cards, shared=True, device="cuda")
-            estimator = self.make_estimator(job)
-            if any(estimator.estimate(knobs).fits for knobs in self._wanted(settings(job, self.vision))):
-                return cards
-            cards *= 2
-        return None
-
-    def _fewer_frames(self) -> int | None:
-        """The most images an example (or frames of its video), of the halves of their number, that are predicted to fit."""
-        count, video = self.job.workload.most_frames // 2, self.job.workload.is_video
-        while count >= 1:
-            workload = self.job.workload.with_frames(count, self.job.model, video=video)
-            job = self.job.replace(workload=workload)
-            estimator = self.make_estimator(job)
-            if any(estimator.estimate(knobs).fits for knobs in settings(job)):
-                return count
-            count //= 2
-        return None
+    def _grid(self, job: Job) -> list[Knobs]:
+        """What would be tried of another job."""
+        return self._wanted(settings(job, self.vision))
 
     def _refuse_hopeless(self, estimates: dict[Knobs, Estimate]) -> None:
         """No probe can help when the tensors alone, which a trace knows exactly, are over the budget."""
@@ -194,8 +152,18 @@ class Planner:
             budget_bytes=self.job.budget_bytes,
             seed=self.job.contract.seed,
             uncertainty_share=max(0.005, self.estimator.calibration.uncertainty_share),
+            learner=self._learner(grid, estimates),
         )
         return open_study(self._study_name(), self.storage, sampler)
+
+    def _learner(self, grid: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> Learner | None:
+        """What learns of the speed of ``grid``. On the CPU's byte meter seconds are not of the GPU that is known of."""
+        clock = self.estimator.clock(grid)
+        if clock is None:
+            return None
+        seconds = log_seconds([estimates[knobs] for knobs in grid])
+        offset = FREE_OFFSET if self.job.device == "cpu" else OFFSET
+        return Learner(places(grid), seconds, clock=clock, speeds=self.estimator.speeds, offset=offset)
 
     def _study_name(self) -> str:
         stack = None if self.prober is None else self.prober.stack
@@ -247,20 +215,22 @@ class Planner:
             if len(self.outcomes) + len(others) >= self.max_probes - 1:
                 return
             if isinstance(study.sampler, ResidualSampler):
-                knobs, worthwhile = study.sampler.propose(study.get_trials(deepcopy=False))
-                if knobs is None or (others and not worthwhile):  # what the others find may change that
+                left = self.max_probes - 1 - len(self.outcomes) - len(others)
+                proposal = study.sampler.propose(study.get_trials(deepcopy=False), left=left)
+                if proposal is None:
                     return
-                trial = claims.take(knobs, worthwhile=worthwhile)
+                knobs, again = proposal.knobs, proposal.times > 0
+                trial = claims.take(knobs, purpose=f"{AGAIN}-{proposal.times}" if again else "search")
                 if trial is None:  # another worker was quicker
                     continue
             else:
-                trial = study.ask(claims.space)
+                trial, again = study.ask(claims.space), False
                 knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
             estimate = estimates.get(knobs)
             if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
                 tell_refused(study, trial)  # not a valid setting, or known not to fit without asking a card
                 continue
-            self._work(claims, trial, knobs, estimate, "search")
+            self._work(claims, trial, knobs, estimate, "search", again=again)
 
     def _probe_least(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> bool:
         """Before giving up, the smallest setting, which the sampler was not sure enough of; whether it fits."""
@@ -285,18 +255,27 @@ class Planner:
         return self._work(claims, trial, knobs, estimates[knobs], stage)
 
     def _work(
-        self, claims: Claims, trial: Trial, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False
+        self,
+        claims: Claims,
+        trial: Trial,
+        knobs: Knobs,
+        estimate: Estimate,
+        stage: Stage,
+        *,
+        fresh: bool = False,
+        again: bool = False,
     ) -> Outcome:
         """Probe what ``trial`` claims, and tell the study."""
         with claims.working(trial):
-            outcome = self._probe(knobs, estimate, stage, fresh=fresh)
+            outcome = self._probe(knobs, estimate, stage, fresh=fresh, again=again)
         claims.tell(trial, outcome, estimate)
         return outcome
 
-    def _probe(self, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False) -> Outcome:
+    def _probe(self, knobs: Knobs, estimate: Estimate, stage: Stage, *, fresh: bool = False, again: bool = False) -> Outcome:
+        """``fresh``: in a new process; ``again``: though it is known, in the same process."""
         assert self.prober is not None
         number = len(self.outcomes) + 1
-        if not fresh:
+        if not fresh and not again:
             taken = self._known(knobs)
             if taken is not None:
                 return taken
@@ -336,7 +315,7 @@ class Planner:
 
     def _confirmed(self, claims: Claims, estimates: dict[Knobs, Estimate]) -> Choice:
         tried = [outcome for outcome in self.outcomes if outcome not in self.confirmations]
-        ranked = ranked_by_speed(tried)
+        ranked = self._ranked(claims, tried)
         if not ranked:
             raise self._failed_everywhere(estimates)
         confirmed = self._confirm(claims, ranked[:3], estimates)
@@ -355,6 +334,14 @@ class Planner:
             confirmed=confirmed,
             workers=tuple(origins.get(o, (-1, claims.worker))[1] for o in outcomes) if claims.shared else (),
         )
+
+    def _ranked(self, claims: Claims, tried: Sequence[Outcome]) -> list[Outcome]:
+        """What held, each setting once, the best first: by what is expected of it where the sampler learns, else as read."""
+        ranked, sampler = ranked_by_speed(tried), claims.study.sampler
+        if not isinstance(sampler, ResidualSampler):
+            return ranked
+        order = {knobs: place for place, knobs in enumerate(sampler.ranking(claims.study.get_trials(deepcopy=False)))}
+        return sorted(ranked, key=lambda outcome: order.get(outcome.knobs, len(order)))
 
     def _confirm(self, claims: Claims, ranked: Sequence[Outcome], estimates: dict[Knobs, Estimate]) -> Outcome:
         """The first of ``ranked`` that holds in a fresh process."""

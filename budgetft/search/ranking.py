@@ -28,6 +28,8 @@ def settle(estimate: Estimate, outcome: Outcome) -> Estimate:
         process_peak_bytes=process,
         step_seconds=outcome.step_seconds,
         samples_per_second=outcome.samples_per_second,
+        speed_low=None,
+        speed_high=None,
         fits=outcome.fits,
         terms=terms,
         evidence=outcome.evidence,

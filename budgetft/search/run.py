@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from budgetft import __version__
-from budgetft.cards import first_visible, memory_of, takes_expandable_segments
+from budgetft.cards import first_visible, memory_of, takes_expandable_segments, unlisted_card
 from budgetft.contract import Contract
-from budgetft.errors import NothingFits, UsageError
+from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
 from budgetft.knobs import Allocator, Knobs, Precision, Vision
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
+from budgetft.measure.machine import known_machine, measure_machine
 from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
@@ -33,6 +34,9 @@ from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
 from budgetft.workload import Workload, frames_label
+
+WORTH_SHARING = 1.1
+"""Times as fast as with the whole base on each card, from which its layers are shared out: no less can be told beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,8 @@ def find_place(request: PlanRequest) -> Place | None:
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
         f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
-    host = next((gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes)), None)
+    listed = (gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes))
+    host = next(listed, None) or unlisted_card(card)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
@@ -140,6 +145,7 @@ class Found:
     job: Job
     choice: Choice
     calibration: Calibration
+    estimator: Estimator | Transferred
     weighed: Weighed | None
 
 
@@ -163,7 +169,7 @@ def make_plan(request: PlanRequest) -> Plan:
 
 
 def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
-    """For several cards: what is faster of the whole base on each and of its layers shared out."""
+    """For several cards: the whole base on each where it fits, unless sharing its layers out is clearly faster."""
     found: list[Found] = []
     for shared in (False, True):
         try:
@@ -171,11 +177,16 @@ def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
         except NothingFits:
             if shared and not found:
                 raise
-    return max(found, key=lambda each: speed(each.choice.winner.estimate))
+    whole, *others = found
+    faster = (
+        each for each in others if speed(each.choice.winner.estimate) > WORTH_SHARING * speed(whole.choice.winner.estimate)
+    )
+    return next(faster, whole)
 
 
 def _search(request: PlanRequest, place: Place | None) -> Found:
     job = make_job(request, request.contract, place)
+    _measure_first(request, job, place)
     estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
     if weighed is not None:
@@ -199,7 +210,26 @@ def _search(request: PlanRequest, place: Place | None) -> Found:
             choice = planner.plan()
     else:
         choice = planner.plan()
-    return Found(request=request, job=job, choice=choice, calibration=estimator.calibration, weighed=weighed)
+    return Found(
+        request=request, job=job, choice=choice, calibration=estimator.calibration, estimator=estimator, weighed=weighed
+    )
+
+
+def _measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
+    """Before the first probe on a GPU: what it and its host do in ten seconds, unless that is known already."""
+    if place is None or place.device != "cuda" or place.stack is None:
+        return
+    machine = known_machine(place.stack)
+    if machine is None:
+        text = "measuring the GPU and its host: launches, products, bandwidth, copies; some ten seconds, once"
+        request.on_event(Event(stage="trace", text=text))
+        try:
+            machine = measure_machine(place.stack, job.host or job.gpu)
+        except BudgetftError as error:
+            request.on_event(Event(stage="trace", text=f"{error.message}: going on with what is known of such cards"))
+            return
+    for warning in machine.warnings():
+        request.on_event(Event(stage="trace", text=f"{warning}: is the GPU shared, or throttling? speeds are less sure"))
 
 
 def make_estimator(request: PlanRequest, job: Job, place: Place | None) -> Estimator | Transferred:
@@ -252,6 +282,7 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
             workers=choice.workers,
         ),
         baseline=choice.baseline,
+        over_baseline=_over_baseline(found),
         stages=stage_peaks(job, winner.knobs, winner.estimate),
         price_list=tuple(_prices(request, job, choice)),
         runners_up=choice.runners_up,
@@ -260,6 +291,17 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
         data=request.data,
         environment=environment(place),
     )
+
+
+def _over_baseline(found: Found) -> tuple[float, float] | None:
+    """Where both speeds are predicted; a port's corrections move both."""
+    winner, baseline = found.choice.winner, found.choice.baseline
+    if baseline is None or "predicted" not in (winner.estimate.evidence, baseline.estimate.evidence):
+        return None
+    if found.job.device == "cpu" and found.choice.outcomes:
+        return None  # both were timed on the CPU
+    estimator = found.estimator
+    return estimator.ratio_range(winner.knobs, baseline.knobs) if isinstance(estimator, Estimator) else None
 
 
 def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
@@ -318,6 +360,8 @@ def _row(axis: str, value: object, best: Candidate | None, evidence: Evidence) -
         value=str(value),
         knobs=None if best is None else best.knobs,
         samples_per_second=None if best is None else best.estimate.samples_per_second,
+        speed_low=None if best is None else best.estimate.speed_low,
+        speed_high=None if best is None else best.estimate.speed_high,
         process_peak_bytes=None if best is None else best.estimate.process_peak_bytes,
         evidence=evidence,
     )

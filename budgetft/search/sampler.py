@@ -1,14 +1,18 @@
 """An Optuna sampler that spends probes where the prediction may be wrong.
 
-The grid is enumerated; the law gives every setting a peak and a speed; Gaussian processes learn the log residuals of both.
-The next probe has the largest expected improvement times probability of fitting, and never less than 0.9 of the latter.
+The grid is enumerated; the law gives every setting a peak and a speed. Of peaks a Gaussian process learns the log residuals. Of
+speed every probe, the baseline's too, teaches the parameters of the time model (:mod:`budgetft.predict.learn`): all settings
+then have one joint normal law. The next probe is the one after which the best setting is expected to be faster by most: the
+knowledge gradient for correlated beliefs (Frazier, Powell, Dayanik 2009), times the probability of fitting, which is never
+under 0.9. That may be a setting that was probed before: with a noisy host two good ones are timed in turn.
 What other workers are probing is not proposed, and counts as if its speed were found as it is expected: the "kriging
 believer" of Ginsbourger, Le Riche and Carraro (2010). Of peaks nothing is believed: that would make a setting look safer.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
@@ -20,23 +24,29 @@ from optuna.trial import FrozenTrial, TrialState
 
 from budgetft.knobs import Knobs
 from budgetft.outcome import Estimate
-from budgetft.search.gaussian import Prior, posterior
+from budgetft.predict.gaussian import Prior, posterior
+from budgetft.predict.learn import FREE_OFFSET, Learned, Learner, Reading
 
 SURE = 0.9
 """Least probability of fitting that a probe may have."""
-WORTHWHILE = 0.01
-"""Expected improvement, as a share of the best speed, under which another probe is not worth it."""
-PATIENCE = 2
-"""Choices in a row that are not worth a probe before the search stops."""
+WORTHWHILE = 0.001
+"""Expected gain of a probe, as a share of the best speed, under which it is not worth it."""
+LAST = 2
+"""So few probes before the end, a probe counts for what the probed setting itself may be worth."""
 TRIES = 2
 """A setting that crashed or hung so often is not proposed again."""
 CONFIRM = "confirm"
 """The purpose of a trial that makes a probe again in a fresh process: nothing is learned from it."""
+AGAIN = "again"
+"""The purpose of a trial that times a setting once more, followed by which time it is."""
 PEAK_SCATTER = 0.006
 """Of a log residual of a process peak between neighbours: in 107 measured settings 0.004 with expandable segments, 0.009 with
 torch's default allocator, whose gaps no smooth function follows (reports/prediction)."""
 PEAK_PRIOR = Prior(offset=0.06, smooth=0.02, noise=PEAK_SCATTER)
-TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.02)
+UNKNOWN_LEFT_OVER = 0.12
+"""Of speeds whose parameters are not known: how their log residuals vary between settings."""
+NODES, WEIGHTS = (np.array(each) for each in np.polynomial.hermite_e.hermegauss(9))
+"""Of a standard normal law."""
 SEARCHED = (
     *("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "pointwise"),
     *("allocator", "batching", "base_precision", "optimizer", "offload"),
@@ -59,8 +69,33 @@ def parameters(knobs: Knobs) -> dict[str, Any]:
     return {name: getattr(knobs, name) for name in SEARCHED}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What to probe next. ``times``: how often it was probed before; ``worthwhile``: whether it is expected to help enough."""
+
+    knobs: Knobs
+    times: int
+    worthwhile: bool
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What trials say: by setting of the grid."""
+
+    readings: list[Reading] = field(default_factory=list)
+    peaks: dict[int, float] = field(default_factory=dict)
+    held: Counter[int] = field(default_factory=Counter)
+    """How often each was probed and held."""
+    out: set[int] = field(default_factory=set)
+    """Those that did not hold, or failed too often."""
+    pending: set[int] = field(default_factory=set)
+
+
 class ResidualSampler(BaseSampler):
-    """See the module. ``estimates`` belong to ``grid``, entry by entry; ``budget_bytes`` is of the process."""
+    """See the module. ``estimates`` belong to ``grid``, entry by entry; ``budget_bytes`` is of the process.
+
+    ``learner`` of the same grid knows what its seconds depend on; without one they are only residuals.
+    """
 
     def __init__(
         self,
@@ -69,16 +104,17 @@ class ResidualSampler(BaseSampler):
         *,
         budget_bytes: int,
         peak_prior: Prior = PEAK_PRIOR,
+        learner: Learner | None = None,
     ) -> None:
         self._peak_prior = peak_prior
         self.grid = list(grid)
         self._index = {_key(parameters(knobs)): i for i, knobs in enumerate(grid)}
-        self._features = np.array([features(knobs) for knobs in grid])
+        self._features = places(grid)
         self._log_peak = np.log([float(estimate.process_peak_bytes) for estimate in estimates])
-        self._log_speed = np.log([estimate.samples_per_second or 1.0 for estimate in estimates])
         self._log_budget = math.log(budget_bytes)
+        self._learner = learner or free_learner(grid, estimates)
         self.expected_gain = math.inf
-        """Of the last choice: expected improvement over the best, as a share of it."""
+        """Of the last choice: how much faster the best is expected to be after it, as a share."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self.grid)
@@ -92,53 +128,70 @@ class ResidualSampler(BaseSampler):
     ) -> Any:
         return parameters(self.grid[0])[param_name]
 
-    def choose(self, trials: Sequence[FrozenTrial]) -> int | None:
-        """Index of the next setting; None when every one that may fit has been tried."""
-        tried, peaks, speeds, best = self._learn(trials)
-        pending = self._pending(trials)
-        tried |= pending
-        peak_mean, peak_spread = self._of_peak(peaks)
-        time_mean, time_spread = self._posterior(speeds, TIME_PRIOR)
-        if pending:
-            believed = {index: float(time_mean[index]) for index in sorted(pending)}
-            _, time_spread = self._posterior(believed | speeds, TIME_PRIOR)
-        room = (self._log_budget - self._log_peak - peak_mean) / peak_spread
-        fits = np.array([NormalDist().cdf(float(value)) for value in room])
-        speed = self._log_speed + time_mean
-        allowed = (fits >= SURE) & ~np.isin(np.arange(len(fits)), list(tried))
-        if not allowed.any():
+    def choose(self, trials: Sequence[FrozenTrial], *, left: int | None = None) -> int | None:
+        """Index of the next setting; None when none that may fit would help. ``left``: probes that may still be made."""
+        seen = self._learn(trials)
+        learned, fits = self._believing(seen), self._fits(seen)
+        held, pending = self._among(seen.held), self._among(seen.pending)
+        possible = fits >= SURE
+        if not (possible & ~pending).any():
             self.expected_gain = 0.0
             return None
-        if best is None:
-            score = speed
-            self.expected_gain = math.inf
-        else:
-            score = _expected_improvement(speed, time_spread, best) * fits
-            self.expected_gain = float(score[allowed].max())
-        return int(np.flatnonzero(allowed)[np.argmax(score[allowed])])
+        last = left is not None and left <= LAST
+        gains = _gains(learned, possible, held, last=last) * fits if seen.readings else -learned.mean_G  # then the fastest
+        gains = np.where(possible & ~pending, gains, -math.inf)
+        choice = int(np.argmax(gains))
+        self.expected_gain = float(gains[choice]) if seen.readings else math.inf
+        best = int(np.argmin(np.where(possible, learned.mean_G, math.inf)))
+        if self.expected_gain < WORTHWHILE and not held[best] and not pending[best]:
+            choice, self.expected_gain = best, WORTHWHILE  # it is believed to be the best, and has not been seen
+        return choice
 
-    def propose(self, trials: Sequence[FrozenTrial]) -> tuple[Knobs | None, bool]:
-        """The next setting, and whether it is worth a probe by itself; None when the search is to stop."""
-        index = self.choose(trials)
-        worthwhile = self.expected_gain >= WORTHWHILE
-        if index is None or (not worthwhile and _idle(trials) + 1 >= PATIENCE):
-            return None, worthwhile
-        return self.grid[index], worthwhile
+    def _among(self, settings: Iterable[int]) -> np.ndarray:
+        return np.isin(np.arange(len(self.grid)), list(settings))
+
+    def propose(self, trials: Sequence[FrozenTrial], *, left: int | None = None) -> Proposal | None:
+        """The next setting to probe; None when the search is to stop."""
+        index = self.choose(trials, left=left)
+        if index is None or self.expected_gain < WORTHWHILE:
+            return None
+        return Proposal(knobs=self.grid[index], times=self._learn(trials).held[index], worthwhile=True)
+
+    def ranking(self, trials: Sequence[FrozenTrial]) -> list[Knobs]:
+        """Settings that held, fastest first: by what is expected of each, not by its luckiest reading."""
+        seen = self._learn(trials)
+        learned = self._learner.learn(seen.readings)
+        return [self.grid[index] for index in sorted(seen.held, key=lambda index: learned.mean_G[index])]
+
+    def learned(self, trials: Sequence[FrozenTrial]) -> Learned:
+        """What ``trials`` taught about speed: the law of the negative logarithm of every setting's samples per second."""
+        return self._learner.learn(self._learn(trials).readings)
+
+    def _believing(self, seen: _Seen) -> Learned:
+        learned = self._learner.learn(seen.readings)
+        if not seen.pending:
+            return learned
+        believed = [Reading(setting=index, log_seconds=float(learned.mean_G[index])) for index in sorted(seen.pending)]
+        return self._learner.learn([*seen.readings, *believed])
+
+    def _fits(self, seen: _Seen) -> np.ndarray:
+        """Probability of each setting to fit: 1 for what held, 0 for what did not."""
+        mean, spread = self._of_peak(seen.peaks)
+        room = (self._log_budget - self._log_peak - mean) / spread
+        fits = np.array([NormalDist().cdf(float(value)) for value in room])
+        fits[list(seen.held)] = 1.0
+        fits[list(seen.out)] = 0.0
+        return fits
 
     def peaks(self, trials: Sequence[FrozenTrial]) -> tuple[np.ndarray, np.ndarray]:
         """Process peak of every setting of the grid, bytes: the prediction with what ``trials`` taught, and what it is below
         with the least probability that a probe may have."""
-        _, seen, _, _ = self._learn(trials)
-        mean, spread = self._of_peak(seen)
+        mean, spread = self._of_peak(self._learn(trials).peaks)
         expected = self._log_peak + mean
         return np.exp(expected), np.exp(expected + NormalDist().inv_cdf(SURE) * spread)
 
-    def _learn(self, trials: Sequence[FrozenTrial]) -> tuple[set[int], dict[int, float], dict[int, float], float | None]:
-        tried: set[int] = set()
-        peaks: dict[int, float] = {}
-        speeds: dict[int, float] = {}
-        failures: Counter[int] = Counter()
-        best = None
+    def _learn(self, trials: Sequence[FrozenTrial]) -> _Seen:
+        seen, failures = _Seen(pending=self._pending(trials)), Counter[int]()
         for trial in trials:
             index = self._index.get(_key(trial.params))
             if index is None or trial.user_attrs.get("purpose") == CONFIRM:
@@ -146,21 +199,25 @@ class ResidualSampler(BaseSampler):
             if trial.state == TrialState.FAIL and "status" in trial.user_attrs:
                 failures[index] += 1
             if failures[index] >= TRIES:
-                tried.add(index)
+                seen.out.add(index)
             if trial.state != TrialState.COMPLETE:
                 continue
-            tried.add(index)
             peak, speed = trial.user_attrs.get("process_peak_bytes"), trial.user_attrs.get("samples_per_second")
             if peak:
-                peaks[index] = math.log(peak) - self._log_peak[index]
+                seen.peaks[index] = math.log(peak) - self._log_peak[index]
             if speed:
-                speeds[index] = math.log(speed) - self._log_speed[index]
-                best = math.log(speed) if best is None else max(best, math.log(speed))
-        return tried, peaks, speeds, best
+                error = trial.user_attrs.get("speed_error")
+                seen.readings.append(Reading(setting=index, log_seconds=-math.log(speed), error=error))
+                seen.held[index] += 1
+            else:
+                seen.out.add(index)
+        return seen
 
     def _of_peak(self, residuals: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and spread of a log residual as a probe would find it: the scatter between neighbours is in it."""
-        mean, spread = self._posterior(residuals, self._peak_prior)
+        seen = np.array(list(residuals), dtype=int)
+        values = np.array(list(residuals.values()))
+        mean, spread = posterior(self._features[seen], values, self._features, self._peak_prior)
         return mean, np.hypot(spread, self._peak_prior.noise)
 
     def _pending(self, trials: Sequence[FrozenTrial]) -> set[int]:
@@ -169,22 +226,22 @@ class ResidualSampler(BaseSampler):
         found = (self._index.get(_key(trial.params)) for trial in running)
         return {index for index in found if index is not None}
 
-    def _posterior(self, residuals: Mapping[int, float], prior: Prior) -> tuple[np.ndarray, np.ndarray]:
-        seen = np.array(list(residuals), dtype=int)
-        return posterior(self._features[seen], np.array(list(residuals.values())), self._features, prior)
+
+def places(grid: Sequence[Knobs]) -> np.ndarray:
+    """(G, D): where each setting lies among the knobs."""
+    return np.array([features(knobs) for knobs in grid])
 
 
-def _idle(trials: Sequence[FrozenTrial]) -> int:
-    """How many of the last choices, whoever made them, were not worth a probe."""
-    count = 0
-    for trial in reversed(trials):
-        given_up = trial.state == TrialState.FAIL and "status" not in trial.user_attrs
-        if given_up or trial.user_attrs.get("purpose") == CONFIRM:
-            continue
-        if trial.user_attrs.get("worthwhile", True):
-            return count
-        count += 1
-    return count
+def free_learner(grid: Sequence[Knobs], estimates: Sequence[Estimate]) -> Learner:
+    """Of speeds that no time model explains: only their ratios are predicted."""
+    return Learner(
+        places(grid), log_seconds(estimates), clock=None, speeds=None, offset=FREE_OFFSET, left_over=UNKNOWN_LEFT_OVER
+    )
+
+
+def log_seconds(estimates: Sequence[Estimate]) -> np.ndarray:
+    """(G,): of a sample, as predicted."""
+    return -np.log([estimate.samples_per_second or 1.0 for estimate in estimates])
 
 
 def _key(params: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -207,9 +264,16 @@ def features(knobs: Knobs) -> list[float]:
     ]
 
 
-def _expected_improvement(mean: np.ndarray, spread: np.ndarray, best: float) -> np.ndarray:
-    """Of a log speed over ``best``: about the expected relative gain."""
-    z = (mean - best) / spread
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    below = np.array([NormalDist().cdf(float(value)) for value in z])
-    return spread * (z * below + density)
+def _gains(learned: Learned, open_: np.ndarray, held: np.ndarray, *, last: bool) -> np.ndarray:
+    """(G,): how much the best log speed is expected to rise by a probe of each setting.
+
+    Before the ``last`` probe any setting that may fit may be the best afterwards; with it, one that was probed.
+    """
+    speed, covariance = -learned.mean_G, learned.covariance_GG
+    moves = covariance / np.sqrt(np.diag(covariance) + learned.noise_G() ** 2)[:, None]
+    candidates = np.tile(held if last and held.any() else open_, (len(speed), 1))
+    if last:
+        candidates |= np.eye(len(speed), dtype=bool)
+    after = np.stack([np.where(candidates, speed + moves * node, -math.inf).max(axis=1) for node in NODES])
+    best = speed[held].max() if last and held.any() else speed[open_].max()
+    return (WEIGHTS / WEIGHTS.sum()) @ after - best

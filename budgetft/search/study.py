@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate, Outcome, Stack
+from budgetft.predict.learn import Learner
 from budgetft.search.sampler import CONFIRM, PEAK_PRIOR, SEARCHED, ResidualSampler, peak_prior
 from budgetft.search.storage import is_shared, open_storage, unusable
 
@@ -53,13 +54,15 @@ def make_sampler(
     budget_bytes: int,
     seed: int,
     uncertainty_share: float = PEAK_PRIOR.offset,
+    learner: Learner | None = None,
 ) -> BaseSampler:
     """Our sampler, or one of Optuna's for comparison. ``uncertainty_share`` is of a predicted process peak."""
     if name == "tpe":
         return TPESampler(seed=seed, n_startup_trials=4)
     if name == "gp":
         return GPSampler(seed=seed, n_startup_trials=4, deterministic_objective=False)
-    return ResidualSampler(grid, estimates, budget_bytes=budget_bytes, peak_prior=peak_prior(uncertainty_share))
+    prior = peak_prior(uncertainty_share)
+    return ResidualSampler(grid, estimates, budget_bytes=budget_bytes, peak_prior=prior, learner=learner)
 
 
 def held(outcome: Outcome) -> bool:
@@ -80,6 +83,8 @@ def tell(study: Study, trial: Trial, outcome: Outcome, estimate: Estimate) -> No
     if held(outcome):
         value = outcome.samples_per_second or 0.0
         trial.set_user_attr("samples_per_second", value)
+        if outcome.speed_error is not None:
+            trial.set_user_attr("speed_error", outcome.speed_error)
     elif peak <= outcome.budget_bytes:  # the allocator was refused more than it had; by how much is not known
         peak = max(estimate.process_peak_bytes, int(outcome.budget_bytes * 1.02))
     trial.set_user_attr("process_peak_bytes", peak)

@@ -20,13 +20,16 @@ from budgetft.model import Model
 from budgetft.outcome import Estimate, Outcome, Term
 from budgetft.plan import Plan
 from budgetft.predict.calibrate import Calibration
+from budgetft.predict.clock import Clock, Speeds
 from budgetft.predict.estimator import Estimator
+from budgetft.predict.gaussian import Prior, posterior
 from budgetft.predict.law import Law
-from budgetft.search.gaussian import Prior, posterior
-from budgetft.search.sampler import TIME_PRIOR, features
+from budgetft.search.sampler import features
 
 BYTES_PRIOR = Prior(offset=0.02, smooth=0.01, noise=0.003)
 """Of the log residual of reserved bytes: the trace is exact, the rest is the allocator's and the kernels'."""
+TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.05)
+"""Of the log residual of seconds."""
 SURENESS = 2.0
 """Standard deviations that are left free."""
 CONTEXT_SHARE = 0.003
@@ -99,6 +102,15 @@ class Transferred:
         return self._estimator.law(knobs)
 
     @property
+    def speeds(self) -> Speeds:
+        """What is believed of the speed of the GPU that the probes run on, else of the planned one."""
+        return self._estimator.speeds
+
+    def clock(self, grid: Sequence[Knobs]) -> Clock:
+        """The seconds of every setting of ``grid`` as functions of the parameters of speed, not corrected."""
+        return self._estimator.clock(grid)
+
+    @property
     def calibration(self) -> Calibration:
         """The card's, with the uncertainty that is left."""
         known = self._estimator.calibration
@@ -119,6 +131,7 @@ class Transferred:
         context = self._context_bytes
         process = said.reserved_peak_bytes + extra + context
         seconds = None if said.step_seconds is None else said.step_seconds * math.exp(self._seconds(knobs))
+        slower = 1.0 if said.step_seconds is None or seconds is None else said.step_seconds / seconds
         fixed = [term for term in said.terms if term.name != "context and kernels"]
         terms = (
             *fixed,
@@ -131,6 +144,8 @@ class Transferred:
             process_peak_bytes=process,
             step_seconds=seconds,
             samples_per_second=None if seconds is None else self.job.contract.effective_batch / seconds,
+            speed_low=None if said.speed_low is None else said.speed_low * slower,
+            speed_high=None if said.speed_high is None else said.speed_high * slower,
             fits=process * (1 + self._share(spread)) <= self.job.budget_bytes,
             terms=terms,
         )

@@ -11,7 +11,7 @@ from patience import HANG_SECONDS
 from rounding import arithmetic
 from warm import Cold
 
-from budgetft.measure.child import current_stack
+from budgetft.measure.child import MOST_READINGS, current_stack
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.units import MIB
@@ -68,7 +68,8 @@ def test_one_child_serves_settings_until_one_fails_or_a_fresh_one_is_asked_for(m
     assert small.optimizer_seconds > 0
     assert small.step_seconds == arithmetic(4 * small.micro_seconds + small.optimizer_seconds)
     assert small.samples_per_second == arithmetic(4 / small.step_seconds)
-    assert len(small.timed_seconds) == 3
+    assert 3 <= len(small.timed_seconds) <= MOST_READINGS + 2, "more than three where they scatter"
+    assert small.speed_error > 0
     assert all(outcome.wall_seconds > 0 for outcome in (small, large))
 
 

@@ -9,7 +9,7 @@ from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.model import Model, load_model
 from budgetft.predict.fit import fit_law
-from budgetft.predict.law import Law, LawSegment, layout_of
+from budgetft.predict.law import Law, layout_of
 from budgetft.predict.trace import trace_step
 from budgetft.workload import Shape
 
@@ -97,12 +97,6 @@ def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpoin
     assert law.peak_bytes(micro_batch, checkpointed, accumulating=True)[0] == pytest.approx(trace.peak_bytes, rel=AGREES)
     copied = sum(segment.host_bytes for segment in trace.segments)
     assert sum(each.host_bytes for each in law.work(micro_batch, checkpointed)) == pytest.approx(copied, rel=AGREES / 5)
-
-
-def test_a_law_from_before_host_copies_were_counted_has_none():
-    segment = {"phase": "loss", "layer": -1, "freed_of_layer": {}}
-    segment |= {name: {"at_zero": 1.0, "slope": 2.0} for name in ("net", "peak", "flops", "moved", "kernels")}
-    assert LawSegment.read(segment, source="a law").host(8) == 0
 
 
 def test_more_examples_never_cost_less_and_more_checkpointing_never_costs_more(law):

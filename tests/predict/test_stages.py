@@ -17,8 +17,8 @@ from budgetft.meter.live import LiveBytes
 from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate
 from budgetft.predict.estimator import Estimator
+from budgetft.predict.known import with_indices
 from budgetft.predict.stages import MERGED_BYTES, evaluation_bytes, merge_host_bytes, stage_peaks
-from budgetft.predict.trace import with_indices
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.units import GIB

@@ -10,7 +10,8 @@ from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.meter.live import LiveBytes
 from budgetft.model import Model, load_model
-from budgetft.predict.trace import trace_step, with_indices
+from budgetft.predict.known import with_indices
+from budgetft.predict.trace import trace_step
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
 from budgetft.workload import Shape

@@ -1,7 +1,6 @@
 """A model that no single card holds is planned for several that share its frozen layers out."""
 
 import pytest
-from rounding import arithmetic
 
 from budgetft.cli import main
 from budgetft.measure.job import planned_job
@@ -48,7 +47,7 @@ def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
 def test_cards_share_the_micro_batches_of_a_step(four):
     job = planned_job(four, device="cuda", evidence="predicted").replace(shared=False)
     alone, together = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
-    assert together == arithmetic(alone / 4, operations=1000)
+    assert alone / 4 < together < alone / 4 * 1.02, "the optimizer's step is each card's own"
     assert four.knobs.grad_accum >= 4
 
 

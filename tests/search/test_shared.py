@@ -360,9 +360,10 @@ def test_what_others_probe_is_not_proposed_and_what_is_like_it_is_worth_less(cla
     estimates = [truth.formula.estimate(knobs) for knobs in grid]
     sampler = ResidualSampler(grid, estimates, budget_bytes=truth.budget_bytes)
     worker = make()
-    for _ in range(3):
-        knobs, _ = sampler.propose(worker.study.get_trials())
-        assert knobs is not None
+    for _ in range(1):
+        choice = sampler.choose(worker.study.get_trials())
+        assert choice is not None
+        knobs = grid[choice]
         trial = worker.take(knobs)
         assert trial is not None
         worker.tell(trial, truth.outcome(knobs), truth.formula.estimate(knobs))

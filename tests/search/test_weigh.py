@@ -27,7 +27,7 @@ class Law:
 
     def work(self, micro_batch, checkpointed_layers):
         gpu, known = load_gpu("v100-16g"), load_calibration("no such card")
-        flops = 0.1 * gpu.fp16_tflops * 1e12 * known.matmul_efficiency * micro_batch / 8
+        flops = 0.1 * gpu.fp16_tflops * 1e12 * known.speeds_of(gpu).product_share.value * micro_batch / 8
         return [
             Work(phase="vision", flops=flops, moved_bytes=0, kernels=0),
             Work(phase="forward", flops=flops * 50, moved_bytes=0, kernels=0),
