@@ -21,6 +21,7 @@ class Card:
     speed: float
     """Cores times the highest clock, for comparing cards of a host; 0 when the driver does not say."""
     handle: Any = None
+    capability: tuple[int, int] | None = None
     slices: tuple["Card", ...] = ()
     """With MIG on: a process sees only these, and CUDA gives it one."""
 
@@ -103,8 +104,12 @@ def _card(handle: Any) -> Card:
     speed = 0.0
     with suppress(pynvml.NVMLError):
         speed = float(pynvml.nvmlDeviceGetNumGpuCores(handle) * pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM))
+    capability = None
+    with suppress(pynvml.NVMLError):
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        capability = (int(major), int(minor))
     uuid, name = _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle))
-    return Card(uuid=uuid, name=name, speed=speed, handle=handle, slices=tuple(_slices(handle)))
+    return Card(uuid=uuid, name=name, speed=speed, handle=handle, capability=capability, slices=tuple(_slices(handle)))
 
 
 def _slices(handle: Any) -> Iterator[Card]:
@@ -163,20 +168,22 @@ def pinned(environment: Mapping[str, str]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[0].uuid} if visible and len(cards) > 1 else {}
 
 
-def unlisted_card(card: Card) -> Gpu:
-    """A profile of ``card`` from what its driver says: no rates, which are its class's until they are measured."""
-    import pynvml
+def unlisted_card(card: Card, memory_bytes: int) -> Gpu | None:
+    """A profile of ``card`` from what its driver says: no rates, which are its class's until they are measured.
 
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(card.handle)
-    by = "the driver"
+    None where the driver does not say its compute capability.
+    """
+    if card.capability is None:
+        return None
+    ampere = card.capability >= (8, 0)
     return Gpu(
         name=re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-"),
         title=card.name,
         device_names=(card.name,),
-        memory_mib=memory_of(card) // MIB,
-        compute_capability=f"{major}.{minor}",
-        native_bf16=(major, minor) >= (8, 0),
-        flash_attention=(major, minor) >= (8, 0),
+        memory_mib=memory_bytes // MIB,
+        compute_capability="{}.{}".format(*card.capability),
+        native_bf16=ampere,
+        flash_attention=ampere,
         efficient_attention=True,
-        sources=dict.fromkeys(("device_names", "memory_mib", "compute_capability"), by),
+        sources=dict.fromkeys(("device_names", "memory_mib", "compute_capability"), "the driver"),
     )

@@ -49,9 +49,9 @@ class Estimate(Value):
     process_peak_bytes: int
     step_seconds: float | None
     samples_per_second: float | None
-    speed_low: float | None = None
+    speed_low: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """With ``speed_high``, the range of ``samples_per_second`` that holds the true one with 80 %; None: measured, or older."""
-    speed_high: float | None = None
+    speed_high: float | None = Field(default=None, exclude_if=lambda value: value is None)
     fits: bool
     terms: tuple[Term, ...]
     evidence: Evidence = "predicted"
@@ -111,7 +111,7 @@ class Outcome(Value):
     step_seconds: float | None = None
     samples_per_second: float | None = None
     timed_seconds: tuple[float, ...] = ()
-    speed_error: float | None = Field(default=None, ge=0.0)
+    speed_error: float | None = Field(default=None, ge=0.0, exclude_if=lambda value: value is None)
     """Standard error of ``samples_per_second`` as a share of it; None where too little was timed to say, and in older files."""
     loss: float | None = None
     wall_seconds: float = Field(default=0.0, ge=0.0)

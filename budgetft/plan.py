@@ -81,9 +81,9 @@ class PriceRow(Value):
     knobs: Knobs | None
     """The best setting there; None when nothing fits."""
     samples_per_second: float | None
-    speed_low: float | None = None
+    speed_low: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """With ``speed_high``, as of :class:`budgetft.outcome.Estimate`."""
-    speed_high: float | None = None
+    speed_high: float | None = Field(default=None, exclude_if=lambda value: value is None)
     process_peak_bytes: int | None
     evidence: Evidence
 

@@ -1,9 +1,10 @@
 """The probe's process: loads one model, then answers one setting a line until something fails.
 
 ``python -m budgetft.measure.child RESULT_FD`` reads JSON lines on stdin: first a job with the knobs to build for, then
-``{"knobs": ..., "timed_steps": n}``. It writes JSON lines to RESULT_FD: ``{"hello": stack}``, ``{"phase": name}`` whenever the
-phase changes, and ``{"outcome": ...}`` for each setting. After an out-of-memory it answers and ends: what such a process
-allocates afterwards proves nothing. Weights are random unless the job names some; content never matters, shapes do.
+``{"knobs": ..., "timed_steps": n}``, with another ``"job"`` where that changes. It writes JSON lines to RESULT_FD:
+``{"hello": stack}``, ``{"phase": name}`` whenever the phase changes, and ``{"outcome": ...}`` for each setting. After an
+out-of-memory it answers and ends: what such a process allocates afterwards proves nothing. Weights are random unless the job
+names some; content never matters, shapes do.
 """
 
 import json
@@ -264,6 +265,8 @@ def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> int:
         for line in lines:
             request = json.loads(line)
             knobs = Knobs.read(request["knobs"], source="request")
+            if "job" in request:
+                probing.rebind(Job.read(request["job"], source="request"))
             outcome = probing.probe(knobs, timed_steps=request["timed_steps"])
             answer({"outcome": outcome.model_dump(mode="json")})
             if not outcome.fits:

@@ -1,6 +1,7 @@
 """What is held fixed while knobs are tried: card, budget, model, contract, shapes, and where the probes run."""
 
 import hashlib
+import json
 from typing import Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.outcome import Evidence
-from budgetft.plan import Plan, load_planned_model
+from budgetft.plan import Plan, config_fingerprint, load_planned_model
 from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
@@ -63,6 +64,12 @@ class Job(Value):
         """Probes with the same key can share a loaded model."""
         tower = "no tower" if knobs.vision == "cached" else "tower"
         return f"{knobs.base_precision}/{knobs.allocator}/{tower}"
+
+    def loaded_key(self) -> str:
+        """Jobs with the same key can share a loaded model with its adapters: their shapes and effective batches may differ."""
+        adapters = self.contract.model_dump(include={"rank", "alpha", "targets", "lora_dropout", "seed"})
+        facts = [config_fingerprint(self.model), self.weights, adapters, self.gpu.name, self.budget_bytes, self.device]
+        return json.dumps(facts, sort_keys=True, default=str)
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""

@@ -54,6 +54,8 @@ class Prober:
         self._on_phase = on_phase
         self._clock = clock
         self._child: _Child | None = None
+        self._told: Job | None = None
+        """The job that the child has been told."""
 
     def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
         """Measure ``knobs``; ``fresh`` starts a new process for it. Every ending is an Outcome; only Ctrl-C raises."""
@@ -68,6 +70,12 @@ class Prober:
             self.close()
         return outcome
 
+    def rebind(self, job: Job) -> None:
+        """Probe ``job`` from now on. The child goes on where the model that it has loaded serves that too."""
+        if self._child is not None and job.loaded_key() != self.job.loaded_key():
+            self.close()
+        self.job = job
+
     def _ask(self, knobs: Knobs, *, fresh: bool) -> Outcome:
         key = self.job.build_key(knobs)
         if self._child is not None and (fresh or self._child.key != key):
@@ -76,10 +84,13 @@ class Prober:
             environment = {**os.environ, **(pinned(os.environ) if self.job.device == "cuda" else {})}
             self._child = _Child(self._command, key, knobs.allocator, self._on_phase, environment, self._clock)
             first = {"job": self.job.model_dump(mode="json"), "knobs": knobs.model_dump(mode="json")}
+            self._told = self.job
             failed = self._child.talk(first, "ready", self._load_seconds)
             if "ready" not in failed:
                 return self._ended(knobs, failed)
         request = {"knobs": knobs.model_dump(mode="json"), "timed_steps": self._timed_steps}
+        if self._told is not self.job:
+            request["job"], self._told = self.job.model_dump(mode="json"), self.job
         return self._ended(knobs, self._child.talk(request, "outcome", self._probe_seconds))
 
     def _ended(self, knobs: Knobs, reply: dict[str, Any]) -> Outcome:

@@ -11,7 +11,6 @@ from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
-from budgetft.measure.machine import speeds_here
 from budgetft.outcome import CONNECTION, Estimate, Term
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
 from budgetft.predict.clock import (
@@ -24,6 +23,7 @@ from budgetft.predict.clock import (
     spread_of,
 )
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
+from budgetft.predict.machine import speeds_here
 from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
@@ -63,7 +63,7 @@ class Estimator:
     def _speeds_of(self, job: Job) -> Speeds:
         gpu = job.host or job.gpu
         believed = self.calibration.speeds_of(gpu)
-        return believed if job.device == "cpu" else speeds_here(believed, gpu)
+        return believed if job.device == "cpu" else speeds_here(believed, gpu, kernels_of=job.gpu)
 
     def law(self, knobs: Knobs) -> Law:
         """The law of everything but micro-batch and checkpointed layers."""

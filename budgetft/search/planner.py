@@ -14,8 +14,9 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Candidate
+from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner
+from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner, learned_speeds
 from budgetft.search.claims import Claims
 from budgetft.search.floor import Alternatives, nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
@@ -25,7 +26,9 @@ from budgetft.search.storage import held_study, is_shared
 from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
 from budgetft.search.transfer import Transferred
 
-Stage = Literal["trace", "baseline", "search", "confirm"]
+LEFT_FOR_SEARCH = 2
+"""Probes that the baseline leaves, besides the one that confirms."""
+Stage = Literal["trace", "baseline", "search", "confirm", "price"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Choice:
     predictions: tuple[Estimate, ...] = ()
     """Of each outcome, without its terms."""
     confirmed: Outcome | None = None
+    speeds: Speeds | None = None
+    """What is believed of the GPU's speed after the probes; None where there is no time model of it."""
     workers: tuple[str, ...] = ()
     """Who made each outcome, where several may have shared the work."""
 
@@ -165,6 +170,13 @@ class Planner:
         offset = FREE_OFFSET if self.job.device == "cpu" else OFFSET
         return Learner(places(grid), seconds, clock=clock, speeds=self.estimator.speeds, offset=offset)
 
+    def _learned_speeds(self, claims: Claims) -> Speeds | None:
+        sampler = claims.study.sampler
+        if self.job.device == "cpu" or not isinstance(sampler, ResidualSampler) or self.estimator.clock([]) is None:
+            return None
+        learned = sampler.learned(claims.study.get_trials(deepcopy=False))
+        return learned_speeds(self.estimator.speeds, learned, f"{len(self.outcomes)} probes of this job")
+
     def _study_name(self) -> str:
         stack = None if self.prober is None else self.prober.stack
         return study_name(self.job, stack, self.sampler, vision=self.vision, base_precision=self.base_precision)
@@ -193,7 +205,11 @@ class Planner:
                 return
 
     def _probe_baseline(self, claims: Claims, stock: Sequence[Knobs], estimates: dict[Knobs, Estimate]) -> None:
-        """The stock recipe from its largest predicted micro-batch up while it fits, or down until it does."""
+        """The stock recipe from its largest predicted micro-batch up while it fits, or down until it does.
+
+        Two probes are left for the search, however few there are.
+        """
+        most = max(1, self.max_probes - 1 - LEFT_FOR_SEARCH)
         sizes = [knobs for knobs in stock if estimates[knobs].tensor_peak_bytes <= self.job.budget_bytes]
         if not sizes:
             return
@@ -201,9 +217,9 @@ class Planner:
         found = self._run(claims, sizes[start], estimates, stage="baseline")
         if found is not None and found.fits and start + 1 < len(sizes):
             nearly = estimates[sizes[start + 1]].reserved_peak_bytes <= self.job.budget_bytes
-            if nearly:
+            if nearly and len(self.outcomes) < most:
                 self._run(claims, sizes[start + 1], estimates, stage="baseline")
-        while found is not None and not found.fits and start > 0:
+        while found is not None and not found.fits and start > 0 and len(self.outcomes) < most:
             start -= 1
             found = self._run(claims, sizes[start], estimates, stage="baseline")
 
@@ -332,6 +348,7 @@ class Planner:
             outcomes=tuple(outcomes),
             predictions=tuple(estimates[outcome.knobs].replace(terms=()) for outcome in outcomes),
             confirmed=confirmed,
+            speeds=self._learned_speeds(claims),
             workers=tuple(origins.get(o, (-1, claims.worker))[1] for o in outcomes) if claims.shared else (),
         )
 

@@ -15,25 +15,25 @@ from budgetft.cards import first_visible, memory_of, takes_expandable_segments, 
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.knobs import Allocator, Knobs, Precision, Vision
+from budgetft.knobs import Allocator, Precision
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
-from budgetft.measure.machine import known_machine, measure_machine
 from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
-from budgetft.plan import FRAMES, Candidate, Plan, PriceRow, Proof, Target, refer
-from budgetft.predict.calibrate import Calibration
+from budgetft.plan import Plan, PriceRow, Proof, Target, refer
 from budgetft.predict.estimator import Estimator
+from budgetft.predict.machine import known_machine, measure_machine
 from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.prices import Pricing
 from budgetft.search.ranking import speed
 from budgetft.search.space import padding_of
 from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
-from budgetft.workload import Workload, frames_label
+from budgetft.workload import Workload
 
 WORTH_SHARING = 1.1
 """Times as fast as with the whole base on each card, from which its layers are shared out: no less can be told beforehand."""
@@ -122,7 +122,7 @@ def find_place(request: PlanRequest) -> Place | None:
         f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
     listed = (gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes))
-    host = next(listed, None) or unlisted_card(card)
+    host = next(listed, None) or unlisted_card(card, memory_bytes)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
@@ -144,9 +144,9 @@ class Found:
     request: PlanRequest
     job: Job
     choice: Choice
-    calibration: Calibration
     estimator: Estimator | Transferred
     weighed: Weighed | None
+    prices: tuple[PriceRow, ...]
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -208,10 +208,23 @@ def _search(request: PlanRequest, place: Place | None) -> Found:
             planner.prober = prober
             planner.ledger = None if request.ledger is None else Ledger(request.ledger)
             choice = planner.plan()
+            prices = _pricing(request, job, choice, planner).rows()
     else:
         choice = planner.plan()
-    return Found(
-        request=request, job=job, choice=choice, calibration=estimator.calibration, estimator=estimator, weighed=weighed
+        prices = _pricing(request, job, choice, planner).rows()
+    return Found(request=request, job=job, choice=choice, estimator=estimator, weighed=weighed, prices=prices)
+
+
+def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> Pricing:
+    return Pricing(
+        job=job,
+        choice=choice,
+        ranges=request.ranges,
+        job_under=lambda contract: make_job(request, contract, None),
+        speeds=choice.speeds,
+        prober=planner.prober,
+        ledger=planner.ledger,
+        on_event=request.on_event,
     )
 
 
@@ -260,7 +273,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
 def _plan(found: Found, place: Place | None, started: float) -> Plan:
     from budgetft.predict.stages import stage_peaks  # loads torch
 
-    request, job, choice, calibration = found.request, found.job, found.choice, found.calibration
+    request, job, choice, calibration = found.request, found.job, found.choice, found.estimator.calibration
     winner = choice.winner
     unprobed = (
         f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
@@ -284,7 +297,7 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
         baseline=choice.baseline,
         over_baseline=_over_baseline(found),
         stages=stage_peaks(job, winner.knobs, winner.estimate),
-        price_list=tuple(_prices(request, job, choice)),
+        price_list=found.prices,
         runners_up=choice.runners_up,
         workload=job.workload,
         padding=padding_of(job, winner.knobs.micro_batch),
@@ -302,69 +315,6 @@ def _over_baseline(found: Found) -> tuple[float, float] | None:
         return None  # both were timed on the CPU
     estimator = found.estimator
     return estimator.ratio_range(winner.knobs, baseline.knobs) if isinstance(estimator, Estimator) else None
-
-
-def _prices(request: PlanRequest, job: Job, choice: Choice) -> list[PriceRow]:
-    """The best predicted setting at each further value of each range, the floor first."""
-    rows = []
-    for axis, values in request.ranges.items():
-        if axis == FRAMES:
-            rows += _frame_prices(request, job, choice, values)
-            continue
-        rows.append(_row(axis, getattr(job.contract, axis), choice.winner, choice.winner.estimate.evidence))
-        for value in values:
-            request.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
-            contract = job.contract.replace(**{axis: value}, **({"alpha": 2 * value} if axis == "rank" else {}))
-            rows.append(_price(make_job(request, contract, None), axis, value, choice.winner.knobs))
-    return rows
-
-
-def _frame_prices(request: PlanRequest, job: Job, choice: Choice, counts: Sequence[int]) -> list[PriceRow]:
-    """The same at each number of frames an example, the plan's own among them: it is a fact of the data, not a floor."""
-    workload, rows = job.workload, []
-    own = (workload.most_frames, workload.is_video)
-    for count, video in frame_steps(workload, counts):
-        value = frames_label(count, video=video)
-        if (count, video) == own:
-            rows.append(_row(FRAMES, value, choice.winner, choice.winner.estimate.evidence))
-            continue
-        request.on_event(Event(stage="trace", text=f"price of {FRAMES} {value}"))
-        other = workload.with_frames(count, job.model, video=video)
-        asked = make_job(request, job.contract, None).replace(workload=other)
-        rows.append(_price(asked, FRAMES, value, choice.winner.knobs))
-    return rows
-
-
-def frame_steps(workload: Workload, counts: Sequence[int]) -> list[tuple[int, bool]]:
-    """``counts`` and the frames that ``workload`` has, each with whether as a video: as both where the data is video."""
-    own = (workload.most_frames, workload.is_video)
-    videos = [(count, True) for count in counts if count > 1 and workload.is_video]
-    return sorted({own, *videos, *((count, False) for count in counts)})
-
-
-def _price(job: Job, axis: str, value: object, like: Knobs) -> PriceRow:
-    """The best predicted setting of ``job`` with the vision and the type of ``like``."""
-    vision: Vision = "cached" if like.vision == "cached" else "frozen"
-    try:
-        planner = Planner(
-            job=job, estimator=Estimator(job), vision=vision, base_precision=like.base_precision, allocator=like.allocator
-        )
-        return _row(axis, value, planner.plan().winner, "predicted")
-    except NothingFits:
-        return _row(axis, value, None, "predicted")
-
-
-def _row(axis: str, value: object, best: Candidate | None, evidence: Evidence) -> PriceRow:
-    return PriceRow(
-        axis=axis,
-        value=str(value),
-        knobs=None if best is None else best.knobs,
-        samples_per_second=None if best is None else best.estimate.samples_per_second,
-        speed_low=None if best is None else best.estimate.speed_low,
-        speed_high=None if best is None else best.estimate.speed_high,
-        process_peak_bytes=None if best is None else best.estimate.process_peak_bytes,
-        evidence=evidence,
-    )
 
 
 def environment(place: Place | None) -> dict[str, str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from budgetft.gpu import load_gpu
+from budgetft.gpu import gpu_of_device, load_gpu
+from budgetft.knobs import is_stock
 from budgetft.measure.ledger import Ledger
-from budgetft.predict.calibrate import Observation, fit_calibration, write_calibration
+from budgetft.predict.calibrate import Observation, fit_calibration, load_calibration, write_calibration
+from budgetft.predict.clock import Clock
 from budgetft.predict.estimator import Estimator
 
 
@@ -30,19 +32,24 @@ def main() -> None:
                 continue
             assert outcome.process_peak_bytes is not None
             assert outcome.stack is not None
-            estimator = estimators.setdefault(job.fingerprint(), Estimator(job))
+            host = gpu_of_device(outcome.stack.card)
+            here = job if host is None or host.name == job.gpu.name else job.replace(host=host)
+            estimator = estimators.setdefault(job.fingerprint(), Estimator(here, calibration=load_calibration("no such card")))
             knobs, law = outcome.knobs, estimator.law(outcome.knobs)
             live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
             blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
+            alone = len(outcome.timed_seconds) > 1
             observations.append(
                 Observation(
                     blocks_bytes=live + blocks,
                     reserved_bytes=live + kept,
-                    work=law.work(knobs.micro_batch, knobs.checkpointed_layers),
+                    work=estimator.step_work(knobs),
                     allocated_peak_bytes=outcome.allocated_peak_bytes,
                     reserved_peak_bytes=outcome.reserved_peak_bytes,
                     process_peak_bytes=outcome.process_peak_bytes,
-                    micro_seconds=outcome.micro_seconds,
+                    step_seconds=outcome.step_seconds if alone else None,
+                    error=outcome.speed_error or 0.05,
+                    stock=is_stock(knobs),
                 )
             )
             torch, evidence = outcome.stack.torch, outcome.evidence
@@ -51,8 +58,11 @@ def main() -> None:
         f"{len(observations)} probes in {', '.join(Path(path).name for path in ledgers)}, by reports/prediction/calibrate.py"
     )
     made = fit_calibration(observations, gpu, name=card, evidence=evidence, torch=torch, source=source)
-    timed = [o for o in observations if o.micro_seconds]
-    ratios = np.array([(made.micro_seconds(o.work, gpu) or 0) / (o.micro_seconds or 1) for o in timed])
+    timed = [o for o in observations if o.step_seconds]
+    assert made.speeds is not None
+    clock = Clock(works=[o.work for o in timed], tflops=made.speeds.tflops, gb_per_s=made.speeds.gb_per_s)
+    said = np.exp(clock.log_seconds(made.speeds.middle_Q[None])[0])
+    ratios = said / np.array([o.step_seconds for o in timed])
     print(made.model_dump_json(indent=2))
     print(f"seconds predicted over measured: median {np.median(ratios):.2f}, from {ratios.min():.2f} to {ratios.max():.2f}")
     write_calibration(made, Path(out))

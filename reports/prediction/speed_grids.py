@@ -125,7 +125,7 @@ def machine(out: str) -> None:
     import torch
 
     from budgetft.measure.child import current_stack
-    from budgetft.measure.machine import read_machine
+    from budgetft.predict.look import read_machine
 
     begun, stack = time.monotonic(), current_stack("cuda")
     found = read_machine(stack.card, stack.driver, dtype=torch.float16)

@@ -90,6 +90,25 @@ def test_a_step_of_unlike_examples_is_timed_by_its_micro_batches(make_job, make_
     assert bucketed.step_seconds == arithmetic(long_one + short_one + bucketed.optimizer_seconds)
 
 
+def test_a_child_serves_other_shapes_of_the_same_model_and_another_rank_is_another_child(
+    make_job, make_knobs, real_child, pids
+):
+    job, long = make_job(), Shape(images=((56, 56),), text_tokens=300, supervised_tokens=8)
+    other = job.replace(workload=Workload.uniform(long))
+    wider = job.replace(contract=job.contract.replace(rank=2 * job.contract.rank, alpha=2 * job.contract.alpha))
+    with Prober(job, stack=None, command=real_child) as prober:
+        prober.probe(make_knobs(1))
+        prober.rebind(other)
+        moved = prober.probe(make_knobs(1))
+        assert len(read_pids(pids)) == 1
+        prober.rebind(wider)
+        prober.probe(make_knobs(1))
+        assert len(read_pids(pids)) == 2
+    with Prober(other, stack=None, command=real_child) as prober:
+        straight = prober.probe(make_knobs(1))
+    assert moved.process_peak_bytes == straight.process_peak_bytes
+
+
 def test_other_weights_mean_another_child_and_weights_over_the_budget_end_while_loading(make_job, make_knobs, real_child, pids):
     with Prober(make_job(budget_bytes=MIB), stack=None, command=real_child) as prober:
         outcome = prober.probe(make_knobs(1))

@@ -1,4 +1,4 @@
-"""Learning speed from probes: parameters that a made-up machine has are found, and uncertainty is believed as far as it goes."""
+"""Learning speed from probes: a made-up machine is found out, and uncertainty is believed as far as it goes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Measuring a GPU and its host, in a process of its own: ``python -m budgetft.measure.look REQUEST``.
+"""Measuring a GPU and its host, in a process of its own: ``python -m budgetft.predict.look REQUEST``.
 
 Launches are timed by the very step on a model so small that the GPU waits for the host; kernels by replays of a CUDA graph,
 in which the host takes no part.
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from budgetft.gpu import Gpu
-from budgetft.measure.machine import Attended, Machine, Product, Reading, processor_name
 from budgetft.outcome import Stack
+from budgetft.predict.machine import Attended, Machine, Product, Reading, processor_name
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,11 @@ import pytest
 
 from budgetft.errors import BudgetftError
 from budgetft.gpu import load_gpu
-from budgetft.measure import machine as module
-from budgetft.measure.look import PRODUCTS
-from budgetft.measure.machine import Machine, Product, Reading, keep_machine, known_machine, measure_machine, speeds_here
 from budgetft.outcome import Stack
+from budgetft.predict import machine as module
 from budgetft.predict.clock import PARAMETERS, prior_speeds
+from budgetft.predict.look import PRODUCTS
+from budgetft.predict.machine import Machine, Product, Reading, keep_machine, known_machine, measure_machine, speeds_here
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 
@@ -58,7 +58,7 @@ def test_what_was_measured_makes_every_belief_about_it_surer(machine):
         assert getattr(taught, name).factor < getattr(prior, name).factor
         assert "measured on NVIDIA H200" in getattr(taught, name).source
     assert taught.product_bytes_share == prior.product_bytes_share
-    assert 0.6 < taught.product_share.value < 0.66  # 638 of 989 TFLOP/s
+    assert 0.57 < taught.product_share.value < 0.62  # 638 of 989 TFLOP/s, and a step reaches 0.92 of that
 
 
 def test_the_attention_that_the_gpu_would_use_is_the_one_that_teaches():
@@ -103,7 +103,7 @@ def test_without_the_gpu_at_hand_nothing_is_taken_from_the_cache(here, monkeypat
     keep_machine(here, STACK)
     monkeypatch.setattr(module, "first_visible", lambda environment: None)
     prior = prior_speeds(H200)
-    assert speeds_here(prior, H200) == prior
+    assert speeds_here(prior, H200, kernels_of=H200) == prior
 
 
 def test_with_it_at_hand_an_estimate_knows_what_was_measured(here, monkeypatch):
@@ -114,5 +114,5 @@ def test_with_it_at_hand_an_estimate_knows_what_was_measured(here, monkeypatch):
     monkeypatch.setattr(module, "driver_version", lambda: "580.1")
     monkeypatch.setattr(module.Stack, "here", classmethod(lambda cls, card, driver: STACK))
     prior = prior_speeds(H200)
-    assert speeds_here(prior, H200) == here.teach(prior, H200)
-    assert speeds_here(prior, load_gpu("v100-16g")) == prior, "another card is not at hand"
+    assert speeds_here(prior, H200, kernels_of=H200) == here.teach(prior, H200)
+    assert speeds_here(prior, load_gpu("v100-16g"), kernels_of=H200) == prior, "another card is not at hand"

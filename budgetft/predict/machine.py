@@ -1,4 +1,4 @@
-"""What a GPU and its host did in ten seconds of measuring (:mod:`budgetft.measure.look`), kept for every later plan there.
+"""What a GPU and its host did in ten seconds of measuring (:mod:`budgetft.predict.look`), kept for every later plan there.
 
 The figures are those that the priors of the time model (:mod:`budgetft.predict.clock`) are about.
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 180.0
 """That the measuring process may take, its imports included; on an H200 it took 12."""
+STEP_PRODUCTS = 0.92
+"""Of the rate of one large product, what those of a step reach beside their bytes: 0.57 to 0.6 against 0.64 on an H200."""
 SMALL_IN_STEP = 2.4
 """Times as long as in a CUDA graph that a small kernel takes in a step: 2.0 to 2.2 against 0.85 microseconds on an H200."""
 NOISY = 0.15
@@ -113,7 +115,7 @@ class Machine(Value):
         return [f"{name} varied by {spread:.0%} between repeats" for name, spread in noisy]
 
     def teach(self, speeds: Speeds, gpu: Gpu) -> Speeds:
-        """``speeds`` of ``gpu`` after this: each belief weighed with what was measured of it.
+        """``speeds`` after this: each belief weighed with what was measured of it. ``gpu``: whose attention kernels will run.
 
         What a step reaches of each is from reports/prediction, as are the factors to which it held there.
         """
@@ -122,7 +124,7 @@ class Machine(Value):
             "forward_launch_seconds": (self.forward_launch.seconds, 1.3),
             "backward_launch_seconds": (self.backward_launch.seconds, 1.6),
             "small_kernel_seconds": (SMALL_IN_STEP * self.small_kernel.seconds, 1.25),
-            "product_share": (largest.flops / largest.reading.seconds / (speeds.tflops * 1e12), 1.12),
+            "product_share": (STEP_PRODUCTS * largest.flops / largest.reading.seconds / (speeds.tflops * 1e12), 1.12),
             "bandwidth_share": (
                 STEP_BANDWIDTH * self.elementwise_bytes / self.elementwise.seconds / (speeds.gb_per_s * 1e9),
                 1.12,
@@ -174,7 +176,7 @@ def measure_machine(stack: Stack, gpu: Gpu, *, seconds: float = LOOK_SECONDS) ->
     """
     environment = {**os.environ, **pinned(os.environ)}
     asked = {"stack": stack.model_dump(mode="json"), "gpu": gpu.model_dump(mode="json")}
-    command = [sys.executable, "-m", "budgetft.measure.look", json.dumps(asked)]
+    command = [sys.executable, "-m", "budgetft.predict.look", json.dumps(asked)]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     except subprocess.TimeoutExpired:
@@ -187,13 +189,16 @@ def measure_machine(stack: Stack, gpu: Gpu, *, seconds: float = LOOK_SECONDS) ->
     return machine
 
 
-def speeds_here(speeds: Speeds, gpu: Gpu) -> Speeds:
-    """``speeds`` of ``gpu``, and where that very card is at hand and was measured before, with what was found."""
+def speeds_here(speeds: Speeds, gpu: Gpu, *, kernels_of: Gpu) -> Speeds:
+    """``speeds`` of ``gpu``, and where that very card is at hand and was measured before, with what was found.
+
+    ``kernels_of``: the card whose attention kernels run, which is another where ``gpu`` stands in for it.
+    """
     card = first_visible(os.environ)
     if card is None or not gpu.is_card(card.name, memory_of(card)):
         return speeds
     machine = known_machine(Stack.here(card.name, driver_version()))
-    return speeds if machine is None else machine.teach(speeds, gpu)
+    return speeds if machine is None else machine.teach(speeds, kernels_of)
 
 
 def _path(stack: Stack) -> Path:
