@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,9 @@ from rich.table import Column, Table
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
 from budgetft.units import format_gib
+
+if TYPE_CHECKING:
+    from budgetft.outcome import Stack
 
 # What the list shows of a card: the key in the JSON object, and a heading that leaves it within 80 columns.
 _COLUMNS = {
@@ -29,16 +32,28 @@ _COLUMNS = {
 def gpus(
     name: Annotated[str | None, typer.Argument(help="A card, or a TOML file; all cards when left out.")] = None,
     detect: Annotated[bool, typer.Option("--detect", help="Measure the card at hand and write its profile.")] = False,
-    out: Annotated[Path | None, typer.Option(help="With --detect: the profile's file; NAME.toml when left out.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Probe the card at hand for some minutes and write its calibration.")
+    ] = False,
+    add: Annotated[Path | None, typer.Option(help="Use this calibration of another's from now on, if it can be true.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --detect or --calibrate: the file; NAME.toml or NAME.json when left out.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """List the cards that can be planned for, or one card with the source of each figure."""
-    if detect:
+    if sum((detect, calibrate, add is not None)) > 1:
+        raise UsageError("--detect, --calibrate and --add are three commands; give one of them")
+    if add is not None:
+        _add(add)
+    elif calibrate:
+        _calibrate(name, out)
+    elif detect:
         if name is not None:
             raise UsageError(f"--detect measures the card at hand; leave {name!r} out")
         _detect(out, json_output)
     elif out is not None:
-        raise UsageError("--out goes with --detect")
+        raise UsageError("--out goes with --detect or --calibrate")
     elif name is None:
         rows = [describe(load_gpu(known)) for known in gpu_names()]
         _print_json({"gpus": rows}) if json_output else _print_all(rows)
@@ -56,6 +71,58 @@ def _detect(out: Path | None, json_output: bool) -> None:
     row = describe(load_gpu(str(path)))
     _print_json(row) if json_output else _print_one(row)
     print(f"written to {path}; next: budgetft plan --gpu {path}", file=sys.stderr)
+
+
+def _add(path: Path) -> None:
+    from budgetft.predict.calibrate import add_calibration
+
+    found = add_calibration(path)
+    print(f"calibration of {found.card} ({found.source}) is used from now on; next: budgetft estimate --gpu {found.card}")
+
+
+def _calibrate(name: str | None, out: Path | None) -> None:
+    from budgetft.cli.progress import planning
+    from budgetft.measure.probe import Prober
+    from budgetft.predict.calibrate import add_calibration, write_calibration
+    from budgetft.predict.machine import known_machine, measure_machine
+    from budgetft.search.calibrate_gpu import calibrate, calibration_job
+
+    gpu, stack = _at_hand(name)
+    path = out or Path(f"{gpu.name}.json")
+    if path.exists():
+        raise UsageError(f"{path} exists", hint="choose another --out")
+    with planning(quiet=False) as (event, note):
+        note("measuring the GPU and its host, some ten seconds; then some probes, under five minutes in all")
+        machine = known_machine(stack) or measure_machine(stack, gpu)
+        for warning in machine.warnings():
+            note(f"{warning}: is the GPU shared, or throttling? calibrate again when it is idle")
+        with Prober(calibration_job(gpu), stack=stack) as prober:
+            made, _ = calibrate(gpu, stack, machine, prober, on_event=event)
+    write_calibration(made, path)
+    if name is None:
+        add_calibration(path)
+    print(f"written to {path}, and used here from now on; CONTRIBUTING.md says how to share it")
+
+
+def _at_hand(name: str | None) -> "tuple[Gpu, Stack]":
+    """The profile of the card at hand, or ``name``, which must be of it, and the software."""
+    import os
+
+    from budgetft.cards import first_visible, memory_of
+    from budgetft.measure.child import current_stack
+
+    stack = current_stack("cuda")  # raises where there is no card
+    card = first_visible(os.environ)
+    assert card is not None
+    known = [load_gpu(name)] if name is not None else [load_gpu(each) for each in gpu_names()]
+    found = next((gpu for gpu in known if gpu.is_card(card.name, memory_of(card))), None)
+    if found is None:
+        wanted = "is not in the list" if name is None else f"is not {name}"
+        raise UsageError(
+            f"{card.name} {wanted}",
+            hint="budgetft gpus --detect writes a profile of it; then budgetft gpus NAME.toml --calibrate",
+        )
+    return found, stack
 
 
 def describe(gpu: Gpu) -> dict[str, Any]:

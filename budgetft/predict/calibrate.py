@@ -10,18 +10,26 @@ import numpy as np
 from pydantic import Field
 
 from budgetft.errors import UsageError
-from budgetft.gpu import Gpu
+from budgetft.gpu import Gpu, load_gpu
 from budgetft.outcome import Evidence
 from budgetft.plan import write_text_atomically
-from budgetft.predict.clock import Clock, Speeds, StepWork, prior_speeds, rows_of
+from budgetft.predict.clock import LAUNCHES, PARAMETERS, Clock, Speeds, StepWork, prior_speeds, rows_of
 from budgetft.predict.law import Work
+from budgetft.predict.store import cache_folder
 from budgetft.profiles import profiles_folder
+from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 
 FOREIGN_STACK_SHARE = 0.01
 """Of a process peak. Traces on torch 2.14 were that far from probes on 2.11 at the 95th percentile (reports/prediction)."""
 OLDER = 1.5
 """To which factor the three speeds of an older calibration are believed: the formula that they were fitted with was another."""
+MOST_UNCERTAIN = 0.2
+"""Of a process peak: a calibration that leaves more is of no use."""
+LEAST_LAUNCH = 5e-7
+"""Seconds: the driver alone takes more."""
+MOST_COPY = 500.0
+"""GB/s from the host: NVLink to a Grace host has 450."""
 FEW_PROBES = 20
 FEW_SHARE = 0.03
 """Of a process peak: the least uncertainty that so few probes leave; 60 of one job had a worst error of 2.9 %."""
@@ -106,20 +114,35 @@ class Observation:
 def load_calibration(name: str, evidence: Evidence = "measured") -> Calibration:
     """The calibration made for the card profile ``name`` (``cpu`` for the byte meter), else the assumed one.
 
+    The user's own (:func:`add_calibration`) come before those that ship.
+
     A card that stands in for others (``evidence`` emulated) runs other kernels than by itself: of two, the one made so.
     """
     folder = profiles_folder() / "calibrations"
-    found = [(path, data) for path in sorted(folder.glob("*.json")) if (data := read_json(path)).get("card") == name]
+    files = [*sorted((cache_folder() / "calibrations").glob("*.json")), *sorted(folder.glob("*.json"))]
+    found = [(path, data) for path in files if (data := read_json(path)).get("card") == name]
     for path, data in sorted(found, key=lambda pair: pair[1].get("evidence") != evidence):
-        return Calibration.read(data, source=str(path))
+        calibration = Calibration.read(data, source=str(path))
+        if path.parent != folder:
+            check_calibration(calibration, load_gpu(name))
+        return calibration
     return Calibration.read(read_json(folder / "assumed.json"), source="assumed.json")
 
 
 def fit_calibration(
-    observations: Sequence[Observation], gpu: Gpu, *, name: str, evidence: Evidence, torch: str, source: str
+    observations: Sequence[Observation],
+    gpu: Gpu,
+    *,
+    name: str,
+    evidence: Evidence,
+    torch: str,
+    source: str,
+    speeds: Speeds | None = None,
 ) -> Calibration:
-    """Context and workspace are medians; the uncertainty is the worst error that is left, and more after few probes; speeds
-    have the least log error."""
+    """Context and workspace are medians; the uncertainty is the worst error that is left, and more after few probes.
+
+    ``speeds``: what is believed beforehand; None: what is of the GPU's class.
+    """
     if len(observations) < 3:
         raise UsageError(f"{len(observations)} probes are too few to calibrate {gpu.name}; at least 3 are needed")
     context = int(median(o.process_peak_bytes - o.reserved_peak_bytes for o in observations))
@@ -135,16 +158,15 @@ def fit_calibration(
         context_bytes=context,
         workspace_bytes=workspace,
         uncertainty_share=max(least, round(max(abs(error) for error in errors) + 0.0005, 3)),
-        speeds=_speeds([o for o in observations if o.step_seconds], gpu, source),
+        speeds=_speeds([o for o in observations if o.step_seconds], speeds or prior_speeds(gpu), source),
         source=source,
     )
 
 
-def _speeds(observations: Sequence[Observation], gpu: Gpu, source: str) -> Speeds:
-    """The parameters under the priors of ``gpu``, each observation a setting of its own."""
+def _speeds(observations: Sequence[Observation], speeds: Speeds, source: str) -> Speeds:
+    """The parameters, believed beforehand as ``speeds`` says; each observation is a setting of its own."""
     from budgetft.predict.learn import Learner, Reading, learned_speeds
 
-    speeds = prior_speeds(gpu)
     if not observations:
         return speeds
     clock = Clock(works=[o.work for o in observations], tflops=speeds.tflops, gb_per_s=speeds.gb_per_s)
@@ -155,6 +177,46 @@ def _speeds(observations: Sequence[Observation], gpu: Gpu, source: str) -> Speed
         for number, o in enumerate(observations)
     ]
     return learned_speeds(speeds, learner.learn(read), source)
+
+
+def check_calibration(calibration: Calibration, gpu: Gpu) -> None:
+    """Raises ``UsageError`` for what no ``gpu`` can do: rates above its data sheet, a context larger than its memory."""
+    problems, speeds = [], calibration.speeds
+    if calibration.card != gpu.name:
+        problems.append(f"it is of {calibration.card}, not of {gpu.name}")
+    if calibration.context_bytes + calibration.workspace_bytes > gpu.memory_bytes / 2:
+        held = format_gib(calibration.context_bytes + calibration.workspace_bytes)
+        problems.append(f"a context of {held} on a GPU of {format_gib(gpu.memory_bytes)}")
+    if calibration.uncertainty_share > MOST_UNCERTAIN:
+        problems.append(f"peaks off by {calibration.uncertainty_share:.0%}, more than {MOST_UNCERTAIN:.0%}")
+    if speeds is not None:
+        if gpu.fp16_tflops is not None and speeds.tflops > 1.01 * gpu.fp16_tflops:
+            problems.append(f"{speeds.tflops:g} TFLOP/s, where the data sheet has {gpu.fp16_tflops:g}")
+        if gpu.memory_bandwidth_gb_per_s is not None and speeds.gb_per_s > 1.01 * gpu.memory_bandwidth_gb_per_s:
+            problems.append(f"{speeds.gb_per_s:g} GB/s, where the data sheet has {gpu.memory_bandwidth_gb_per_s:g}")
+        shares = {name: getattr(speeds, name).value for name in ("product_share", "attention_share", "bandwidth_share")}
+        problems += [
+            f"{name} {value:.2f}: more than the data sheet's whole rate" for name, value in shares.items() if value > 1
+        ]
+        launches = {name: getattr(speeds, name).value for name in PARAMETERS[LAUNCHES]}
+        problems += [f"{name} {value:.1e}: no host is so fast" for name, value in launches.items() if value < LEAST_LAUNCH]
+        if speeds.host_copy_gb_per_s.value > MOST_COPY:
+            problems.append(f"host_copy_gb_per_s {speeds.host_copy_gb_per_s.value:.0f}: more than {MOST_COPY:.0f}")
+    if problems:
+        raise UsageError(f"calibration {calibration.name!r} cannot be true: {'; '.join(problems)}")
+
+
+def add_calibration(path: Path) -> Calibration:
+    """Check the calibration in ``path`` and keep it: estimates and plans for its GPU use it from now on.
+
+    Raises ``UsageError`` when it cannot be read, is of a GPU without a profile, or claims what is physically impossible.
+    """
+    found = Calibration.read(read_json(path), source=str(path))
+    if found.card is None:
+        raise UsageError(f"{path} is of no GPU in particular", hint="budgetft gpus --calibrate writes one that is")
+    check_calibration(found, load_gpu(found.card))
+    write_calibration(found, cache_folder() / "calibrations" / f"{found.card}-{found.evidence}.json")
+    return found
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

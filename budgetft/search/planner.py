@@ -172,7 +172,8 @@ class Planner:
 
     def _learned_speeds(self, claims: Claims) -> Speeds | None:
         sampler = claims.study.sampler
-        if self.job.device == "cpu" or not isinstance(sampler, ResidualSampler) or self.estimator.clock([]) is None:
+        known = self.job.device == "cuda" and self.estimator.clock([self.outcomes[0].knobs]) is not None
+        if not known or not isinstance(sampler, ResidualSampler):
             return None
         learned = sampler.learned(claims.study.get_trials(deepcopy=False))
         return learned_speeds(self.estimator.speeds, learned, f"{len(self.outcomes)} probes of this job")

@@ -12,7 +12,6 @@ probe taking `PROBE_SECONDS` of sleep. Averages over the seeds of the noise.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,18 +24,18 @@ from statistics import mean
 from typing import Any
 
 from drawn import draw_examples
-from ground_truth import BUDGET_BYTES, CALIBRATION
-from replay import ALLOCATOR, Replay, noise_of, truth_of
+from replay import h100_grid, truths
+from replaying import Replay, True_
 
 from budgetft.knobs import Knobs, describe
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
 from budgetft.plan import Plan, read_plan
+from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.planner import Planner
 
-PREDICTION = Path(__file__).resolve().parent.parent / "prediction"
 PROBE_SECONDS = 4.0
 JOB = ("--gpu", "v100-16g", "--model", "tiny-qwen2.5-vl", "--rank", "4", "--effective-batch", "16", "--budget", "700MiB")
 
@@ -95,19 +94,15 @@ class Known:
     """A measured grid, and the estimator that its job is planned with."""
 
     job: Job
-    truth: dict[Knobs, Outcome]
-    noise: float
+    truth: dict[Knobs, True_]
     estimator: Estimator
 
 
-def measured_grid(folder: Path) -> Known:
-    """Of a copy of the ledger: opening one may write to it."""
-    job, truth = truth_of(Path(shutil.copy(PREDICTION / "ground_truth.sqlite3", folder)), str(PREDICTION / "grid-448.jsonl"))
-    return Known(job=job, truth=truth, noise=min(0.03, noise_of(truth)), estimator=Estimator(job, calibration=CALIBRATION))
-
-
-def is_within(outcome: Outcome) -> bool:
-    return (outcome.process_peak_bytes or 0) <= BUDGET_BYTES
+def measured_grid() -> Known:
+    """The H100 grid of reports/prediction, its noise as repeated, on a GPU that nobody calibrated."""
+    _, job, found, _ = h100_grid()
+    estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+    return Known(job=job, truth=truths(found, flat=False), estimator=estimator)
 
 
 def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
@@ -117,9 +112,9 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
     answers = context.SimpleQueue()
 
     def work(number: int) -> None:
-        prober: Any = Waiting(known.job, known.truth, known.noise, 100 * seed + number)
+        prober: Any = Waiting(known.job, known.truth, 100 * seed + number)
         storage = f"journal://{folder / 'study.log'}"
-        choice = Planner(job=known.job, estimator=known.estimator, prober=prober, storage=storage, allocator=ALLOCATOR).plan()
+        choice = Planner(job=known.job, estimator=known.estimator, prober=prober, storage=storage, allocator="default").plan()
         answers.put((prober.asked, choice.winner.knobs))
 
     began = time.monotonic()
@@ -132,14 +127,15 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
     seconds = time.monotonic() - began
     asked = Counter(knobs for settings, _ in found for knobs in settings)
     winners = {winner for _, winner in found}
-    best = max(outcome.samples_per_second or 0.0 for outcome in known.truth.values() if is_within(outcome))
+    within = (true for true in known.truth.values() if true.process_peak_bytes <= known.job.budget_bytes)
+    best = max(true.samples_per_second for true in within)
     return {
         "most_of_one": max(len(settings) for settings, _ in found),
         "probes": sum(asked.values()),
         "settings_twice": sum(asked.values()) - len(asked) - 1,  # the winner is confirmed
         "seconds": seconds,
         "winners": len(winners),
-        "regret": max(1 - (known.truth[winner].samples_per_second or 0.0) / best for winner in winners),
+        "regret": max(1 - known.truth[winner].samples_per_second / best for winner in winners),
     }
 
 
@@ -158,7 +154,7 @@ def print_real(folder: Path, numbers: list[int]) -> None:
 
 
 def print_replayed(folder: Path, numbers: list[int], seeds: int) -> None:
-    known = measured_grid(folder)
+    known = measured_grid()
     print(f"\nreplayed: {len(known.truth)} settings measured on an H100, {PROBE_SECONDS:.0f} s a probe, {seeds} seeds")
     print("| workers | most probes of one | all | settings twice | seconds | different plans at most | worst regret |")
     print("|---|---|---|---|---|---|---|")

@@ -51,7 +51,7 @@ def summary(name: str, rows: list[list[float]]) -> None:
     """Mean, 95th percentile and worst of the absolute errors, and the worst under-prediction, by kind."""
     for kind, values in zip(KINDS, zip(*rows, strict=True), strict=True):
         sizes = [abs(value) for value in values]
-        p95 = quantiles(sizes, n=20)[-1] if len(sizes) > 1 else sizes[0]
+        p95 = quantiles(sizes, n=20, method="inclusive")[-1] if len(sizes) > 1 else sizes[0]
         print(
             f"{name:>6} {kind:>9}: {len(sizes)} settings, mean {mean(sizes):.2%}, p95 {p95:.2%}, worst {max(sizes):.2%},"
             f" worst under {min(values):+.2%}"

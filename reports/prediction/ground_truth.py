@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean
 from typing import Any
 
 from budgetft.contract import Contract
@@ -295,7 +295,7 @@ def table(ledger_path: str, *predictions: str) -> None:
             if len(values) > 1:
                 sizes = [abs(value) for value in values]
                 print(
-                    f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {quantiles(sizes, n=20)[-1]:.2%}"
+                    f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {percentile(sizes, 0.95):.2%}"
                     f" | {max(sizes):.2%} | {min(values):+.2%} |"
                 )
     for name, pairs in near.items():
