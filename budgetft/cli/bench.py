@@ -85,6 +85,8 @@ def table(bench: "Bench") -> str:
             f" | {row.knobs.allocator} | {row.samples_per_second:.2f} | {ratio} | {format_gib(row.process_peak_bytes)}"
             f" | {row.evidence} |"
         )
+    if bench.expected:
+        lines += ["", "The speeds are those of the GPU that stood in. On", "", *(f"- {text}" for text in bench.expected)]
     return "\n".join(lines)
 
 

@@ -70,7 +70,21 @@ def _detect(out: Path | None, json_output: bool) -> None:
     write_profile(gpu.replace(name=path.stem), path)
     row = describe(load_gpu(str(path)))
     _print_json(row) if json_output else _print_one(row)
+    _keep_machine(load_gpu(str(path)))
     print(f"written to {path}; next: budgetft plan --gpu {path}", file=sys.stderr)
+
+
+def _keep_machine(gpu: Gpu) -> None:
+    """Measure launches, products and copies too, for every estimate and plan to come here; without them a profile is one."""
+    from budgetft.errors import BudgetftError
+    from budgetft.measure.child import current_stack
+    from budgetft.predict.machine import measure_machine
+
+    try:
+        for warning in measure_machine(current_stack("cuda"), gpu).warnings():
+            print(f"{warning}: is the GPU shared, or throttling?", file=sys.stderr)
+    except BudgetftError as error:
+        print(error.message, file=sys.stderr)
 
 
 def _add(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
+from budgetft.measure.kernels import REPEATS, copy, product
 from budgetft.plan import write_text_atomically
 from budgetft.units import GIB, MIB
 from budgetft.value import Value
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 COPY_BYTES = GIB
 MATMUL_SIZE = 8192
 """Rows of the square matrices: large enough that the rate no longer grows with them."""
-_REPEATS = 8
 
 
 class Detected(Value):
-    """What was measured on one card. Rates are the best of several runs."""
+    """What was measured on one card. Rates are medians of several runs."""
 
     device_name: str
     driver: str
@@ -87,42 +86,13 @@ def matmul_size(memory_bytes: int) -> int:
 
 def copy_bytes_per_second(device: "torch.device", size_bytes: int) -> float:
     """The rate of a copy within the device's memory; each byte counts twice, read and written."""
-    import torch
-
-    source = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size_bytes / best_seconds(lambda: target.copy_(source), device)
+    return 2 * size_bytes / copy(size_bytes, device).seconds
 
 
 def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int) -> float:
     """Operations per second (2 n^3 each) of the product of two ``size`` x ``size`` matrices."""
-    import torch
-
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
-    out = torch.empty(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out), device)
-
-
-def best_seconds(act: Callable[[], object], device: "torch.device", repeats: int = _REPEATS) -> float:
-    """The shortest of ``repeats`` runs, after one that loads the kernels; by the device's clock where it has one."""
-    act()
-    return min(_seconds(act, device) for _ in range(repeats))
-
-
-def _seconds(act: Callable[[], object], device: "torch.device") -> float:
-    import torch
-
-    if device.type != "cuda":
-        started = time.perf_counter()
-        act()
-        return time.perf_counter() - started
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    act()
-    end.record()
-    torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1000
+    made = product(size, size, size, device, dtype)
+    return made.flops / made.reading.seconds
 
 
 def runs_attention(kernel: str, device: "torch.device") -> bool:
@@ -160,8 +130,8 @@ def profile_of(found: Detected, name: str | None = None) -> Gpu:
             "device_names": f"{by}; the driver's name",
             "memory_mib": f"{by}; NVML's total",
             "compute_capability": f"{by}; device properties",
-            "memory_bandwidth_gb_per_s": f"{by}; copy within the memory, read and written, best of {_REPEATS}",
-            "fp16_tflops": f"{by}; square matrices, best of {_REPEATS}: {rates}",
+            "memory_bandwidth_gb_per_s": f"{by}; copy within the memory, read and written, median of {REPEATS}",
+            "fp16_tflops": f"{by}; square matrices, median of {REPEATS}: {rates}",
             "native_bf16": f"{by}; is_bf16_supported without emulation",
             "flash_attention": f"{by}; the kernel was run, forward and backward",
             "efficient_attention": f"{by}; the kernel was run, forward and backward",

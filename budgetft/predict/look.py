@@ -5,15 +5,14 @@ in which the host takes no part.
 """
 
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from budgetft.gpu import Gpu
+from budgetft.measure.kernels import REPEATS, Reading, on_device, product, reading
 from budgetft.outcome import Stack
-from budgetft.predict.machine import Attended, Machine, Product, Reading, processor_name
+from budgetft.predict.machine import Attended, Machine, processor_name
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,6 @@ ATTENTION = ((1024, 16, 128), (4096, 16, 128))
 ELEMENTWISE_BYTES = 2**28
 HOST_BYTES = 2**28
 SMALL_KERNELS = 200
-REPEATS = 7
 LAUNCH_REPEATS = 9
 LAUNCH_MODEL = "tiny-qwen2.5-vl"
 
@@ -48,20 +46,13 @@ def read_machine(card: str, driver: str | None, *, dtype: "torch.dtype", gpu: An
         forward_launch=forward,
         backward_launch=backward,
         small_kernel=_small_kernel(device),
-        products=tuple(_product(*sizes, device, dtype) for sizes in PRODUCTS),
+        products=tuple(product(*sizes, device, dtype) for sizes in PRODUCTS),
         attention=tuple(each for sizes in ATTENTION for each in _attention(*sizes, device, dtype, gpu)),
         elementwise=_elementwise(device),
         elementwise_bytes=ELEMENTWISE_BYTES,
         from_host=_from_host(device),
         host_bytes=HOST_BYTES,
     )
-
-
-def reading(seconds: list[float]) -> Reading:
-    """The median of ``seconds`` and half their interquartile range as a share of it."""
-    middle = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Reading(seconds=middle, spread=(high - low) / 2 / middle)
 
 
 def _launches(device: "torch.device") -> tuple[Reading, Reading]:
@@ -105,44 +96,6 @@ def _launches(device: "torch.device") -> tuple[Reading, Reading]:
         counts[segment.label[0] == "backward"] += segment.kernels
     forward, backward = zip(*times[3:], strict=True)
     return reading([each / counts[0] for each in forward]), reading([each / counts[1] for each in backward])
-
-
-def on_device(act: Callable[[], object], device: "torch.device", inner: int) -> Reading:
-    """Seconds of ``act`` on the GPU, of ``inner`` calls captured in a CUDA graph so that the host's part does not count."""
-    import torch
-
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            act()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(inner):
-            act()
-    graph.replay()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    seconds = []
-    for _ in range(REPEATS):
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize(device)
-        seconds.append(start.elapsed_time(end) / 1000 / inner)
-    return reading(seconds)
-
-
-def _product(rows: int, columns: int, depth: int, device: "torch.device", dtype: "torch.dtype") -> Product:
-    import torch
-
-    a = torch.randn(rows, depth, device=device).to(dtype)
-    b = torch.randn(columns, depth, device=device).to(dtype)
-    out = torch.empty(rows, columns, device=device, dtype=dtype)
-    inner = max(3, min(60, round(2e13 / (2 * rows * columns * depth))))
-    measured = on_device(lambda: torch.mm(a, b.t(), out=out), device, inner)
-    return Product(rows=rows, columns=columns, depth=depth, reading=measured)
 
 
 def _attention(tokens: int, heads: int, size: int, device: "torch.device", dtype: "torch.dtype", gpu: Any) -> list[Attended]:

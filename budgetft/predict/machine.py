@@ -12,11 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from budgetft.cards import driver_version, first_visible, memory_of, pinned
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
+from budgetft.measure.kernels import Product, Reading
 from budgetft.outcome import Stack, processor
 from budgetft.plan import write_text_atomically
 from budgetft.predict.clock import STEP_BANDWIDTH, Speeds
@@ -34,30 +33,6 @@ SMALL_IN_STEP = 2.4
 """Times as long as in a CUDA graph that a small kernel takes in a step: 2.0 to 2.2 against 0.85 microseconds on an H200."""
 NOISY = 0.15
 """Spread of repeats over which a measurement says that something else used the GPU or that its clock changed."""
-
-
-class Reading(Value):
-    """Seconds of one thing: the median of some repeats, and half their interquartile range as a share of it."""
-
-    seconds: float = Field(gt=0)
-    spread: float = Field(ge=0)
-
-
-class Product(Value):
-    """One matrix product (rows x depth) times (depth x columns), 16-bit with fp32 accumulation."""
-
-    rows: int
-    columns: int
-    depth: int
-    reading: Reading
-
-    @property
-    def flops(self) -> float:
-        return 2.0 * self.rows * self.columns * self.depth
-
-    @property
-    def memory_bytes(self) -> float:
-        return 2.0 * (self.rows * self.columns + self.rows * self.depth + self.columns * self.depth)
 
 
 class Attended(Value):

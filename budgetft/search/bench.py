@@ -16,6 +16,7 @@ from budgetft.measure.probe import Prober
 from budgetft.outcome import Evidence, Outcome, Stack
 from budgetft.plan import Plan
 from budgetft.search.planner import Event
+from budgetft.search.predicted import expected_text
 from budgetft.search.run import Place, PlanRequest, find_place, make_job, make_plan
 from budgetft.value import Value
 from budgetft.workload import Workload
@@ -61,6 +62,8 @@ class Bench(Value):
     statement: str
     stack: Stack
     wall_seconds: float
+    expected: tuple[str, ...] = Field(default=(), exclude_if=lambda expected: not expected)
+    """Of an emulated bench: what the planned GPU itself is predicted to do at each image size, in words."""
     rows: tuple[Row, ...]
 
 
@@ -96,6 +99,7 @@ def run_bench(
         raise UsageError("no CUDA card here: there is nothing to measure", hint="--probe always measures on the CPU")
     started = time.monotonic()
     rows: list[Row] = []
+    expected: list[str] = []
     stack, statement = place.stack, place.statement
 
     def so_far() -> Bench:
@@ -106,10 +110,15 @@ def run_bench(
             statement=statement,
             stack=stack,
             wall_seconds=round(time.monotonic() - started, 1),
+            expected=tuple(expected),
             rows=tuple(rows),
         )
 
     for size in sizes:
+        if place.evidence == "emulated":
+            sized = replace(request, workload_under=lambda contract, size=size: size.workload)
+            job = make_job(sized, size.contract, None)
+            expected.append(f"{size.width}x{size.height}, {expected_text(job)}")
         rows += _measure(request, size, place, cached=cached, rounds=rounds, make=plan, start=prober)
         on_rows(so_far())
     return so_far()

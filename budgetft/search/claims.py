@@ -53,10 +53,10 @@ class Claims:
         self._met: set[int] = set()
         """Trials of other workers that were running at a look since the last wait."""
 
-    def take(self, knobs: Knobs, *, purpose: str = "search", worthwhile: bool = True) -> Trial | None:
+    def take(self, knobs: Knobs, *, purpose: str = "search") -> Trial | None:
         """A running trial of ``knobs``; None when another worker probes it, or has done so."""
         claim = uuid4().hex
-        marks = {"worker": self.worker, "claim": claim, "purpose": purpose, "worthwhile": worthwhile}
+        marks = {"worker": self.worker, "claim": claim, "purpose": purpose}
         self.study.add_trial(
             create_trial(state=TrialState.RUNNING, params=parameters(knobs), distributions=self.space, user_attrs=marks)
         )

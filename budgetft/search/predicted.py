@@ -1,13 +1,14 @@
-"""The fastest setting by prediction alone, some of its knobs given."""
+"""The fastest setting by prediction alone, some of its knobs given, and how it compares with the stock recipe."""
 
 from typing import Any
 
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
+from budgetft.outcome import speed_text
 from budgetft.plan import Candidate, knob_problems
 from budgetft.predict.estimator import Estimator
-from budgetft.search.space import settings
+from budgetft.search.space import settings, stock_settings
 
 
 def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
@@ -35,3 +36,23 @@ def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
         problems.append(f"checkpointed_layers is 0 to {layers}")
         raise UsageError("; ".join(problems))
     return wanted
+
+
+def expected_text(job: Job) -> str:
+    """What the planned GPU itself is predicted to do, whatever stood in for it: stock, plan and their ratio, each a range.
+
+    Raises ``BudgetftError`` when the model cannot be traced.
+    """
+    from budgetft.search.ranking import predicted_baseline  # loads optuna
+
+    alone = job.replace(host=None, evidence="predicted", device="cuda")
+    estimator = Estimator(alone, at_once=True)
+    best = fastest(estimator, {})
+    stock = predicted_baseline({knobs: estimator.estimate(knobs) for knobs in stock_settings(alone)})
+    speed = best.estimate.speed_text("")
+    where = f"a {job.gpu.name} itself (predicted)"
+    if stock is None:
+        return f"{where}: plan {speed} samples/s; the stock recipe does not fit"
+    low, high = estimator.ratio_range(best.knobs, stock.knobs)
+    ratio = speed_text((low * high) ** 0.5, low, high, " times")
+    return f"{where}: stock {stock.estimate.speed_text('')}, plan {speed} samples/s, {ratio} as fast"

@@ -71,11 +71,10 @@ def parameters(knobs: Knobs) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What to probe next. ``times``: how often it was probed before; ``worthwhile``: whether it is expected to help enough."""
+    """What to probe next, and how often it was probed before."""
 
     knobs: Knobs
     times: int
-    worthwhile: bool
 
 
 @dataclass(kw_only=True)
@@ -155,13 +154,14 @@ class ResidualSampler(BaseSampler):
         index = self.choose(trials, left=left)
         if index is None or self.expected_gain < WORTHWHILE:
             return None
-        return Proposal(knobs=self.grid[index], times=self._learn(trials).held[index], worthwhile=True)
+        return Proposal(knobs=self.grid[index], times=self._learn(trials).held[index])
 
     def ranking(self, trials: Sequence[FrozenTrial]) -> list[Knobs]:
         """Settings that held, fastest first: by what is expected of each, not by its luckiest reading."""
         seen = self._learn(trials)
         learned = self._learner.learn(seen.readings)
-        return [self.grid[index] for index in sorted(seen.held, key=lambda index: learned.mean_G[index])]
+        steady = [index for index in seen.held if index not in seen.out]
+        return [self.grid[index] for index in sorted(steady, key=lambda index: learned.mean_G[index])]
 
     def learned(self, trials: Sequence[FrozenTrial]) -> Learned:
         """What ``trials`` taught about speed: the law of the negative logarithm of every setting's samples per second."""

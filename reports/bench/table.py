@@ -5,8 +5,10 @@ from pathlib import Path
 from statistics import median
 
 from budgetft.knobs import Knobs, is_stock
+from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
+from budgetft.search.predicted import expected_text
 from budgetft.units import format_gib
 
 
@@ -20,10 +22,13 @@ def path_of(knobs: Knobs) -> str:
 def main() -> None:
     """Print a Markdown table; a setting probed several times counts with its median."""
     found: dict[tuple[tuple[int, int], str], dict[Knobs, list[Outcome]]] = {}
+    emulated: dict[tuple[int, int], Job] = {}
     for job, outcome in Ledger(Path(sys.argv[1])).rows():
         if outcome.fits and outcome.samples_per_second:
             key = job.workload.worst[0].images[0], path_of(outcome.knobs)
             found.setdefault(key, {}).setdefault(outcome.knobs, []).append(outcome)
+            if outcome.evidence == "emulated":
+                emulated[key[0]] = job
     best = {
         key: max(by_knobs.values(), key=lambda outcomes: median(o.samples_per_second or 0.0 for o in outcomes))
         for key, by_knobs in found.items()
@@ -39,6 +44,10 @@ def main() -> None:
             f"| {size[0]}x{size[1]} | {path} | {knobs.micro_batch} | {knobs.checkpointed_layers} | {knobs.allocator}"
             f" | {len(outcomes)} | {speed:.2f} | {ratio} | {format_gib(peak)} | {outcomes[0].evidence} |"
         )
+    if emulated:
+        print("\nThe speeds are those of the GPU that stood in. On\n")
+        for size, job in sorted(emulated.items()):
+            print(f"- {size[0]}x{size[1]}, {expected_text(job)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, quantiles
 from typing import Any
 
 from budgetft.contract import Contract
@@ -294,8 +294,9 @@ def table(ledger_path: str, *predictions: str) -> None:
             values = [row[kind] for row in rows]
             if len(values) > 1:
                 sizes = [abs(value) for value in values]
+                p95 = quantiles(sizes, n=20, method="inclusive")[-1]
                 print(
-                    f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {percentile(sizes, 0.95):.2%}"
+                    f"| {name} | {kind} | {len(sizes)} | {mean(sizes):.2%} | {p95:.2%}"
                     f" | {max(sizes):.2%} | {min(values):+.2%} |"
                 )
     for name, pairs in near.items():

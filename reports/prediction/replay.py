@@ -1,6 +1,6 @@
 """Searches replayed over grids whose every setting was measured: probes, failures and regret, for three samplers.
 
-    python reports/prediction/replay.py [SEEDS [SAMPLER,...]]
+    python reports/prediction/replay.py [SEEDS [SAMPLER,... [PART OF A TITLE]]]
 
 The planner is the one of ``budgetft plan``; only its prober is replaced, by what a GPU said: a setting above 14 GiB ends as out
 of memory, another has its measured peak and speed. The calibration is ``assumed``, which every GPU has that nobody calibrated;
@@ -52,15 +52,21 @@ def h100_grid() -> Grid:
 
 
 def h200_grids() -> list[Grid]:
-    """Those of speed_grids.py."""
+    """Those of speed_grids.py. What plans on the same GPU probed (h200-plans.sqlite3) fills settings that the grid lacks."""
     wanted: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells(str(HERE / "speed-grids.jsonl")):
         wanted.setdefault((cell.gpu, cell.model, cell.image), []).append(cell)
     rows = [(job.fingerprint(), o) for job, o in Ledger(HERE / "h200-speed.sqlite3").rows() if o.fits]
+    plans = [(job, o) for job, o in Ledger(HERE / "h200-plans.sqlite3").rows() if o.fits]
     grids: list[Grid] = []
     for (gpu, model, (width, height)), group in wanted.items():
         key = group[0].job().fingerprint()
         found = {o.knobs: o for job_key, o in rows if job_key == key}
+        capped = group[0].job(BUDGET_BYTES)
+        for job, outcome in plans:
+            same = (job.gpu, job.model.name, job.workload.worst, job.contract.effective_batch)
+            if same == (capped.gpu, capped.model.name, capped.workload.worst, capped.contract.effective_batch):
+                found.setdefault(outcome.knobs, outcome)
         job = group[0].job(BUDGET_BYTES)
         as_ = "" if gpu == "h200-141g" else " as V100"
         name = f"H200{as_}, {model} {width}x{height}, batch {job.contract.effective_batch}"
@@ -99,8 +105,11 @@ def main() -> None:
     """Print a table a grid."""
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     asked = sys.argv[2].split(",") if len(sys.argv) > 2 else get_args(SamplerName)
+    only = sys.argv[3] if len(sys.argv) > 3 else ""
     names: list[SamplerName] = [name for name in get_args(SamplerName) if name in asked]
     for title, job, found, allocator in [h100_grid(), *h200_grids()]:
+        if only not in title:
+            continue
         fitting = [o for o in found.values() if (o.process_peak_bytes or 0) <= BUDGET_BYTES]
         best = max(fitting, key=lambda o: o.samples_per_second or 0.0)
         noise = step_noise(found)

@@ -12,7 +12,6 @@ from budgetft.measure.detect import (
     COPY_BYTES,
     MATMUL_SIZE,
     Detected,
-    best_seconds,
     copy_bytes_per_second,
     detect,
     matmul_flops,
@@ -21,6 +20,7 @@ from budgetft.measure.detect import (
     slug,
     write_profile,
 )
+from budgetft.measure.kernels import REPEATS, on_device, reading
 from budgetft.units import GIB, MIB
 
 CPU = torch.device("cpu")
@@ -85,21 +85,22 @@ def test_the_matrices_leave_room_on_a_small_card():
     assert 2 * min(COPY_BYTES, 2 * GIB // 16) < 2 * GIB // 4
 
 
-def test_rates_are_operations_and_bytes_over_the_best_time():
+def test_rates_are_operations_and_bytes_over_the_middle_time():
     flops = matmul_flops(CPU, torch.float32, 256)
     assert 1e7 < flops < 1e14
     assert math.isfinite(copy_bytes_per_second(CPU, MIB))
 
 
-def test_the_best_run_counts_and_the_first_does_not():
+def test_the_middle_of_the_runs_counts_and_the_first_does_not():
     runs = []
 
     def act():
         runs.append(len(runs))
         torch.ones(1).sum()
 
-    assert best_seconds(act, CPU, repeats=3) > 0
-    assert runs == [0, 1, 2, 3]
+    assert on_device(act, CPU, 3).seconds > 0
+    assert runs == list(range(1 + REPEATS))
+    assert reading([1.0, 9.0, 2.0]).seconds == 2.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

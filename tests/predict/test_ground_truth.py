@@ -45,14 +45,16 @@ def test_the_whole_grid_is_replayed(errors):
     assert len(errors["process"]) == GRID
 
 
-def test_process_peaks_are_within_what_was_asked(errors):
+def test_process_peaks_are_as_near_as_the_reports_say(errors):
+    """Reached: 0.51 % in the mean, 1.53 % at the 95th percentile (reports/prediction); half as much again is a fault."""
     sizes = [abs(error) for error in errors["process"]]
-    assert mean(sizes) <= 0.04
-    assert quantiles(sizes, n=20)[-1] <= 0.08
+    assert mean(sizes) <= 0.0075
+    assert quantiles(sizes, n=20, method="inclusive")[-1] <= 0.023
     assert min(errors["process"]) >= -load_calibration("h100-80g", "emulated").uncertainty_share
 
 
-def test_tensor_peaks_are_within_what_was_asked(errors):
+def test_tensor_peaks_are_as_near_as_the_reports_say(errors):
+    """Reached: 0.25 % in the mean, 1.05 % at worst."""
     sizes = [abs(error) for error in errors["tensors"]]
-    assert mean(sizes) <= 0.01
-    assert max(sizes) <= 0.04
+    assert mean(sizes) <= 0.004
+    assert max(sizes) <= 0.016

@@ -6,11 +6,12 @@ import pytest
 
 from budgetft.errors import BudgetftError
 from budgetft.gpu import load_gpu
+from budgetft.measure.kernels import Product, Reading
 from budgetft.outcome import Stack
 from budgetft.predict import machine as module
 from budgetft.predict.clock import PARAMETERS, prior_speeds
 from budgetft.predict.look import PRODUCTS
-from budgetft.predict.machine import Machine, Product, Reading, keep_machine, known_machine, measure_machine, speeds_here
+from budgetft.predict.machine import Machine, keep_machine, known_machine, measure_machine, speeds_here
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 
