@@ -82,7 +82,7 @@ def calibrate(
         outcomes.append(prober.probe(knobs))
         on_event(Event(**told, outcome=outcomes[-1]))
     made = fit_calibration(
-        [_observation(estimator, outcome) for outcome in outcomes if outcome.fits],
+        [observation(estimator, outcome) for outcome in outcomes if outcome.fits],
         gpu,
         name=gpu.name,
         evidence="measured",
@@ -94,7 +94,8 @@ def calibrate(
     return made, outcomes
 
 
-def _observation(estimator: Estimator, outcome: Outcome) -> Observation:
+def observation(estimator: Estimator, outcome: Outcome) -> Observation:
+    """What a probe that ended well says, beside what is predicted without a calibration."""
     knobs, law = outcome.knobs, estimator.law(outcome.knobs)
     live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
     blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)

@@ -307,14 +307,13 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
 
 
 def _over_baseline(found: Found) -> tuple[float, float] | None:
-    """Where both speeds are predicted; a port's corrections move both."""
+    """Where one of the two speeds is predicted."""
     winner, baseline = found.choice.winner, found.choice.baseline
     if baseline is None or "predicted" not in (winner.estimate.evidence, baseline.estimate.evidence):
         return None
     if found.job.device == "cpu" and found.choice.outcomes:
         return None  # both were timed on the CPU
-    estimator = found.estimator
-    return estimator.ratio_range(winner.knobs, baseline.knobs) if isinstance(estimator, Estimator) else None
+    return found.estimator.ratio_range(winner.knobs, baseline.knobs)
 
 
 def environment(place: Place | None) -> dict[str, str]:

@@ -110,6 +110,12 @@ class Transferred:
         """The seconds of every setting of ``grid`` as functions of the parameters of speed, not corrected."""
         return self._estimator.clock(grid)
 
+    def ratio_range(self, knobs: Knobs, other: Knobs) -> tuple[float, float]:
+        """As of :meth:`budgetft.predict.estimator.Estimator.ratio_range`, corrected."""
+        low, high = self._estimator.ratio_range(knobs, other)
+        moved = math.exp(self._seconds(other) - self._seconds(knobs))
+        return low * moved, high * moved
+
     @property
     def calibration(self) -> Calibration:
         """The card's, with the uncertainty that is left."""

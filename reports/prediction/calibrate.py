@@ -4,16 +4,17 @@ JOB is the beginning of a job's fingerprint: only its outcomes count.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from budgetft.gpu import gpu_of_device, load_gpu
-from budgetft.knobs import is_stock
 from budgetft.measure.ledger import Ledger
-from budgetft.predict.calibrate import Observation, fit_calibration, load_calibration, write_calibration
+from budgetft.predict.calibrate import fit_calibration, load_calibration, write_calibration
 from budgetft.predict.clock import Clock
 from budgetft.predict.estimator import Estimator
+from budgetft.search.calibrate_gpu import observation
 
 
 def main() -> None:
@@ -35,23 +36,9 @@ def main() -> None:
             host = gpu_of_device(outcome.stack.card)
             here = job if host is None or host.name == job.gpu.name else job.replace(host=host)
             estimator = estimators.setdefault(job.fingerprint(), Estimator(here, calibration=load_calibration("no such card")))
-            knobs, law = outcome.knobs, estimator.law(outcome.knobs)
-            live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
-            blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
-            alone = len(outcome.timed_seconds) > 1
-            observations.append(
-                Observation(
-                    blocks_bytes=live + blocks,
-                    reserved_bytes=live + kept,
-                    work=estimator.step_work(knobs),
-                    allocated_peak_bytes=outcome.allocated_peak_bytes,
-                    reserved_peak_bytes=outcome.reserved_peak_bytes,
-                    process_peak_bytes=outcome.process_peak_bytes,
-                    step_seconds=outcome.step_seconds if alone else None,
-                    error=outcome.speed_error or 0.05,
-                    stock=is_stock(knobs),
-                )
-            )
+            alone = len(outcome.timed_seconds) > 1  # others' seconds are of a GPU that several probed at a time
+            seconds, error = outcome.step_seconds if alone else None, outcome.speed_error or 0.05
+            observations.append(replace(observation(estimator, outcome), step_seconds=seconds, error=error))
             torch, evidence = outcome.stack.torch, outcome.evidence
     gpu = load_gpu(card)
     source = (

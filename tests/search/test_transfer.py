@@ -115,3 +115,18 @@ def test_a_ported_plan_is_within_5_percent_of_a_fresh_search_in_three_probes(mak
     before = learned.estimate(ported.winner.knobs).process_peak_bytes
     assert before == pytest.approx(ported.confirmed.process_peak_bytes, rel=0.03)
     assert ported.baseline is None or ported.baseline.estimate.evidence == "predicted"
+
+
+def test_the_ratio_of_a_ported_plan_to_the_stock_recipe_is_a_range_that_moves_with_what_was_learned(make_job):
+    from budgetft.predict.estimator import Estimator
+    from budgetft.search.space import settings, stock_settings
+
+    job = make_job()
+    plan, stock = settings(job)[0], stock_settings(job)[0]
+    plain = Estimator(job)
+    low, high = plain.ratio_range(plan, stock)
+    assert low < high
+    learned = Transferred(plain, [lesson(plan, log_seconds=math.log(2)), lesson(stock, log_seconds=0.0)], card=None)
+    moved = learned.ratio_range(plan, stock)
+    assert moved[1] / moved[0] == pytest.approx(high / low, rel=1e-9)
+    assert moved[0] < low, "the plan's setting turned out slower than predicted, beside the stock recipe"
