@@ -65,6 +65,33 @@ class Learned:
         return np.hypot(error, self.launch_share_G * self.drift)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Readings:
+    """Readings as arrays: of which settings, logarithms of seconds, and standard errors."""
+
+    seen: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading]) -> "_Readings":
+        return cls(
+            seen=np.array([reading.setting for reading in readings], dtype=int),
+            values=np.array([reading.log_seconds for reading in readings]),
+            errors=np.array([max(LEAST_ERROR, READING_ERROR if r.error is None else r.error) for r in readings]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """The formula made linear at some parameters: its slopes by them and by the offset, and what is expected beforehand."""
+
+    at_Q: np.ndarray
+    slopes: np.ndarray
+    mean_G: np.ndarray
+    launch_share_G: np.ndarray
+
+
 class Learner:
     """Learning of one grid of settings. ``places_GD``: where each lies among the knobs, for what is left over.
 
@@ -102,68 +129,45 @@ class Learner:
 
     def learn(self, readings: Sequence[Reading]) -> Learned:
         """The law of every setting's seconds, given what probes read."""
-        seen = np.array([reading.setting for reading in readings], dtype=int)
-        values = np.array([reading.log_seconds for reading in readings])
-        errors = np.array([max(LEAST_ERROR, READING_ERROR if r.error is None else r.error) for r in readings])
-        at_Q = self._middle_Q.copy()
+        read, line = _Readings.of(readings), self._line_at(self._middle_Q)
         scales = self._left_over, self._drift
-        for _ in range(ITERATIONS if len(seen) else 0):
-            slopes, base = self._derivatives(at_Q), self._formula(at_Q) + self._base_G
-            scales = self._scales(at_Q, slopes, base, seen, values, errors)
-            gain, lacking = self._solved(at_Q, slopes, base, seen, values, errors, scales)
-            moved = self._middle_Q + (self._prior_QQ[:-1, :-1] @ slopes[seen, :-1].T @ gain @ lacking)
-            step = np.clip(moved - at_Q, -0.7, 0.7)
-            at_Q = at_Q + step
+        for _ in range(ITERATIONS if len(readings) else 0):
+            scales = self._scales(line, read)
+            inverse, lacking = self._solved(line, read, scales)
+            moved = self._middle_Q + (self._prior_QQ[:-1, :-1] @ line.slopes[read.seen, :-1].T @ inverse @ lacking)
+            step = np.clip(moved - line.at_Q, -0.7, 0.7)
+            line = self._line_at(line.at_Q + step)
             if np.abs(step).max(initial=0.0) < 0.01:
                 break
-        return self._law(at_Q, seen, values, errors, scales)
+        return self._law(line, read, scales)
 
     @property
     def _prior_QQ(self) -> np.ndarray:
         return np.diag(np.append(self._prior_Q, self._offset) ** 2)
 
-    def _prior_mean(self, at_Q: np.ndarray, slopes: np.ndarray, base: np.ndarray) -> np.ndarray:
-        """Of every setting under the formula made linear at ``at_Q``."""
-        return base + slopes[:, : len(at_Q)] @ (self._middle_Q - at_Q)
+    def _line_at(self, at_Q: np.ndarray) -> "_Line":
+        slopes, said_G = self._derivatives(at_Q), self._formula(at_Q) + self._base_G
+        mean_G = said_G + slopes[:, : len(at_Q)] @ (self._middle_Q - at_Q)
+        share_G = np.zeros(len(slopes)) if self._clock is None else launch_share(slopes)
+        return _Line(at_Q=at_Q, slopes=slopes, mean_G=mean_G, launch_share_G=share_G)
 
-    def _solved(
-        self,
-        at_Q: np.ndarray,
-        slopes: np.ndarray,
-        base: np.ndarray,
-        seen: np.ndarray,
-        values: np.ndarray,
-        errors: np.ndarray,
-        scales: tuple[float, float],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _solved(self, line: "_Line", read: "_Readings", scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
         """(inverse covariance of the readings, what they lack of their expectation)."""
-        covariance = self._covariance(slopes, seen, errors, scales)
-        return np.linalg.inv(covariance), values - self._prior_mean(at_Q, slopes, base)[seen]
+        return np.linalg.inv(self._covariance(line, read, scales)), read.values - line.mean_G[read.seen]
 
-    def _covariance(self, slopes: np.ndarray, seen: np.ndarray, errors: np.ndarray, scales: tuple[float, float]) -> np.ndarray:
+    def _covariance(self, line: "_Line", read: "_Readings", scales: tuple[float, float]) -> np.ndarray:
         left_over, drift = scales
-        shared = slopes[seen] @ self._prior_QQ @ slopes[seen].T
-        noise = errors**2 + (self._share(slopes)[seen] * drift) ** 2
-        return shared + left_over**2 * self._matern_GG[np.ix_(seen, seen)] + np.diag(noise)
+        slopes = line.slopes[read.seen]
+        noise = read.errors**2 + (line.launch_share_G[read.seen] * drift) ** 2
+        left = left_over**2 * self._matern_GG[np.ix_(read.seen, read.seen)]
+        return slopes @ self._prior_QQ @ slopes.T + left + np.diag(noise)
 
-    def _share(self, slopes: np.ndarray) -> np.ndarray:
-        return np.zeros(len(slopes)) if self._clock is None else launch_share(slopes)
-
-    def _scales(
-        self,
-        at_Q: np.ndarray,
-        slopes: np.ndarray,
-        base: np.ndarray,
-        seen: np.ndarray,
-        values: np.ndarray,
-        errors: np.ndarray,
-    ) -> tuple[float, float]:
+    def _scales(self, line: "_Line", read: "_Readings") -> tuple[float, float]:
         """(left over, drift) that make the readings most likely, under priors of their own."""
-        lacking = values - self._prior_mean(at_Q, slopes, base)[seen]
+        lacking = read.values - line.mean_G[read.seen]
 
         def unlikely(times: tuple[float, float]) -> float:
-            scales = times[0] * self._left_over, times[1] * self._drift
-            covariance = self._covariance(slopes, seen, errors, scales)
+            covariance = self._covariance(line, read, (times[0] * self._left_over, times[1] * self._drift))
             _, size = np.linalg.slogdet(covariance)
             prior = sum((math.log(each) / SCALE_SPREAD) ** 2 for each in times)
             return float(lacking @ np.linalg.solve(covariance, lacking) + size + prior)
@@ -172,28 +176,25 @@ class Learner:
         best = min(product(LEFT_OVER_SCALES, drifts), key=unlikely)
         return best[0] * self._left_over, best[1] * self._drift
 
-    def _law(
-        self, at_Q: np.ndarray, seen: np.ndarray, values: np.ndarray, errors: np.ndarray, scales: tuple[float, float]
-    ) -> Learned:
-        slopes, base = self._derivatives(at_Q), self._formula(at_Q) + self._base_G
+    def _law(self, line: "_Line", read: "_Readings", scales: tuple[float, float]) -> Learned:
         left_over, drift = scales
-        covariance = slopes @ self._prior_QQ @ slopes.T + left_over**2 * self._matern_GG
-        mean, parameters = self._prior_mean(at_Q, slopes, base), self._prior_QQ
-        if len(seen):
-            inverse, lacking = self._solved(at_Q, slopes, base, seen, values, errors, scales)
-            cross = covariance[:, seen]
+        covariance = line.slopes @ self._prior_QQ @ line.slopes.T + left_over**2 * self._matern_GG
+        mean, parameters = line.mean_G, self._prior_QQ
+        if len(read.seen):
+            inverse, lacking = self._solved(line, read, scales)
+            cross = covariance[:, read.seen]
             mean = mean + cross @ inverse @ lacking
             covariance = covariance - cross @ inverse @ cross.T
-            moved = self._prior_QQ @ slopes[seen].T
+            moved = self._prior_QQ @ line.slopes[read.seen].T
             parameters = parameters - moved @ inverse @ moved.T
         return Learned(
             mean_G=mean,
             covariance_GG=covariance,
-            parameters_Q=at_Q,
-            parameter_spread_Q=np.sqrt(np.maximum(np.diag(parameters)[: len(at_Q)], 1e-12)),
+            parameters_Q=line.at_Q,
+            parameter_spread_Q=np.sqrt(np.maximum(np.diag(parameters)[: len(line.at_Q)], 1e-12)),
             drift=drift,
             left_over=left_over,
-            launch_share_G=self._share(slopes),
+            launch_share_G=line.launch_share_G,
         )
 
 

@@ -50,7 +50,7 @@ def drawn(grid, seed: int):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_six_readings_of_a_machine_out_of_the_prior_predict_the_others(grid, seed):
-    """Within 5 % in the median: what issue and README ask of four probes, with noise of 2 % on each reading."""
+    """Within 5 % in the median, with noise of 2 % on each reading."""
     _, truth = drawn(grid, seed)
     draw = np.random.default_rng(100 + seed)
     chosen = [0, 12, 30, 45, 60, 77]
@@ -62,7 +62,7 @@ def test_six_readings_of_a_machine_out_of_the_prior_predict_the_others(grid, see
 
 
 def test_what_is_said_to_be_80_percent_sure_holds_in_80_percent_of_machines(grid):
-    """200 machines out of the prior, three settings each: between 70 and 90 % (four standard errors of a share of 0.8)."""
+    """200 machines out of the prior, three settings each: at least 70 % (more than four standard errors below 80 %)."""
     learner = learner_of(grid)
     inside = []
     for seed in range(200):
