@@ -1,8 +1,9 @@
 """Boxes and points in texts: found, and told in the scale that a model was taught.
 
-Known are JSON fields such as ``"bbox_2d": [x1, y1, x2, y2]`` and ``"point_2d": [x, y]``, and Qwen2-VL's marks
-``<|box_start|>(x1,y1),(x2,y2)<|box_end|>``. Qwen2-VL and Qwen3-VL count from 0 to 1000 across the image, Qwen2.5-VL in pixels
-of the image as the model sees it (their technical reports and cookbooks).
+Known are JSON fields such as ``"bbox_2d": [x1, y1, x2, y2]`` and ``"point_2d": [x, y]``, Qwen2-VL's marks
+``<|box_start|>(x1,y1),(x2,y2)<|box_end|>``, and a text that is nothing but ``[x1, y1, x2, y2]``, once or more. Qwen2-VL and
+Qwen3-VL count from 0 to 1000 across the image, Qwen2.5-VL in pixels of the image as the model sees it (their technical reports
+and cookbooks).
 """
 
 import re
@@ -20,7 +21,10 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _LIST = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*\]"
 _LISTS = rf"\[\s*{_LIST}(?:\s*,\s*{_LIST})*\s*\]"
 _NAMES = "bbox|bbox_2d|bboxes|box|box_2d|boxes|bounding_box|point|point_2d|points"
-_JSON = re.compile(rf"(\"(?:{_NAMES})\"\s*:\s*)({_LIST}|{_LISTS})")
+_JSON = re.compile(rf"([\"'](?:{_NAMES})[\"']\s*:\s*)({_LIST}|{_LISTS})")
+_BOX = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}\s*\]"
+_ONLY = re.compile(rf"\s*(?:{_BOX}|\[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]|{_BOX}(?:[\s,;]+{_BOX})*)[\s.]*")
+"""A text that is one box, or some, and nothing else: without a name, as answers to "where is ..." often are."""
 _MARKED = re.compile(r"(<\|(?:box|quad)_start\|>)(.*?)(<\|(?:box|quad)_end\|>)", re.DOTALL)
 _REFERRED = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.DOTALL)
 Size = tuple[int, int]
@@ -46,11 +50,20 @@ def box_text(box: Any) -> str:
 
 def has_boxes(example: "Example") -> bool:
     """Whether a text of ``example`` holds boxes or points, and no scale says how they count."""
-    return (
-        example.box_scale is None
-        and bool(example.images)
-        and any(_JSON.search(one.text) or _MARKED.search(one.text) for one in example.conversation)
-    )
+    return example.box_scale is None and bool(example.images) and any(_told_in(one.text) for one in example.conversation)
+
+
+def has_unnamed_lists(example: "Example") -> bool:
+    """Whether a text holds lists of four numbers that are not known as boxes, and so stay as they are written."""
+
+    def left(text: str) -> str:
+        return "" if _ONLY.fullmatch(text) else _MARKED.sub("", _JSON.sub("", text))
+
+    return bool(example.images) and any(re.search(_BOX, left(one.text)) for one in example.conversation)
+
+
+def _told_in(text: str) -> bool:
+    return bool(_JSON.search(text) or _MARKED.search(text) or _ONLY.fullmatch(text))
 
 
 def own_scale(model: Model) -> "BoxScale":
@@ -106,6 +119,7 @@ def _numbers(text: str) -> Iterator[tuple[list[float], bool]]:
     """Lists of an even number of coordinates in ``text``, and whether each pair is a point by itself."""
     pieces = [(inner, "point" in found[1]) for found in _JSON.finditer(text) for inner in re.findall(_LIST, found[2])]
     pieces += [(found[2], False) for found in _MARKED.finditer(text)]
+    pieces += [(box, False) for box in re.findall(_BOX, text)] if _ONLY.fullmatch(text) else []
     for piece, are_points in pieces:
         numbers = [float(number) for number in re.findall(_NUMBER, piece)]
         if numbers and len(numbers) % 2 == 0:
@@ -127,6 +141,8 @@ def _told(text: str, scale: "BoxScale", stored: Size, seen: Size, model: Model) 
 
         return re.sub(_NUMBER, one, piece)
 
+    if _ONLY.fullmatch(text):
+        return re.sub(_BOX, lambda found: numbers(found[0]), text)
     text = _JSON.sub(lambda found: found[1] + numbers(found[2]), text)
     if model.family == "qwen2_vl":
         return _MARKED.sub(lambda found: found[1] + numbers(found[2]) + found[3], text)

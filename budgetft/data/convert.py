@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from budgetft.data.boxes import has_boxes
+from budgetft.data.boxes import has_boxes, has_unnamed_lists
 from budgetft.data.convert_options import Options, Report
 from budgetft.data.drafts import Draft, Media
 from budgetft.data.examples import Example, Examples, check_target, write_dataset
@@ -62,7 +62,7 @@ class Conversion:
         table = self.source.columns is not None or bool(given.used())
         self.columns = guess_columns(self.source, answered=not options.unlabelled) if table else None
         self.store = PictureStore(self.work)
-        self._boxed = 0
+        self._boxed = self._unnamed = 0
 
     def describe(self) -> list[str]:
         """What the columns of a table are taken for."""
@@ -103,7 +103,10 @@ class Conversion:
             problems += [(row.where, one + way_on.get(one, "")) for one in wrong]
             if not wrong:
                 examples.append(example)
-                self._boxed += self.options.boxes is None and has_boxes(example)
+                if self.options.boxes is None:
+                    self._boxed += has_boxes(example)
+                else:
+                    self._unnamed += has_unnamed_lists(example)
         self._settle(problems, len(examples))
         self._tell()
         return examples
@@ -279,6 +282,11 @@ class Conversion:
         if ignored:
             named = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
             notes.append(f"passed over, since they mean nothing for training: {named}")
+        if self._unnamed:
+            notes.append(
+                f"{self._unnamed} examples have lists of four numbers that nothing names as boxes: they stay as they are"
+                ' written. Write boxes as "bbox_2d": [x1, y1, x2, y2] to have them told in the model\'s own scale'
+            )
         if self._boxed:
             notes.append(
                 f"{self._boxed} examples have boxes or points in their texts, which are told as they are written. Qwen2-VL and"

@@ -426,6 +426,27 @@ def test_boxes_are_told_as_each_family_was_taught(name, scale, told):
     assert answer.text == told
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("[100, 25, 200, 100]", "[56, 14, 112, 56]"),
+        ("[[100, 25, 200, 100], [0, 0, 100, 50]].", "[[56, 14, 112, 56], [0, 0, 56, 28]]."),
+        ("[100, 25, 200, 100], [0, 0, 100, 50]", "[56, 14, 112, 56], [0, 0, 56, 28]"),
+        ("{'bbox_2d': [100, 25, 200, 100], 'label': 'car'}", "{'bbox_2d': [56, 14, 112, 56], 'label': 'car'}"),
+        ("Weights [100, 25, 200, 100] of four.", "Weights [100, 25, 200, 100] of four."),
+        ("[100, 25, 200]", "[100, 25, 200]"),
+        ("100, 25, 200, 100", "100, 25, 200, 100"),
+    ],
+)
+def test_a_text_that_is_a_box_is_told_and_numbers_within_a_text_are_not(written, told):
+    from budgetft.data.boxes import rescaled
+    from budgetft.model import load_model
+
+    messages = (Message.of("user", IMAGE, "Where?"), Message.of("assistant", written))
+    (_, answer) = rescaled(messages, "pixels", [(200, 100)], [(112, 56)], load_model("tiny-qwen2.5-vl"))
+    assert answer.text == told
+
+
 @pytest.mark.parametrize("write", [json.dumps, repr], ids=["JSON", "Python"])
 def test_messages_may_be_text_of_a_cell(tmp_path, write):
     row = llava("<image>What?", image="a.jpg")

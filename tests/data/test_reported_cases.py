@@ -155,6 +155,16 @@ def test_boxes_in_pixels_are_told_in_the_scale_of_the_model(families, tmp_path, 
     assert found == expected == box
 
 
+def test_lists_that_nothing_names_as_boxes_are_counted(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    answers = ("At [1, 2, 3, 4].", "[1, 2, 3, 4]", "It holds [1].")
+    rows = [asked("<image>Where?", answer, image="a.png", id=answer) for answer in answers]
+    assert [note[:40] for note in made(tmp_path, *rows, boxes="pixels")[1].notes] == [
+        "1 examples have lists of four numbers th"
+    ]
+    assert [note[:30] for note in made(tmp_path, *rows)[1].notes] == ["1 examples have boxes or point"]
+
+
 def test_marks_of_boxes_are_text_and_others_are_refused(families, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     said = "<|object_ref_start|>the bar<|object_ref_end|><|box_start|>(0,0),(9,9)<|box_end|><|quad_start|><|quad_end|>"
