@@ -2,6 +2,7 @@
 
     python reports/prediction/ground_truth.py choose N [MODEL] > settings.jsonl         # at random; a quarter are stock
     python reports/prediction/ground_truth.py choose-near N MODEL > near.jsonl          # predicted within 12 % of 14 GiB
+    python reports/prediction/ground_truth.py choose-any N MODEL > any.jsonl            # any size, text and rank
     python reports/prediction/ground_truth.py choose-grid WIDTHxHEIGHT > grid.jsonl     # what the planner may choose there
     python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no card: trace and replay
     python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no card: as estimate does
@@ -38,6 +39,7 @@ from budgetft.workload import Shape, Workload
 GIB = 2**30
 BUDGET_BYTES = 14 * GIB
 UNCAPPED_BYTES = 70 * GIB
+ANY_BYTES = 60 * GIB
 LAYERS = 36
 IMAGES = ((448, 448), (672, 672), (896, 504), (1288, 728), (280, 504))
 MOST_TOKENS = 7000
@@ -118,6 +120,31 @@ def choose_near(count: int, model_name: str) -> list[Setting]:
         found += [Setting(model=model_name, rank=rank, shape=shape, knobs=knobs) for knobs in near]
         print(f"{len(found)} of {count}", file=sys.stderr)
     return sorted(found[:count], key=lambda setting: setting.rank)
+
+
+def choose_any(count: int, model_name: str) -> list[Setting]:
+    """Settings of the planner's kind at sizes, texts and ranks that no law was ever traced at, up to 60 GiB."""
+    draw, model = random.Random(f"any {model_name}"), load_model(model_name)
+    step, found = model.pixel_step, list[Setting]()
+    for rank in (1, 24, 100, 256):
+        while len(found) < count * (1 + (1, 24, 100, 256).index(rank)) // 4:
+            size = tuple(step * round(draw.uniform(224, 2048) / step) for _ in range(2))
+            text = round(2 ** draw.uniform(6, 12))
+            shape = Shape(images=(size,), text_tokens=text, supervised_tokens=draw.randint(1, text))
+            knobs = Knobs(
+                micro_batch=draw.choice((1, 1, 2, 3, 5, 8)),
+                grad_accum=2,
+                checkpointed_layers=draw.choice((model.layers, model.layers, model.layers * 3 // 4, model.layers // 2)),
+                pointwise="fused",
+                allocator=draw.choice(("expandable", "expandable", "default")),
+            )
+            setting = Setting(model=model_name, rank=rank, shape=shape, knobs=knobs)
+            job = job_of(setting)
+            if shape.total_tokens(step) > job.contract.max_length:
+                continue
+            if Estimator(job, calibration=CALIBRATION).estimate(knobs).process_peak_bytes < ANY_BYTES:
+                found.append(setting)
+    return sorted(found, key=lambda setting: (setting.knobs.allocator, setting.rank))
 
 
 def choose_grid(size: str) -> list[Setting]:
@@ -323,6 +350,8 @@ def main() -> None:
         chosen = choose(int(words[0]), *words[1:])
     elif command == "choose-near":
         chosen = choose_near(int(words[0]), words[1])
+    elif command == "choose-any":
+        chosen = choose_any(int(words[0]), words[1])
     elif command == "choose-grid":
         chosen = choose_grid(words[0])
     elif command == "predict":
