@@ -61,7 +61,7 @@ IGNORED_KEYS = frozenset(f"{_ORIGINS} {_NAMES} {_KINDS} {_FIGURES} {_RATINGS}".s
 IGNORED_IN_MESSAGES = frozenset(
     ["id", "name", "tool_call_id", "timestamp", "source", "model", "token_count", "tokens", "refusal"]
 )
-IGNORED_IN_PARTS = frozenset(["detail", "id", "alt", "index"])
+IGNORED_IN_PARTS = frozenset(["detail", "id", "alt", "index", "cache_control"])
 REFUSED_KEYS = {
     **dict.fromkeys(
         ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "chosen_response", "ranking"),
@@ -76,7 +76,7 @@ ROLES: dict[str, Role] = {
         ("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard", "Assistant", "ASSISTANT", "output"), "assistant"
     ),
     **dict.fromkeys(("system", "developer", "System", "SYSTEM"), "system"),
-    **dict.fromkeys(("tool", "observation", "tool_response", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(("tool", "observation", "tool_response", "function", "function_response", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
 BOX_TYPES: dict[str, BoxScale] = {"real": "pixels", "norm1": "fractions"}
@@ -97,6 +97,8 @@ FOREIGN = re.compile(
     r"|<image_token>|<IMG_CONTEXT>|<ImageHere>|\[IMG\]|<img>[^<\n]*</img>|<fake_token_around_image>|<\|image_pad\|>|<\|audio_?\d*\|>|<audio>|<ref-object>|<bbox>"
 )
 """Marks of other tools and models."""
+LIKE_MARK = re.compile(r"(?i:</(?:image|video)>)|<I(?:MAGE|mage)>|<V(?:IDEO|ideo)>|\{\{?(?:image|video)\}?\}")
+"""What is a mark in a row that shows something, and may be text in one that does not: about HTML, or a template."""
 
 
 MEDIA_LIKE = re.compile(r"image|img|pic|photo|url|path|file|video|frame|media")

@@ -23,6 +23,7 @@ from budgetft.data.layout_keys import (
     IGNORED_KEYS,
     LAYOUTS,
     LEARN_KEYS,
+    LIKE_MARK,
     MARK,
     MEDIA_KEYS,
     MEDIA_LIKE,
@@ -173,12 +174,7 @@ class _Row:
         more = self.take("input") if key == "instruction" else None  # Alpaca: what the instruction is about
         if more is not None and text_of(more, "input").strip():
             asked = f"{asked}\n{more}" if asked.strip() else more
-        turns = []
-        for pair in self.take("history") or []:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise BadRow("history: must be a list of [question, answer]")
-            turns += [Turn("user", [text_of(pair[0], "history")]), Turn("assistant", [text_of(pair[1], "history")])]
-        turns.append(Turn("user", [asked]))
+        turns = [*self._history(), Turn("user", [asked])]
         names = [
             name for name in ("answer", "response", "output", "completion", "caption", "text", "solution") if name in self.left
         ]
@@ -190,6 +186,18 @@ class _Row:
                 turns.append(Turn("assistant", [answer]))
         elif not self.reader.unlabelled:
             raise BadRow("answer: missing", hint="for rows to be predicted: --unlabelled")
+        return turns
+
+    def _history(self) -> list[Turn]:
+        """Earlier turns, as pairs or as messages."""
+        history = self.take("history") or []
+        if isinstance(history, list) and history and all(isinstance(one, Mapping) for one in history):
+            return self._messages("history", history)
+        turns = []
+        for pair in history:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise BadRow("history: must be a list of [question, answer]")
+            turns += [Turn("user", [text_of(pair[0], "history")]), Turn("assistant", [text_of(pair[1], "history")])]
         return turns
 
     def _pairs(self, key: str) -> list[Turn]:
@@ -302,15 +310,21 @@ class _Row:
         else:
             at_marks(draft, beside)
         for turn in draft.turns:
-            for one in (one for one in turn.content if isinstance(one, str)):
-                foreign = FOREIGN.search(one) if turn.role in ("user", "system") else None
-                if foreign:
-                    raise BadRow(f"{foreign[0]} in a text is another tool's mark", hint="write <image> where an image stands")
-            marked = turn.media or any("<image>" in one for one in turn.content if isinstance(one, str))
-            if turn.role == "assistant" and marked:
-                raise BadRow("<image> in the answer: an answer is text")
-            if turn.role == "system" and marked:
-                raise BadRow("<image> in the system text: images stand in a user's message")
+            texts = [one for one in turn.content if isinstance(one, str)]
+            if turn.role in ("user", "system"):
+                self._refuse_foreign(texts, shows=bool(draft.media))
+            marks = [f"<{one.kind}>" for one in turn.media] + [mark for one in texts for mark in MARK.findall(one)]
+            if turn.role == "assistant" and marks:
+                raise BadRow(f"{marks[0]} in the answer: an answer is text")
+            if turn.role == "system" and marks:
+                raise BadRow(f"{marks[0]} in the system text: images stand in a user's message")
+
+    @staticmethod
+    def _refuse_foreign(texts: Sequence[str], *, shows: bool) -> None:
+        for text in texts:
+            foreign = FOREIGN.search(text) or (LIKE_MARK.search(text) if shows else None)
+            if foreign:
+                raise BadRow(f"{foreign[0]} in a text is another tool's mark", hint="write <image> where an image stands")
 
     def place_objects(self, draft: Draft) -> None:
         """Write the ``objects`` of ms-swift into the texts."""

@@ -194,11 +194,11 @@ def too_large(name: str, limit: int) -> UsageError:
 
 
 def _is_pair(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether it is ``{bytes, path}``, as ``datasets`` keeps a picture that is not decoded."""
-    if not isinstance(value, Mapping) or "bytes" not in value or not set(value) <= {"bytes", "path"}:
+    """Whether it is ``{bytes, path}``, as ``datasets`` keeps a picture that is not decoded; either may be left out."""
+    if not isinstance(value, Mapping) or not value or not set(value) <= {"bytes", "path"}:
         return False
     kinds = (bytes, str, type(None))
-    return isinstance(value["bytes"], kinds) and isinstance(value.get("path"), str | None)
+    return isinstance(value.get("bytes"), kinds) and isinstance(value.get("path"), str | None)
 
 
 def _what(value: Any) -> str:

@@ -331,6 +331,45 @@ def test_tools_and_their_calls_are_kept(tmp_path):
     assert json.loads(example.tools) == [{"type": "function", "function": tool}]
 
 
+def test_history_may_be_messages(tmp_path):
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"query": "Bye", "response": "Bye.", "history": kind} for kind in (history, [["Hi", "Hello"]])]
+    messages, pairs = converted(tmp_path, rows)
+    assert messages.conversation == pairs.conversation
+
+
+def test_a_picture_may_be_an_object_with_a_path_alone(tmp_path):
+    (example,) = converted(tmp_path, [llava("<image>What?", image={"path": "a.jpg"})])
+    assert example.images == ("a.jpg",)
+
+
+def test_a_part_may_say_that_it_is_cached_and_a_function_answers(tmp_path):
+    asked = [{"type": "image", "image": "a.jpg", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "What?"}]
+    called = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "tool_calls": called},
+        {"role": "function", "content": "red"},
+        {"role": "assistant", "content": "A red car."},
+    ]
+    (example,) = converted(tmp_path, [{"messages": messages}])
+    assert [one.role for one in example.conversation] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("mark", ["</image>", "<Image>", "<IMAGE>", "{image}", "{{image}}", "<Video>"])
+def test_what_is_like_a_mark_is_one_where_something_is_shown(tmp_path, mark):
+    with pytest.raises(UsageError, match="another tool's mark"):
+        converted(tmp_path, [llava(f"{mark} What?", image="a.jpg")])
+    (example,) = converted(tmp_path, [llava(f"{mark} What is this in a template?")])
+    assert example.prompt == f"{mark} What is this in a template?"
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<video>"])
+def test_an_answer_holds_no_marks(tmp_path, mark):
+    with pytest.raises(UsageError, match=f"{mark} in the answer"):
+        converted(tmp_path, [llava("<image>What?", f"{mark} A car.", image="a.jpg")])
+
+
 def test_alpaca_history_and_pairs_are_read(tmp_path):
     alpaca = {"instruction": "Translate.", "input": "Auto", "output": "Car", "history": [["Hi", "Hello"]], "images": ["a.jpg"]}
     pairs = {
