@@ -54,8 +54,13 @@ class Model(Value):
     @property
     def feature_width(self) -> int:
         """Numbers that the tower gives for a visual token: the language model's width, once more per deepstack level."""
-        levels = self.config["vision_config"].get("deepstack_visual_indexes", (8, 16, 24) if self.family == "qwen3_vl" else ())
-        return int(self.text["hidden_size"]) * (1 + len(levels))
+        return int(self.text["hidden_size"]) * (1 + self.deepstack_levels)
+
+    @property
+    def deepstack_levels(self) -> int:
+        """After how many of the first decoder layers features of the tower's inner blocks are added."""
+        default = (8, 16, 24) if self.family == "qwen3_vl" else ()
+        return len(self.config["vision_config"].get("deepstack_visual_indexes", default))
 
     @property
     def pixel_step(self) -> int:

@@ -190,6 +190,10 @@ def test_an_estimate_as_json_has_the_promised_keys_and_terms_that_sum_to_it(plan
     assert estimate["samples_per_second"] == arithmetic(4 / estimate["step_seconds"])
     assert estimate["evidence"] == "predicted"
     assert all(isinstance(term["memory_bytes"], int) for term in estimate["terms"])
+    again = said(
+        "estimate", *JOB, "--rank", "4", "--json", *(f"--knob={name}={value}" for name, value in estimate["knobs"].items())
+    )
+    assert json.loads(again.out) == estimate
 
 
 def test_an_estimate_answers_for_the_knobs_that_were_asked(planned, said):

@@ -34,6 +34,7 @@ def estimate(
     json_output: options.Json = False,
 ) -> None:
     """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
+    from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate
     from budgetft.gpu import load_gpu
     from budgetft.knobs import parse_knob
@@ -74,8 +75,9 @@ def estimate(
         workload=workload,
         evidence="predicted",
     )
-    estimator = Estimator(job, at_once=True)
-    best = fastest(estimator, given)
+    with waiting() as tell:
+        estimator = Estimator(job, at_once=True, on_trace=tell)
+        best = fastest(estimator, given)
     print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)
 
 

@@ -2,14 +2,19 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from budgetft.knobs import Knobs, describe, differences, is_stock
 from budgetft.outcome import Estimate, Outcome
-from budgetft.search.planner import Event
 from budgetft.units import format_gib, format_seconds
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from budgetft.search.planner import Event
 
 Say = Callable[[str], None]
 
@@ -20,7 +25,26 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def planning(*, quiet: bool) -> Iterator[tuple[Callable[[Event], None], Say]]:
+def waiting() -> Iterator[Say]:
+    """What to call with what is waited for: a spinner beside it on a terminal, else a line each. Nothing until the first."""
+    if not sys.stderr.isatty():
+        yield say
+        return
+    with ExitStack() as stack:
+        shown: list[Status] = []
+
+        def show(text: str) -> None:
+            if not shown:
+                from rich.console import Console
+
+                shown.append(stack.enter_context(Console(stderr=True).status(text)))
+            shown[0].update(text)
+
+        yield show
+
+
+@contextmanager
+def planning(*, quiet: bool) -> Iterator[tuple["Callable[[Event], None]", Say]]:
     """What to call with events and with notes. A terminal also sees what is being probed, and for how long."""
     lines = ProbeLines()
     if quiet:
@@ -33,7 +57,7 @@ def planning(*, quiet: bool) -> Iterator[tuple[Callable[[Event], None], Say]]:
 
 
 @contextmanager
-def _live(lines: "ProbeLines") -> Iterator[tuple[Callable[[Event], None], Say]]:
+def _live(lines: "ProbeLines") -> Iterator[tuple["Callable[[Event], None]", Say]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -44,7 +68,7 @@ def _live(lines: "ProbeLines") -> Iterator[tuple[Callable[[Event], None], Say]]:
         def note(text: str) -> None:
             bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        def show(event: Event) -> None:
+        def show(event: "Event") -> None:
             text = lines.line(event)
             note(text)
             if event.outcome is None:
@@ -64,7 +88,7 @@ class ProbeLines:
     """Samples per second, and which probe."""
     _seconds: list[float] = field(default_factory=list)
 
-    def line(self, event: Event) -> str:
+    def line(self, event: "Event") -> str:
         """One line; a probe that is only recalled has no line of its own beginning, so it tells its knobs too."""
         if event.knobs is None:
             return f"[{event.stage}] {event.text}"
@@ -86,7 +110,7 @@ class ProbeLines:
         told = ", ".join(f"{name} {getattr(before, name)} to {value}" for name, value in changes.items())
         return told or "the same again, in a fresh process"
 
-    def _learn(self, event: Event, outcome: Outcome) -> None:
+    def _learn(self, event: "Event", outcome: Outcome) -> None:
         self._before = outcome.knobs
         if not event.from_ledger:
             self._seconds.append(outcome.wall_seconds)
@@ -94,7 +118,7 @@ class ProbeLines:
         if outcome.fits and not outcome.alloc_retries and not is_stock(outcome.knobs):
             self._best = max(self._best or (0.0, 0), (speed, event.number))
 
-    def _rest(self, event: Event) -> str:
+    def _rest(self, event: "Event") -> str:
         text = "" if self._best is None else f"; best so far {self._best[0]:.2f} samples/s (probe {self._best[1]})"
         left = event.most - event.number
         if left > 0:

@@ -1,5 +1,6 @@
 """Plans and estimates for people: plain lines, readable in a log file and without colour."""
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,18 +18,27 @@ def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", 
     """One estimate on stdout."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
-    job = estimator.job
+    job, share = estimator.job, estimator.uncertainty_of(knobs)
+    traced_on = estimator.foreign.get(estimator.combination(knobs))
     if json_output:
-        print(estimate.model_dump_json(indent=2))
+        about = {
+            "model": job.model.name,
+            "gpu": job.gpu.name,
+            "budget_bytes": job.budget_bytes,
+            "knobs": knobs.model_dump(mode="json"),
+            "uncertainty_share": share,
+            "calibration": estimator.calibration.name,
+            "traced_on": traced_on,
+        }
+        print(json.dumps({**estimate.model_dump(mode="json"), **about}, indent=2))
         return
-    share = estimator.uncertainty_of(knobs)
     print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
     print(f"  knobs         {describe(knobs)}")
     verdict = "fits" if estimate.fits else "does not fit"
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
     print(f"  speed         {rate(estimate)}")
     print(f"  calibration   {estimator.calibration.name}")
-    if traced_on := estimator.foreign.get(estimator.combination(knobs)):
+    if traced_on:
         print(f"  traced on     {traced_on}, not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew")
     print_terms(estimate)
 

@@ -206,14 +206,31 @@ def rows_of(work: Sequence[Work]) -> np.ndarray:
     )
 
 
-def affine_rows(law: Law, checkpointed_layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """(at zero, slope), each (S, F): what every segment of a micro-batch does, as a function of its size."""
-    parts = [_parts(segment) for segment in law.sequence(checkpointed_layers)]
-    at_zero_SF = np.array([[part.at_zero for part in each] for each in parts])
-    slope_SF = np.array([[part.slope for part in each] for each in parts])
-    for rows in (at_zero_SF, slope_SF):
-        rows[:, 0] -= rows[:, 1]  # the flops of all products hold those of attention
-    return at_zero_SF, slope_SF
+@dataclass(frozen=True, kw_only=True)
+class MicroWork:
+    """What every segment of a micro-batch does, as a function of its size."""
+
+    at_zero_SF: np.ndarray
+    slope_SF: np.ndarray
+    tower_S: np.ndarray
+    """Whether a segment's part at zero is done anew for every group of images."""
+    vision_group: float
+
+    @classmethod
+    def of(cls, law: Law, checkpointed_layers: int) -> "MicroWork":
+        sequence = law.sequence(checkpointed_layers)
+        at_zero_SF = np.array([[part.at_zero for part in _parts(each)] for each in sequence])
+        slope_SF = np.array([[part.slope for part in _parts(each)] for each in sequence])
+        for rows in (at_zero_SF, slope_SF):
+            rows[:, 0] -= rows[:, 1]  # the flops of all products hold those of attention
+        tower_S = np.array([each.phase == "vision" for each in sequence])
+        return cls(at_zero_SF=at_zero_SF, slope_SF=slope_SF, tower_S=tower_S, vision_group=law.vision_group)
+
+    def at(self, size_R: np.ndarray) -> np.ndarray:
+        """(R, S, F) of micro-batches of ``size_R`` worst examples."""
+        groups_R1 = np.maximum(1, np.ceil(size_R / self.vision_group))[:, None]
+        rounds_RS1 = np.where(self.tower_S, groups_R1, 1)[..., None]
+        return self.at_zero_SF * rounds_RS1 + self.slope_SF * size_R[:, None, None]
 
 
 def _parts(each: LawSegment) -> tuple[Affine, ...]:
@@ -255,6 +272,10 @@ class Clock:
         sets = max(1, MOST_NUMBERS // self._rows_RSF[..., 0].size)
         parts = [parameters_PQ[start : start + sets] for start in range(0, len(parameters_PQ), sets)]
         return np.log(np.concatenate([self._seconds(part) for part in parts]))
+
+    def seconds(self, speeds: Speeds) -> np.ndarray:
+        """(G,): of an optimizer step of each setting, with the middle of what is believed of the GPU."""
+        return np.exp(self.log_seconds(speeds.middle_Q[None])[0])
 
     def _seconds(self, parameters_PQ: np.ndarray) -> np.ndarray:
         forward, backward, small, product, attention, bandwidth, product_bytes, copy = np.exp(parameters_PQ.T)

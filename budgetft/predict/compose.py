@@ -5,15 +5,18 @@ allocated: the how-manieth of which segment. Repeating the inner layer's events 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from budgetft.predict.allocator import Event
-from budgetft.predict.law import KIND, Affine, template_layers
-from budgetft.predict.trace import Trace
+from budgetft.predict.law import Affine, Law, template_layers
+from budgetft.predict.segments import Trace
 
 ALIGNED_CELLS = 10**6
 """Segments with more pairs of events than this are not aligned one by one."""
+TOWER_ROUNDS = 2
+"""Groups of images in which the tower is replayed in full: further ones find the blocks of these, and leave their features."""
 Place = tuple[int, int]
 """(segment of the template, how-manieth allocation in it)."""
 
@@ -26,6 +29,13 @@ class Step:
     size: Affine | None
     most: float = float("inf")
     """No allocation here is larger: the last chunk of a chunked loss grows with the micro-batch only up to a whole one."""
+    full_at: float = 0.0
+    """The micro-batch that fills a chunk of the loss, of tensors of one chunk: below it they are smaller."""
+
+    def bytes_at(self, micro_batch: float) -> int:
+        assert self.size is not None
+        size = min(self.size(micro_batch), self.most)
+        return max(1, round(size * micro_batch / self.full_at if micro_batch < self.full_at else size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +47,11 @@ class EventTemplate:
     steps: tuple[tuple[Step, ...], ...]
 
 
-def event_template(small: Trace, large: Trace, sizes: tuple[int, int]) -> EventTemplate:
-    """Align the two traces, of micro-batches ``sizes``: layers event by event, what differs in count by matching sizes."""
+def event_template(small: Trace, large: Trace, sizes: tuple[int, int], *, full_at: float = 0.0) -> EventTemplate:
+    """Align the two traces, of micro-batches ``sizes``: layers event by event, what differs in count by matching sizes.
+
+    ``full_at``: the micro-batch whose answers fill one chunk of the loss.
+    """
     places: dict[int, Place] = {}
     steps = []
     for number, (one, two) in enumerate(zip(small.segments, large.segments, strict=True)):
@@ -51,7 +64,9 @@ def event_template(small: Trace, large: Trace, sizes: tuple[int, int]) -> EventT
             if size > 0:
                 places[tensor] = number, allocations
                 allocations += 1
-                made.append(Step(place=places[tensor], size=affine[index], most=most))
+                of_chunk = one.label[0] == "loss" and affine[index].slope == 0
+                full = full_at if of_chunk else 0.0
+                made.append(Step(place=places[tensor], size=affine[index], most=most, full_at=full))
             elif tensor in places:
                 made.append(Step(place=places[tensor], size=None))
         steps.append(tuple(made))
@@ -117,48 +132,55 @@ def _aligned(one: list[int], two: list[int], factor: int) -> list[int | None]:
     return partners
 
 
-def compose(
-    template: EventTemplate, *, layers: int, checkpointed_layers: int, micro_batch: int, vision_group: float
-) -> Iterator[Event]:
-    """Every event of the full model's step; tensors are numbered from zero."""
-    stands_for = template_layers(layers, checkpointed_layers)
+def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micro_batch: int) -> Iterator[Event]:
+    """Every event of the step of the full model, of which ``law`` is; tensors are numbered from zero."""
+    stands_for = template_layers(law.layers, checkpointed_layers, law.kind)
     made: dict[tuple[int, int | None], list[int]] = {}
     numbers = iter(range(10**9))
-    instances = _instances(template, stands_for)
+    roles = _roles(template.labels)
+    alike = {role: segment for segment, role in roles.items()}
     allocations = [sum(step.size is not None for step in steps) for steps in template.steps]
 
     def ends(place: Place, layer: int | None) -> Iterator[int]:
         segment, ordinal = place
-        owner = template.labels[segment][1]
-        for instance in _owners(owner, layer, stands_for):
-            tensors = made.get((segment_of(segment, owner, instance), instance), [])
+        role = roles.get(segment)
+        for instance in _owners(-1 if role is None else role.layer, layer, stands_for):
+            source = segment
+            if role is not None and instance is not None:  # the template's segment from which that instance was made
+                source = alike.get(role._replace(layer=stands_for[instance]), segment)
+            tensors = made.get((source, instance), [])
             yield from tensors[ordinal :: allocations[segment]]  # of every group of images
 
-    by_label = {label: index for index, label in enumerate(template.labels) if label[1] >= 0}
-
-    def segment_of(segment: int, owner: int, instance: int | None) -> int:
-        """The template segment from which an instance of this segment was made."""
-        if instance is None or owner < 0:
-            return segment
-        phase = template.labels[segment][0]
-        return by_label.get((phase, stands_for[instance]), segment)
-
-    for segment, layer in instances:
-        phase = template.labels[segment][0]
-        batch = min(micro_batch, vision_group) if phase == "vision" else micro_batch
-        rounds = -(-micro_batch // max(1, int(vision_group))) if phase == "vision" else 1
-        for _ in range(rounds):
-            tensors = made.setdefault((segment, layer), [])
+    for segment, layer in _instances(template.labels, roles, stands_for):
+        in_groups = template.labels[segment][0] == "vision"
+        batches = _groups(micro_batch, law.vision_group) if in_groups else [micro_batch]
+        tensors = made.setdefault((segment, layer), [])
+        for number, batch in enumerate(batches):
             first = len(tensors)
+            passing = _passing(segment, template.steps[segment]) if number >= TOWER_ROUNDS else frozenset()
             for step in template.steps[segment]:
                 if step.size is not None:
                     tensors.append(next(numbers))
-                    yield tensors[-1], max(1, round(min(step.size(batch), step.most)))
+                    if step.place not in passing:
+                        yield tensors[-1], step.bytes_at(batch)
                 elif step.place[0] == segment and layer is None:
-                    yield tensors[first + step.place[1]], 0
+                    if step.place not in passing:
+                        yield tensors[first + step.place[1]], 0
                 else:
                     for tensor in ends(step.place, layer):
                         yield tensor, 0
+
+
+def _groups(micro_batch: int, most: float) -> list[float]:
+    """Examples whose images the tower takes together, one group after the other: whole ones, and what is left."""
+    whole = int(micro_batch // most)
+    left = micro_batch - whole * most
+    return [most] * whole + ([left] if left else [])
+
+
+def _passing(segment: int, steps: Sequence[Step]) -> frozenset[Place]:
+    """What a segment allocates and frees again itself."""
+    return frozenset(step.place for step in steps if step.size is None and step.place[0] == segment)
 
 
 def _owners(owner: int, layer: int | None, stands_for: list[int]) -> list[int | None]:
@@ -167,28 +189,42 @@ def _owners(owner: int, layer: int | None, stands_for: list[int]) -> list[int | 
         return [None]
     if layer is not None:  # as far away as in the template
         return [instance] if 0 <= (instance := layer + owner - stands_for[layer]) < len(stands_for) else []
-    if owner % KIND == 2:  # at a place that stands once, the inner layer stands for all inner ones
-        return [instance for instance, stands in enumerate(stands_for) if stands == owner]
-    kind = [instance for instance, stands in enumerate(stands_for) if stands // KIND == owner // KIND]
-    place = owner % KIND if owner % KIND < 2 else owner % KIND - KIND  # the first two, or the last two
-    return [kind[place]] if -len(kind) <= place < len(kind) else []
+    # At a place that stands once, the inner layer stands for all inner ones.
+    return [instance for instance, stands in enumerate(stands_for) if stands == owner]
 
 
-def _instances(template: EventTemplate, stands_for: list[int]) -> list[tuple[int, int | None]]:
-    """The segments of the full model in order: (segment of the template, layer of the full model)."""
-    labels = template.labels
-    forward: dict[int, list[int]] = {}
-    backward: dict[int, list[int]] = {}
+class _Role(NamedTuple):
+    """Of a segment that stands once for each layer: in which pass, how-manieth there of its layer, and that layer."""
+
+    backward: bool
+    place: int
+    layer: int
+
+
+def _roles(labels: Sequence[tuple[str, int]]) -> dict[int, _Role]:
+    """What follows a layer in forward, before the next, is that layer's too: Qwen3-VL adds features of the tower there."""
     starts = [i for i, (phase, layer) in enumerate(labels) if phase == "forward" and layer >= 0]
-    backs = [i for i, (phase, layer) in enumerate(labels) if phase == "backward" and layer >= 0]
-    for place, start in enumerate(starts):
-        forward[labels[start][1]] = list(range(start, starts[place + 1] if place + 1 < len(starts) else start + 1))
-    for back in backs:
-        backward[labels[back][1]] = [back]
-    order: list[tuple[int, int | None]] = [(i, None) for i in range(starts[0])]
-    for layer, stands in enumerate(stands_for):
-        order += [(segment, layer) for segment in forward[stands]]
-    order += [(i, None) for i in range(starts[-1] + 1, backs[0])]
+    roles = {i: _Role(backward=True, place=0, layer=layer) for i, (phase, layer) in enumerate(labels) if phase == "backward"}
+    for start, end in zip(starts, [*starts[1:], starts[-1] + 1], strict=True):
+        for segment in range(start, end):
+            roles[segment] = _Role(backward=False, place=segment - start, layer=labels[start][1])
+    return {segment: role for segment, role in roles.items() if role.layer >= 0}
+
+
+def _instances(
+    labels: Sequence[tuple[str, int]], roles: dict[int, _Role], stands_for: list[int]
+) -> Iterator[tuple[int, int | None]]:
+    """The segments of the full model in order: (segment of the template, layer of the full model)."""
+
+    def of(backward: bool, layer: int) -> Iterator[tuple[int, int | None]]:
+        stands = stands_for[layer]
+        own = (segment for segment in sorted(roles) if roles[segment].backward is backward and roles[segment].layer == stands)
+        return ((segment, layer) for segment in own)
+
+    passes = [[segment for segment, role in roles.items() if role.backward is backward] for backward in (False, True)]
+    yield from ((segment, None) for segment in range(min(passes[0])))
+    for layer in range(len(stands_for)):
+        yield from of(False, layer)
+    yield from ((segment, None) for segment in range(max(passes[0]) + 1, min(passes[1])))
     for layer in reversed(range(len(stands_for))):
-        order += [(segment, layer) for segment in backward[stands_for[layer]]]
-    return order
+        yield from of(True, layer)

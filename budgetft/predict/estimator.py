@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -17,17 +18,30 @@ from budgetft.predict.clock import (
     MIDDLE_80,
     OPTIMIZER_PASSES,
     Clock,
+    MicroWork,
     Speeds,
     StepWork,
-    affine_rows,
     spread_of,
 )
+from budgetft.predict.fit import compose_law, fit_law, with_optimizer
 from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
 from budgetft.predict.machine import speeds_here
-from budgetft.predict.store import find_foreign_law, find_law, keep_law, law_key
+from budgetft.predict.recording import Recorded, Recording, covers
+from budgetft.predict.replay import Replays
+from budgetft.predict.store import (
+    find_foreign_law,
+    find_foreign_recording,
+    find_law,
+    find_recording,
+    keep_law,
+    law_key,
+    recording_key,
+)
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
+HOPELESS = 2
+"""Times the budget: what the allocator adds to more live bytes than that decides nothing."""
 MATH_SHARE = 0.15
 """N x N scores leave gaps in the allocator that one replayed micro-batch does not show (reports/prediction)."""
 
@@ -55,9 +69,10 @@ class Estimator:
         self.speeds = speeds or self._speeds_of(job)
         """Of the GPU that the probes run on, else of the planned one."""
         self._middle_Q = self.speeds.middle_Q
-        self._rows: dict[tuple[Knobs, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._rows: dict[tuple[Knobs, int], MicroWork] = {}
         self._on_trace = on_trace
         self._laws: dict[Knobs, Law] = {}
+        self._replays: dict[Knobs, Replays] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def _speeds_of(self, job: Job) -> Speeds:
@@ -70,7 +85,7 @@ class Estimator:
         combination = self.combination(knobs)
         law = self._laws.get(combination)
         if law is None:
-            law = self._laws[combination] = self._stored_or_traced(combination)
+            law = self._laws[combination] = self._found_or_traced(combination)
         return law
 
     @staticmethod
@@ -78,23 +93,61 @@ class Estimator:
         """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
         return knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded")
 
-    def _stored_or_traced(self, combination: Knobs) -> Law:
-        job, layouts = self.job, self.layouts(combination)
-        shape = job.workload.worst[0]
-        key = law_key(job.model, job.contract, combination, shape, job.gpu, layouts)
-        law = find_law(key)
-        if law is None and self.at_once and (found := find_foreign_law(key)):
+    def _found_or_traced(self, combination: Knobs) -> Law:
+        """Of this software: from a recording, or stored; with ``at_once``, of other software; else traced here."""
+        key = self._law_key(combination)
+        place = recording_key(self.job.model, self.job.contract, combination, self.job.gpu)
+        if (law := self._from_recording(combination, find_recording(place))) is not None:
+            return law
+        if (law := find_law(key)) is not None:
+            return law
+        if self.at_once and (found := find_foreign_law(key)):
             law, self.foreign[combination] = found
-        if law is None:
-            from budgetft.predict.fit import fit_law, with_optimizer
-
-            if combination.optimizer != "adamw":  # nothing but its states depends on it
-                law = with_optimizer(self.law(combination.replace(optimizer="adamw")), job.model, job.contract, combination)
-                keep_law(key, law)
+            return law
+        if self.at_once and (recorded := find_foreign_recording(place)):
+            law = self._from_recording(combination, recorded[0])
+            if law is not None:
+                self.foreign[combination] = recorded[1]
                 return law
+        return self._traced(combination, key)
+
+    def _law_key(self, combination: Knobs) -> str:
+        job = self.job
+        return law_key(job.model, job.contract, combination, job.workload.worst[0], job.gpu, self.layouts(combination))
+
+    def _from_recording(self, combination: Knobs, recording: Recording | None) -> Law | None:
+        job = self.job
+        model, shape, rank = job.model, job.workload.worst[0], job.contract.rank
+        if recording is None or not covers(recording, model, shape):
+            return None
+        source = Recorded(recording=recording, model=model, shape=shape, rank=rank, loss_chunk=combination.loss_chunk)
+        if combination.optimizer in recording.static:
+            static = source.at(1).static(combination.optimizer)
+        else:
+            from budgetft.predict.short import static_sizes  # loads torch
+
+            static = static_sizes(model, job.contract, combination)
+        layouts = self.layouts(combination)
+        replays = compose_law(source, model, combination, shape, static=static, layouts=layouts)
+        self._replays[combination] = replace(replays, largest_bytes=HOPELESS * job.budget_bytes)
+        return replays.law
+
+    def _traced(self, combination: Knobs, key: str) -> Law:
+        job = self.job
+        if combination.optimizer != "adamw":  # nothing but its states depends on it, and no recording serves either
+            law = with_optimizer(self.law(combination.replace(optimizer="adamw")), job.model, job.contract, combination)
+        else:
+            shape, layouts = job.workload.worst[0], self.layouts(combination)
             law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
-            keep_law(key, law)
+        keep_law(key, law)
         return law
+
+    def overhead(self, knobs: Knobs) -> tuple[int, int]:
+        """(allocated, reserved) bytes that the allocator adds to the live ones of ``knobs`` at their peak."""
+        law, combination = self.law(knobs), self.combination(knobs)
+        if (replays := self._replays.get(combination)) is not None:
+            return replays.at(knobs.allocator, knobs.micro_batch, knobs.checkpointed_layers)
+        return law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
 
     def layouts(self, combination: Knobs) -> tuple[Layout, ...]:
         """The templates that a law of ``combination`` needs."""
@@ -125,8 +178,8 @@ class Estimator:
             share += FOREIGN_STACK_SHARE
         return max(share, MATH_SHARE) if knobs.attention == "math" and self.job.device == "cuda" else share
 
-    def estimate(self, knobs: Knobs) -> Estimate:
-        """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin.
+    def least_bytes(self, knobs: Knobs) -> int:
+        """The process peak of ``knobs`` but for what the allocator adds: cheap, and never more than the estimate's.
 
         Raises ``UsageError`` above the largest micro-batch that a law covers.
         """
@@ -135,19 +188,40 @@ class Estimator:
                 f"micro_batch {knobs.micro_batch} is above {LARGEST_MICRO_BATCH}, the largest that is predicted",
                 hint="choose a smaller one, with more accumulation",
             )
-        law = self.law(knobs)
-        tensor_peak, parts = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
-        known = self.calibration
-        blocks = kept = 0
-        if self.job.device == "cuda":  # the CPU's byte meter counts tensors, not blocks
-            blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
-        saved = self.saved_bytes(knobs)
-        tensor_peak += blocks + known.workspace_bytes - saved
-        reserved = tensor_peak + max(0, kept - blocks)
-        connection = known.connection_bytes if self.job.cards > 1 and self.job.device == "cuda" else 0
-        process = reserved + known.context_bytes + connection
+        live, _ = self._live(knobs)
+        return live + self.calibration.workspace_bytes - self.saved_bytes(knobs) + self._outside_bytes()
+
+    def may_fit(self, knobs: Knobs) -> bool:
+        """Whether ``knobs`` would fit if the allocator added nothing."""
+        return self._within(self.least_bytes(knobs), knobs)
+
+    def _within(self, process_bytes: int, knobs: Knobs) -> bool:
+        return process_bytes * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes
+
+    def _live(self, knobs: Knobs) -> tuple[int, dict[str, int]]:
+        accumulating = knobs.grad_accum > 1
+        return self.law(knobs).peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=accumulating)
+
+    def _outside_bytes(self) -> int:
+        """Of the process, not in the allocator: context, kernels, and connections to other GPUs."""
+        many = self.job.cards > 1 and self.job.device == "cuda"
+        return self.calibration.context_bytes + (self.calibration.connection_bytes if many else 0)
+
+    def estimate(self, knobs: Knobs) -> Estimate:
+        """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin.
+
+        Raises ``UsageError`` above the largest micro-batch that a law covers.
+        """
+        least = self.least_bytes(knobs)
+        _, parts = self._live(knobs)
+        known, outside, saved = self.calibration, self._outside_bytes(), self.saved_bytes(knobs)
+        # The CPU's byte meter counts tensors, not blocks.
+        blocks, kept = self.overhead(knobs) if self.job.device == "cuda" else (0, 0)
+        process = least + max(blocks, kept)
+        reserved = process - outside
+        tensor_peak = least - outside + blocks
         clock, effective = self.clock([knobs]), self.job.contract.effective_batch
-        seconds = float(np.exp(clock.log_seconds(self._middle_Q[None])[0, 0]))
+        seconds = float(clock.seconds(self.speeds)[0])
         spread = float(spread_of(self.speeds, clock.derivatives(self._middle_Q))[0])
         parts |= {
             "weights": parts["weights"] - saved,
@@ -156,8 +230,8 @@ class Estimator:
             "allocator (fragmentation)": reserved - tensor_peak,
             "context and kernels": known.context_bytes,
         }
-        if connection:
-            parts[CONNECTION] = connection
+        if outside > known.context_bytes:
+            parts[CONNECTION] = outside - known.context_bytes
         return Estimate(
             tensor_peak_bytes=tensor_peak,
             reserved_peak_bytes=reserved,
@@ -166,7 +240,7 @@ class Estimator:
             samples_per_second=effective / seconds,
             speed_low=effective / seconds * math.exp(-MIDDLE_80 * spread),
             speed_high=effective / seconds * math.exp(MIDDLE_80 * spread),
-            fits=process * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes,
+            fits=self._within(process, knobs),
             terms=tuple(Term(name=name, memory_bytes=size) for name, size in parts.items()),
         )
 
@@ -178,13 +252,11 @@ class Estimator:
         """
         law, key = self.law(knobs), (self.combination(knobs), knobs.checkpointed_layers)
         if key not in self._rows:
-            self._rows[key] = affine_rows(law, knobs.checkpointed_layers)
-        at_zero_SF, slope_SF = self._rows[key]
+            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers)
         examples, sizes = self._ordinary(knobs)
-        size_R = np.array(list(sizes))[:, None, None]
         turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
         return StepWork(
-            micro_RSF=at_zero_SF + slope_SF * size_R,
+            micro_RSF=self._rows[key].at(np.array(list(sizes))),
             times_R=np.array(list(sizes.values())) * turns * self.job.contract.effective_batch / examples,
             optimizer_bytes=OPTIMIZER_PASSES * law.static["adapter"],
             least_seconds=self.gather_seconds(knobs),

@@ -1,30 +1,31 @@
-"""Making a law: trace the shortened model in each layout at two micro-batches, compose, and replay the allocator."""
+"""Making a law: traces of the shortened model in each layout at two micro-batches, composed, and the allocator replayed."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from budgetft.contract import Contract
 from budgetft.gpu import Gpu
-from budgetft.knobs import Allocator, Knobs
-from budgetft.meter.live import granules
+from budgetft.knobs import Knobs
 from budgetft.model import Model
-from budgetft.predict.allocator import CachingAllocator
-from budgetft.predict.compose import EventTemplate, compose, event_template
-from budgetft.predict.law import KIND, LARGEST_MICRO_BATCH, Affine, Law, LawSegment, Layout, Overhead, Template, layout_of
-from budgetft.predict.trace import Segment, Trace, build_to_trace, trace_step
-from budgetft.step.build import build_model, trainable
-from budgetft.step.optimizer import states_like
+from budgetft.predict.compose import event_template
+from budgetft.predict.law import Affine, Law, LawSegment, Layout, Template, kind_layers
+from budgetft.predict.replay import Replays
+from budgetft.predict.segments import Segment, Trace
 from budgetft.workload import Shape
 
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
-THIRDS = 3
-LARGEST_BYTES = 100 * 2**30
-"""Settings above this are not replayed: no card that the tool knows has more."""
-ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
+LAYOUTS: tuple[Layout, ...] = ("checkpointed", "mixed", "plain")
+USUAL_SECONDS = 5.0
+"""Of a layout on a processor of today, said before the first has been timed."""
+
+
+class Traces(Protocol):
+    """Where the traces of a law come from: the shortened model on fake tensors, or a recording of it."""
+
+    def trace(self, micro_batch: int, layout: Layout) -> Trace:
+        """One micro-batch of the shortened model, with the images of all examples in one group."""
+        ...
 
 
 def fit_law(
@@ -34,131 +35,83 @@ def fit_law(
     shape: Shape,
     *,
     gpu: Gpu | None,
-    layouts: Sequence[Layout] = ("checkpointed", "mixed", "plain"),
+    layouts: Sequence[Layout] = LAYOUTS,
     on_trace: Callable[[str], None] = lambda text: None,
 ) -> Law:
-    """The law of ``knobs`` but for micro-batch and checkpointed layers, when every example has ``shape``."""
-    first = max(1, math.ceil(knobs.loss_chunk / shape.supervised_tokens)) if knobs.loss == "chunked" else 1
-    sizes = (first, 2 * first)
-    traces: dict[str, tuple[Trace, Trace]] = {}
-    short = _Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
-    for layout in layouts:
-        on_trace(f"tracing {knobs.loss}/{knobs.vision}/{knobs.attention}, {layout}")
-        small, large = (short.trace(size, layout) for size in sizes)
-        traces[layout] = small, large
-    static, static_sizes = _static(model, contract, knobs)
-    any_small, any_large = next(iter(traces.values()))
+    """The law of ``knobs`` but for micro-batch and checkpointed layers, when every example has ``shape``: traced here."""
+    from budgetft.predict.short import Short, static_sizes  # loads torch
+
+    kind = f"{knobs.loss}/{knobs.vision}/{knobs.attention}"
+    parts, start = len(layouts) + 1, time.monotonic()
+
+    def tell(done: int) -> None:
+        what = f"tracing {kind}, layout {done + 1} of {len(layouts)}" if done < len(layouts) else f"replaying memory of {kind}"
+        left = (time.monotonic() - start) / done * (parts - done) if done else parts * USUAL_SECONDS
+        on_trace(f"{what}: about {left:.0f} s left")
+
+    short = Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
+    static = static_sizes(model, contract, knobs)
+    replays = compose_law(short, model, knobs, shape, static=static, layouts=layouts, on_layout=tell)
+    tell(len(layouts))
+    return replays.law.replace(overhead=replays.table())
+
+
+def compose_law(
+    traces: Traces,
+    model: Model,
+    knobs: Knobs,
+    shape: Shape,
+    *,
+    static: Mapping[str, Sequence[int]],
+    layouts: Sequence[Layout],
+    on_layout: Callable[[int], None] = lambda done: None,
+) -> Replays:
+    """The law that ``traces`` make, without what the allocator adds, and the replays that tell it.
+
+    ``static``: bytes of what is there throughout, by category, tensor by tensor.
+    """
+    fills = knobs.loss_chunk / shape.supervised_tokens if knobs.loss == "chunked" else 0.0
+    first = max(1, math.ceil(fills))
+    least = max(first, 2) if knobs.vision == "frozen" else first  # a window that is alone in its run takes another path
+    sizes = (least, 2 * least)
+    pairs: dict[str, tuple[Trace, Trace]] = {}
+    for done, layout in enumerate(layouts):
+        on_layout(done)
+        pairs[layout] = traces.trace(sizes[0], layout), traces.trace(sizes[1], layout)
+    any_small, any_large = next(iter(pairs.values()))
     patches = max((w // model.patch_size) * (h // model.patch_size) for w, h in shape.images) if shape.images else 1
     law = Law(
         layers=model.layers,
-        static=static,
+        kind=kind_layers(model.deepstack_levels),
+        static={name: sum(each) for name, each in static.items()},
         inputs=Affine.through((sizes[0], any_small.static_bytes["inputs"]), (sizes[1], any_large.static_bytes["inputs"])),
-        templates={name: _template(pair, sizes) for name, pair in traces.items()},
+        templates={name: _template(pair, sizes) for name, pair in pairs.items()},
         vision_group=max(1, knobs.vision_group // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
-        loss_peak_below=_single_chunk(short, first),
+        loss_peak_below=_single_chunk(traces, first),
         overhead={},
     )
-    templates = {name: event_template(*pair, sizes) for name, pair in traces.items()}
-    on_trace(f"replaying the allocator, {knobs.loss}/{knobs.vision}")
-    return law.replace(overhead=_overheads(law, templates, static_sizes))
+    templates = {name: event_template(*pair, sizes, full_at=fills) for name, pair in pairs.items()}
+    return Replays(law=law, templates=templates, static=[size for each in static.values() for size in each])
 
 
 def with_optimizer(law: Law, model: Model, contract: Contract, knobs: Knobs) -> Law:
     """``law``, of AdamW in fp32, for the optimizer of ``knobs``: another term, the same step."""
-    return law.replace(static=_static(model, contract, knobs)[0])
+    from budgetft.predict.short import static_sizes
+
+    return law.replace(static={name: sum(each) for name, each in static_sizes(model, contract, knobs).items()})
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Short:
-    """The shortened model of a law, built once for each number of layers."""
-
-    model: Model
-    contract: Contract
-    knobs: Knobs
-    shape: Shape
-    gpu: Gpu | None
-    built: dict[int, Any] = field(default_factory=dict)
-
-    def trace(self, micro_batch: int, layout: Layout) -> Trace:
-        layers = 2 * KIND if layout == "mixed" else KIND
-        knobs = self.knobs.replace(checkpointed_layers=0 if layout == "plain" else KIND, grad_accum=2)
-        if layers not in self.built:
-            self.built[layers] = build_to_trace(self.model, self.contract, knobs, layers)
-        shapes, built = [self.shape] * micro_batch, self.built[layers]
-        return trace_step(self.model, self.contract, knobs, shapes, gpu=self.gpu, layers=layers, built=built)
-
-
-def _single_chunk(short: _Short, first: int) -> tuple[int, Affine] | None:
+def _single_chunk(traces: Traces, first: int) -> tuple[int, Affine] | None:
     """The peak of the loss at micro-batches whose tokens are a single chunk, if there are any."""
     if first == 1:
         return None
 
     def peak(size: int) -> tuple[int, float]:
-        trace = short.trace(size, "checkpointed")
+        trace = traces.trace(size, "checkpointed")
         return size, float(max(segment.peak_bytes for segment in trace.segments if segment.label[0] == "loss"))
 
     one = peak(1)
     return first, Affine.through(one, peak(first - 1) if first > 2 else (2, one[1]))
-
-
-def _static(model: Model, contract: Contract, knobs: Knobs) -> tuple[dict[str, int], list[int]]:
-    """Bytes by category of the whole model, and the sizes in the order in which a process allocates them."""
-    peft_model = build_model(
-        model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), vision=knobs.vision
-    )
-    adapters = trainable(peft_model)
-    ours = {id(parameter) for parameter in adapters}
-    weights = [t for t in [*peft_model.parameters(), *peft_model.buffers()] if id(t) not in ours]
-
-    def sizes(tensors: Sequence[torch.Tensor]) -> list[int]:
-        return [granules(tensor.numel() * tensor.element_size()) for tensor in tensors]
-
-    adapter = sizes(adapters)
-    by_category = {"weights": sizes(weights), "adapter": adapter, "gradients": adapter}
-    by_category["optimizer"] = sizes(states_like(adapters, knobs.optimizer))
-    order = [size for category in by_category.values() for size in category]
-    return {name: sum(each) for name, each in by_category.items()}, order
-
-
-def _overheads(law: Law, templates: dict[str, EventTemplate], static: list[int]) -> dict[Allocator, Overhead]:
-    counts = sorted({round(law.layers * part / THIRDS) for part in range(THIRDS + 1)})
-    counts = [count for count in counts if layout_of(law.layers, count) in law.templates]
-    found: dict[Allocator, Overhead] = {}
-    for kind in ALLOCATORS:
-        rows = [[_overhead(law, templates, static, kind, size, count) for size in MICRO_BATCHES] for count in counts]
-        found[kind] = Overhead(
-            micro_batches=MICRO_BATCHES,
-            checkpointed=tuple(counts),
-            allocated=tuple(_filled([cell and cell[0] for cell in row]) for row in rows),
-            reserved=tuple(_filled([cell and cell[1] for cell in row]) for row in rows),
-        )
-    return found
-
-
-def _overhead(
-    law: Law, templates: dict[str, EventTemplate], static: list[int], kind: Allocator, size: int, count: int
-) -> tuple[int, int] | None:
-    """(allocated, reserved) bytes above the live ones; None above the largest card."""
-    peak, _ = law.peak_bytes(size, count, accumulating=True)
-    if peak > LARGEST_BYTES:
-        return None
-    allocator = CachingAllocator(kind)
-    allocator.run((-1 - number, each) for number, each in enumerate([*static, round(law.inputs(size))]))
-    template = templates[layout_of(law.layers, count)]
-    allocator.run(
-        compose(template, layers=law.layers, checkpointed_layers=count, micro_batch=size, vision_group=law.vision_group)
-    )
-    return max(0, allocator.allocated_peak_bytes - peak), max(0, allocator.reserved_peak_bytes - peak)
-
-
-def _filled(row: list[int | None]) -> tuple[int, ...]:
-    """``row`` with what was not replayed set to the last that was."""
-    last = 0
-    filled = []
-    for cell in row:
-        last = last if cell is None else cell
-        filled.append(last)
-    return tuple(filled)
 
 
 def _template(pair: tuple[Trace, Trace], sizes: tuple[int, int]) -> Template:

@@ -6,21 +6,24 @@ caching allocator adds is replayed at a grid of settings when the law is made, a
 """
 
 from bisect import bisect_right
-from math import log2
+from collections.abc import Callable, Sequence
+from math import ceil, log2
 from typing import Literal, NamedTuple
 
 from budgetft.knobs import Allocator
 from budgetft.value import Value
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 4
+LAW_VERSION = 5
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
 LARGEST_MICRO_BATCH = 64
 """The allocator is replayed up to here; a law says nothing of larger ones."""
 SHALLOW = 6
 """With fewer layers than this, all or none are checkpointed."""
 KIND = 5
-"""Layers of each kind in a template: the two first, one that stands for all inner ones, the two last."""
+"""Layers of each kind in a template of a model without features in its layers: two, an inner one, two."""
+LAST = 2
+"""The last layers of each kind in a template, each for itself, after one that stands for all inner ones."""
 
 
 class Affine(Value):
@@ -103,24 +106,39 @@ class Overhead(Value):
 
     def at(self, micro_batch: int, checkpointed_layers: int) -> tuple[int, int]:
         """(allocated, reserved) bytes above the live ones; the grid's edge beyond it."""
-        x = [log2(size) for size in self.micro_batches]
-        column, across = _place(x, log2(micro_batch))
-        row, along = _place([float(count) for count in self.checkpointed], float(checkpointed_layers))
 
-        def value(table: tuple[tuple[int, ...], ...]) -> int:
-            def of(line: int) -> float:
-                cells = table[line]
-                return cells[column] * (1 - across) + cells[min(column + 1, len(cells) - 1)] * across
+        def cell(row: int, column: int) -> tuple[int, int]:
+            return self.allocated[row][column], self.reserved[row][column]
 
-            return round(of(row) * (1 - along) + of(min(row + 1, len(table) - 1)) * along)
+        return between(self.micro_batches, self.checkpointed, cell, micro_batch, checkpointed_layers)
 
-        return value(self.allocated), value(self.reserved)
+
+def between(
+    micro_batches: Sequence[int],
+    checkpointed: Sequence[int],
+    cell: Callable[[int, int], tuple[int, int]],
+    micro_batch: int,
+    checkpointed_layers: int,
+) -> tuple[int, int]:
+    """Interpolated from the cells of a grid around a setting; ``cell(row, column)`` is asked only for those that count."""
+    column, across = _place([log2(size) for size in micro_batches], log2(micro_batch))
+    row, along = _place([float(count) for count in checkpointed], float(checkpointed_layers))
+    weights = {
+        (row + down, column + right): (along if down else 1 - along) * (across if right else 1 - across)
+        for down in (0, 1)
+        for right in (0, 1)
+    }
+    found = [(cell(*place), weight) for place, weight in weights.items() if weight > 0]
+    first, second = (round(sum(pair[which] * weight for pair, weight in found)) for which in (0, 1))
+    return first, second
 
 
 class Law(Value):
     """Peak bytes and work of every (micro-batch, checkpointed layers) of one combination of the other knobs."""
 
     layers: int
+    kind: int = KIND
+    """Layers of each kind in a template: the first ones, an inner one, the last ones."""
     static: dict[str, int]
     """weights, adapter, gradients, optimizer: bytes that do not depend on the micro-batch."""
     inputs: Affine
@@ -155,28 +173,38 @@ class Law(Value):
 
     def work(self, micro_batch: float, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""
-        return [
-            Work(
-                phase=s.phase,
-                flops=s.flops(micro_batch),
-                moved_bytes=s.moved(micro_batch),
-                kernels=s.kernels(micro_batch),
-                product_bytes=s.product_bytes(micro_batch),
-                attention_flops=s.attention_flops(micro_batch),
-                python_kernels=s.python_kernels(micro_batch),
-                host_bytes=s.host(micro_batch),
+
+        def of(segment: LawSegment) -> Work:
+            rounds = self.rounds(segment, micro_batch)
+
+            def done(affine: Affine) -> float:
+                return affine.at_zero * rounds + affine.slope * micro_batch
+
+            return Work(
+                phase=segment.phase,
+                flops=done(segment.flops),
+                moved_bytes=done(segment.moved),
+                kernels=done(segment.kernels),
+                product_bytes=done(segment.product_bytes),
+                attention_flops=done(segment.attention_flops),
+                python_kernels=done(segment.python_kernels),
+                host_bytes=done(segment.host),
             )
-            for s in self.sequence(checkpointed_layers)
-        ]
+
+        return [of(segment) for segment in self.sequence(checkpointed_layers)]
+
+    def rounds(self, segment: LawSegment, micro_batch: float) -> int:
+        """How often a segment's fixed part is done: the frozen tower takes a group of images at a time."""
+        return max(1, ceil(micro_batch / self.vision_group)) if segment.phase == "vision" else 1
 
     def sequence(self, checkpointed_layers: int) -> list[LawSegment]:
         """The segments of the full model, in order."""
         template = self.templates[layout_of(self.layers, checkpointed_layers)]
-        stands_for = template_layers(self.layers, checkpointed_layers)
+        stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
         sequence = list(template.head)
         for layer in stands_for:
             sequence += template.forward[layer]
-        sequence += [_with_all_frees(segment, stands_for, template.layers) for segment in template.middle]
+        sequence += [_with_all_frees(segment, stands_for, template.layers, self.kind) for segment in template.middle]
         for layer in reversed(stands_for):
             sequence += template.backward[layer]
         return sequence
@@ -197,34 +225,43 @@ def layout_of(layers: int, checkpointed_layers: int) -> Layout:
     return "plain" if checkpointed_layers == 0 else "mixed"
 
 
-def template_layers(layers: int, checkpointed_layers: int) -> list[int]:
-    """For each layer of the full model, the template's layer that stands for it: checkpointed ones come first."""
+def kind_layers(deepstack_levels: int) -> int:
+    """Layers of each kind in a template of a model: those after which features are added, and the next, are not inner ones."""
+    return deepstack_levels + 2 + LAST if deepstack_levels else KIND
+
+
+def template_layers(layers: int, checkpointed_layers: int, kind: int) -> list[int]:
+    """For each layer of the full model, the template's layer that stands for it: checkpointed ones come first.
+
+    ``kind``: layers of each kind in the template.
+    """
+    inner = kind - LAST - 1
 
     def of(count: int) -> list[int]:
-        if count >= KIND:
-            return [0, 1, *([2] * (count - KIND + 1)), 3, 4]
-        return {0: [], 1: [0], 2: [0, 4], 3: [0, 1, 4], 4: [0, 1, 3, 4]}[count]
+        last = min(LAST, count // 2)
+        first = min(inner, count - last)
+        return [*range(first), *([inner] * (count - first - last)), *range(kind - last, kind)]
 
     plain = of(layers - checkpointed_layers)
     if layout_of(layers, checkpointed_layers) == "mixed":
-        return of(checkpointed_layers) + [KIND + layer for layer in plain]
+        return of(checkpointed_layers) + [kind + layer for layer in plain]
     return of(checkpointed_layers) or plain
 
 
-def _with_all_frees(segment: LawSegment, stands_for: list[int], layers: int) -> LawSegment:
+def _with_all_frees(segment: LawSegment, stands_for: list[int], layers: int, size: int) -> LawSegment:
     """``segment``, which stands once, with what it frees of every layer freed as often as there are layers.
 
     Only what it frees of each layer of a kind counts: a hidden state that the next layer frees is freed once at the end.
     """
     net = segment.net
-    for first in range(0, layers, KIND):
-        kind = range(first, first + KIND)
+    for first in range(0, layers, size):
+        kind = range(first, first + size)
         freed = [segment.freed_of_layer.get(str(layer)) for layer in kind]
         present = [affine for affine in freed if affine is not None]
         if len(present) < len(freed):
             continue
         least = min(present, key=lambda affine: affine(2))
-        times = sum(layer in kind for layer in stands_for) - KIND
+        times = sum(layer in kind for layer in stands_for) - size
         net = Affine(at_zero=net.at_zero - least.at_zero * times, slope=net.slope - least.slope * times)
     return segment if net is segment.net else segment.replace(net=net)
 

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
@@ -14,9 +16,12 @@ from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.plan import config_fingerprint, write_text_atomically
 from budgetft.predict.law import LAW_VERSION, Law, Layout
+from budgetft.predict.recording import Recording, read_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 from budgetft.workload import Shape
+
+Stored = TypeVar("Stored", Law, Recording)
 
 
 def cache_folder() -> Path:
@@ -41,6 +46,18 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def recording_key(model: Model, contract: Contract, knobs: Knobs, gpu: Gpu) -> str:
+    """SHA-256 of all that a recording depends on but the software: no rank, no shape, no sizes of chunks and groups."""
+    facts = {
+        "law": LAW_VERSION,
+        "model": config_fingerprint(model),
+        "contract": contract.model_dump(include={"targets", "lora_dropout"}),
+        "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision", "offload"}),
+        "kernels": [gpu.flash_attention, gpu.efficient_attention],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def software() -> str:
     """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
     return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
@@ -53,10 +70,25 @@ def find_law(key: str) -> Law | None:
 
 def find_foreign_law(key: str) -> tuple[Law, str] | None:
     """A law stored under ``key`` for other software, the newest, and that software in words."""
-    paths = [path for folder in _folders() for path in folder.glob(f"{key}_*.json")]
+    return _newest(key, ".json", _read)
+
+
+def find_recording(key: str) -> Recording | None:
+    """The recording stored under ``key`` for this software; a damaged file counts as none."""
+    return next(filter(None, (read_recording(folder / f"{key}_{software()}.json.gz") for folder in _folders())), None)
+
+
+def find_foreign_recording(key: str) -> tuple[Recording, str] | None:
+    """As :func:`find_foreign_law`."""
+    return _newest(key, ".json.gz", read_recording)
+
+
+def _newest(key: str, ending: str, read: Callable[[Path], Stored | None]) -> tuple[Stored, str] | None:
+    paths = [path for folder in _folders() for path in folder.glob(f"{key}_*{ending}")]
     for path in sorted(paths, key=_release, reverse=True):
-        if (law := _read(path)) is not None:
-            return law, path.stem.removeprefix(f"{key}_").replace("-", " ").replace("_", ", ")
+        if (found := read(path)) is not None:
+            words = path.name.removeprefix(f"{key}_").removesuffix(ending)
+            return found, words.replace("-", " ").replace("_", ", ")
     return None
 
 
@@ -65,7 +97,7 @@ def _folders() -> tuple[Path, Path]:
 
 
 def _release(path: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", path.stem.partition("_")[2])]
+    return [int(number) for number in re.findall(r"\d+", path.name.partition("_")[2])]
 
 
 def _read(path: Path) -> Law | None:

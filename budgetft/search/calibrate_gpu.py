@@ -98,7 +98,7 @@ def observation(estimator: Estimator, outcome: Outcome) -> Observation:
     """What a probe that ended well says, beside what is predicted without a calibration."""
     knobs, law = outcome.knobs, estimator.law(outcome.knobs)
     live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
-    blocks, kept = law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
+    blocks, kept = estimator.overhead(knobs)
     return Observation(
         blocks_bytes=live + blocks,
         reserved_bytes=live + kept,

@@ -83,6 +83,8 @@ class Planner:
     make_estimator: Callable[[Job], Estimator] = Estimator
     """For jobs beside the planned one."""
     probe_baseline: bool = True
+    with_stock: bool = True
+    """Whether the stock recipe is weighed too. It needs a law of its own, which is traced at every other rank."""
     base_precision: Precision | None = None
     """None: what the card runs natively."""
     make_claims: Callable[..., Claims] = Claims
@@ -94,7 +96,7 @@ class Planner:
         """Raises ``NothingFits`` with the smallest budget that would work."""
         grid, stock = (
             self._wanted(settings(self.job, self.vision, allocator=self.allocator)),
-            self._wanted(stock_settings(self.job)),
+            self._wanted(stock_settings(self.job)) if self.with_stock else [],
         )
         estimates = {knobs: self.estimator.estimate(knobs) for knobs in [*grid, *stock]}
         if self.prober is None:

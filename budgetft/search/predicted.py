@@ -16,11 +16,20 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    rated = [Candidate(knobs=knobs, estimate=estimator.estimate(knobs)) for knobs in _wanted(estimator.job, given)]
-    fitting = [candidate for candidate in rated if candidate.estimate.fits]
-    if not fitting:
-        return min(rated, key=lambda candidate: candidate.estimate.process_peak_bytes)
-    return max(fitting, key=lambda candidate: candidate.estimate.samples_per_second or 0)
+    wanted = _wanted(estimator.job, given)
+    seconds = estimator.clock(wanted).seconds(estimator.speeds)
+    for _, knobs in sorted(zip(seconds, wanted, strict=True), key=lambda each: each[0]):
+        if estimator.may_fit(knobs) and (estimate := estimator.estimate(knobs)).fits:
+            return Candidate(knobs=knobs, estimate=estimate)
+    smallest: Candidate | None = None
+    for knobs in sorted(wanted, key=estimator.least_bytes):
+        if smallest is not None and estimator.least_bytes(knobs) >= smallest.estimate.process_peak_bytes:
+            break
+        candidate = Candidate(knobs=knobs, estimate=estimator.estimate(knobs))
+        if smallest is None or candidate.estimate.process_peak_bytes < smallest.estimate.process_peak_bytes:
+            smallest = candidate
+    assert smallest is not None  # _wanted refuses to want nothing
+    return smallest
 
 
 def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:

@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 from budgetft.contract import Contract
 from budgetft.errors import NothingFits
+from budgetft.knobs import is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
@@ -104,6 +105,7 @@ class Pricing:
             vision="cached" if like.vision == "cached" else "frozen",
             base_precision=like.base_precision,
             allocator=like.allocator,
+            with_stock=is_stock(like),
         )
         try:
             return Step(axis=axis, value=value, job=job, best=planner.plan().winner)

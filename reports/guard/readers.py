@@ -22,6 +22,7 @@ from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
 from budgetft.plan import read_plan
 from budgetft.predict.law import Law
+from budgetft.predict.recording import read_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 
@@ -52,6 +53,17 @@ def _read_calibration(folder: Path) -> None:
     from budgetft.predict.calibrate import Calibration
 
     Calibration.read(read_json(folder / "calibration.json"), source="calibration.json")
+
+
+def _make_recording(folder: Path) -> None:
+    smallest = min((profiles_folder() / "laws").glob("*.json.gz"), key=lambda path: path.stat().st_size)
+    shutil.copyfile(smallest, folder / "recording.json.gz")
+
+
+def _read_recording(folder: Path) -> None:
+    recording = read_recording(folder / "recording.json.gz")
+    if recording is None:
+        raise UsageError("a damaged recording counts as none")
 
 
 def _smallest_law() -> Path:
@@ -509,6 +521,7 @@ READERS = (
         read=lambda folder: Law.read(read_json(folder / "law.json"), source="law.json"),
         files=("*",),
     ),
+    Reader(name="recording", make=_make_recording, read=_read_recording, files=("*",)),
     Reader(name="ledger", make=_few_rows, read=_read_ledger, files=("*",), damage=_damage_ledger),
     Reader(name="study", make=_make_study, read=_read_study, files=("*",), damage=_damage_study),
     Reader(

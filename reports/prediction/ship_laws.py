@@ -1,9 +1,11 @@
-"""Makes the laws that ship with the package, into profiles/laws: what `estimate` and the first `plan` ask for.
+"""Makes what ships in profiles/laws: recordings, from which `estimate` and `plan` compute, and laws of the stock recipe.
 
     python reports/prediction/ship_laws.py [MODEL ...]
 
-For every bundled full-size model: one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, on cards with and
-without flash; and the drawn sample dataset that `budgetft plan --gpu v100-16g` plans for.
+For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
+features, which serve every image size, length of text and rank; of full-size models also with activations on the host. And for
+the full-size models laws of the stock recipe, whose tower cannot be recorded (it attends to one window at a time): one image of
+448x448 and of 1288x728 with 256 text tokens, rank 16, and the drawn sample dataset of `budgetft plan --gpu v100-16g`.
 """
 
 import sys
@@ -21,49 +23,76 @@ from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import Model, load_model, model_names
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.store import keep_law, law_key, software
+from budgetft.predict.record import record
+from budgetft.predict.recording import write_recording
+from budgetft.predict.store import keep_law, law_key, recording_key, software
 from budgetft.profiles import profiles_folder
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
 
+FOLDER = profiles_folder() / "laws"
+GPUS = ("v100-16g", "rtx3090")
 
-def ship(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the laws of our path, with and without a tower, and of the stock recipe, unless they are there."""
-    job = Job(gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted")
+
+def job_of(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> Job:
+    """A planning problem that is only predicted."""
+    return Job(gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted")
+
+
+def ship_recordings(model: Model, gpu: Gpu) -> None:
+    """Make those of our path that are not there."""
+    contract = Contract()
+    job = job_of(model, gpu, contract, Workload.uniform(Shape(images=(), text_tokens=256, supervised_tokens=160)))
+    for vision in ("frozen", "cached"):
+        for offload in ("none",) if model.name.startswith("tiny") else ("none", "activations"):
+            knobs = Estimator.combination(settings(job, vision)[0].replace(offload=offload))
+            key = recording_key(model, contract, knobs, gpu)
+            if not renewed(key, ".json.gz"):
+                made = record(model, contract, knobs, gpu=gpu, on_trace=lambda text: None)
+                write_recording(made, FOLDER / f"{key}_{software()}.json.gz")
+                print(f"{model.name} {gpu.name} {kind(knobs)}: {key}", flush=True)
+
+
+def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
+    """Fit and store the law of the stock recipe, unless it is there."""
+    job = job_of(model, gpu, contract, workload)
     estimator = Estimator(job)
-    for knobs in (settings(job)[0], settings(job, "cached")[0], stock_settings(job)[0]):
-        combination = estimator.combination(knobs)
-        key = law_key(model, contract, combination, workload.worst[0], gpu, estimator.layouts(combination))
-        folder = profiles_folder() / "laws"
-        if not (folder / f"{key}_{software()}.json").is_file():
-            for older in folder.glob(f"{key}_*.json"):
-                older.unlink()
-            keep_law(key, estimator.law(knobs), folder)
-            print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
+    knobs = estimator.combination(stock_settings(job)[0])
+    key = law_key(model, contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
+    if not renewed(key, ".json"):
+        keep_law(key, estimator.law(knobs), FOLDER)
+        print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
+
+
+def renewed(key: str, ending: str) -> bool:
+    """Whether what is stored under ``key`` is of this software; what is of other software goes."""
+    current = FOLDER / f"{key}_{software()}{ending}"
+    for other in set(FOLDER.glob(f"{key}_*{ending}")) - {current}:
+        other.unlink()
+    return current.is_file()
 
 
 def kind(knobs: Knobs) -> str:
     """For the log."""
-    return f"{knobs.loss}/{knobs.vision}/{knobs.attention}/{knobs.base_precision}"
+    return f"{knobs.loss}/{knobs.vision}/{knobs.attention}/{knobs.base_precision}/{knobs.offload}"
 
 
 def main() -> None:
     """See the module."""
-    full_size = [name for name in model_names() if not name.startswith("tiny")]
-    for name in sys.argv[1:] or full_size:
+    for name in sys.argv[1:] or model_names():
         model = load_model(name)
-        for size in ((448, 448), (1288, 728)):
-            pixels = size[0] * size[1]
-            resized = resized_size(*size, model, Contract(max_pixels=pixels))
-            shape = Shape(images=(resized,), text_tokens=256, supervised_tokens=160)
-            for gpu in ("v100-16g", "rtx3090"):
-                ship(model, load_gpu(gpu), Contract(max_pixels=pixels), Workload.uniform(shape))
-    if not sys.argv[1:]:
-        model = load_model("qwen2.5-vl-3b")
-        with tempfile.TemporaryDirectory() as folder:
-            write_sample(Path(folder) / "sample")
-            workload = measure_workload(read_dataset(Path(folder) / "sample"), load_processor(model), model, Contract())
-        ship(model, load_gpu("v100-16g"), Contract(), workload)
+        for gpu in GPUS:
+            ship_recordings(model, load_gpu(gpu))
+        for size in () if name.startswith("tiny") else ((448, 448), (1288, 728)):
+            contract = Contract(max_pixels=size[0] * size[1])
+            shape = Shape(images=(resized_size(*size, model, contract),), text_tokens=256, supervised_tokens=160)
+            for gpu in GPUS:
+                ship_stock(model, load_gpu(gpu), contract, Workload.uniform(shape))
+        if name == "qwen2.5-vl-3b":
+            with tempfile.TemporaryDirectory() as folder:
+                write_sample(Path(folder) / "sample")
+                workload = measure_workload(read_dataset(Path(folder) / "sample"), load_processor(model), model, Contract())
+            ship_stock(model, load_gpu("v100-16g"), Contract(), workload)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A law composed from short traces says what a trace of the whole model says."""
 
+import numpy as np
 import pytest
 from calls import calls_of
 from tiny import short_model
@@ -8,6 +9,8 @@ from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.model import Model, load_model
+from budgetft.predict.allocator import LARGE_SEGMENT, CachingAllocator
+from budgetft.predict.clock import QUANTITIES, MicroWork
 from budgetft.predict.fit import fit_law
 from budgetft.predict.law import Law, layout_of
 from budgetft.predict.trace import trace_step
@@ -66,10 +69,13 @@ def test_the_law_of_cached_vision_agrees_with_its_trace_and_has_no_tower(name):
 
 
 def test_cached_vision_saves_the_weights_of_the_tower():
-    from budgetft.predict.fit import _static
+    from budgetft.predict.short import static_sizes
 
     model = load_model("qwen2.5-vl-3b")
-    frozen, cached = (_static(model, CONTRACT, OURS.replace(vision=vision))[0] for vision in ("frozen", "cached"))
+    frozen, cached = (
+        {name: sum(each) for name, each in static_sizes(model, CONTRACT, OURS.replace(vision=vision)).items()}
+        for vision in ("frozen", "cached")
+    )
     saved = frozen["weights"] - cached["weights"]
     width, hidden, merged, patch = 1280, 3420, 4 * 1280, 3 * 2 * 14 * 14  # counted from the architecture
     block = width * (3 * width + width + 3 * hidden) + (3 * width + width + 2 * hidden + width) + 2 * width
@@ -97,6 +103,39 @@ def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpoin
     assert law.peak_bytes(micro_batch, checkpointed, accumulating=True)[0] == pytest.approx(trace.peak_bytes, rel=AGREES)
     copied = sum(segment.host_bytes for segment in trace.segments)
     assert sum(each.host_bytes for each in law.work(micro_batch, checkpointed)) == pytest.approx(copied, rel=AGREES / 5)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "qwen3-vl-2b"])
+def test_the_allocator_adds_what_it_adds_to_the_whole_model(name):
+    """Also where one example does not fill a chunk of the loss, and where layers add features of the tower (Qwen3-VL)."""
+    model = short_model(name, layers=LAYERS)
+    size = 30 * model.pixel_step, 20 * model.pixel_step
+    shape = SHAPE.replace(images=(size,), supervised_tokens=100)
+    knobs = OURS.replace(pointwise="fused")
+    law = fit_law(model, CONTRACT, knobs, shape, gpu=GPU, layouts=("checkpointed", "plain"))
+    for micro_batch, checkpointed in ((1, LAYERS), (4, LAYERS), (4, 0)):
+        whole = knobs.replace(micro_batch=micro_batch, grad_accum=2, checkpointed_layers=checkpointed)
+        trace = trace_step(model, CONTRACT, whole, [shape] * micro_batch, gpu=GPU)
+        live, _ = law.peak_bytes(micro_batch, checkpointed, accumulating=True)
+        assert live == pytest.approx(trace.peak_bytes, rel=AGREES / 50)
+        for kind in ("default", "expandable"):
+            allocator = CachingAllocator(kind)
+            allocator.run(trace.static_events)
+            allocator.run(trace.events)
+            allocated, reserved = law.overhead[kind].at(micro_batch, checkpointed)
+            assert live + allocated == pytest.approx(allocator.allocated_peak_bytes, rel=AGREES / 5)
+            assert live + reserved == pytest.approx(allocator.reserved_peak_bytes, abs=LARGE_SEGMENT)  # it grows by so much
+
+
+def test_a_tower_launches_its_kernels_once_for_each_group_of_images(law):
+    sizes = [law.vision_group, law.vision_group + 1, 3 * law.vision_group]
+    counts = [sum(work.kernels for work in law.work(size, law.layers) if work.phase == "vision") for size in sizes]
+    assert counts == [counts[0], 2 * counts[0], 3 * counts[0]]
+    rows = MicroWork.of(law, law.layers).at(np.array(sizes))
+    kernels = QUANTITIES.index("kernels")
+    assert [row[:, kernels].sum() for row in rows] == [
+        pytest.approx(sum(work.kernels for work in law.work(size, law.layers))) for size in sizes
+    ]
 
 
 def test_more_examples_never_cost_less_and_more_checkpointing_never_costs_more(law):

@@ -113,7 +113,9 @@ def test_the_page_names_no_address_to_load_from(plan, tell):
 def test_thirty_probes_and_ten_thousand_steps_take_few_looks_at_each_step_no_trace_and_three_megabytes(
     long_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("budgetft.predict.fit.fit_law", lambda *given, **options: pytest.fail("a stored law was traced again"))
+    monkeypatch.setattr(
+        "budgetft.predict.estimator.fit_law", lambda *given, **options: pytest.fail("a stored law was traced again")
+    )
     written: list[Path] = []
     story = gather(long_run, ledger=tmp_path / "none.sqlite3")
     read = calls_of(lambda: gather(long_run, ledger=tmp_path / "none.sqlite3"))

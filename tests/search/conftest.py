@@ -16,7 +16,7 @@ from budgetft.predict.calibrate import load_calibration
 from budgetft.units import GIB, MIB
 from budgetft.workload import Shape, Workload
 
-SHAPE = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+SHAPE = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
 
 
 @pytest.fixture

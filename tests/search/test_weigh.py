@@ -19,7 +19,7 @@ from budgetft.search.features import chosen_features, survey, weigh
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
 
-SHAPE = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
+SHAPE = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
 
 
 class Law:

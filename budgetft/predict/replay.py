@@ -1,0 +1,74 @@
+"""What the caching allocator adds to a law's live bytes: its events replayed at a grid of settings, each when asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from budgetft.knobs import Allocator
+from budgetft.predict.allocator import CachingAllocator
+from budgetft.predict.compose import EventTemplate, compose
+from budgetft.predict.law import LARGEST_MICRO_BATCH, Law, Overhead, between, layout_of
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
+THIRDS = 3
+LARGEST_BYTES = 100 * 2**30
+"""Of laws that are kept, for any GPU."""
+ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replays:
+    """``law`` with the events of its templates, and the sizes of what is there throughout, in the order of allocation."""
+
+    law: Law
+    templates: Mapping[str, EventTemplate]
+    static: Sequence[int]
+    largest_bytes: int = LARGEST_BYTES
+    """Live bytes above which settings are not replayed, but take what the largest below adds."""
+    _cells: dict[tuple[Allocator, int, int], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of checkpointed layers of the grid."""
+        layers = self.law.layers
+        counts = sorted({round(layers * part / THIRDS) for part in range(THIRDS + 1)})
+        return tuple(count for count in counts if layout_of(layers, count) in self.law.templates)
+
+    def at(self, kind: Allocator, micro_batch: int, checkpointed_layers: int) -> tuple[int, int]:
+        """As :meth:`budgetft.predict.law.Overhead.at`; replays what it needs and has not yet."""
+        counts = self.counts
+        return between(
+            MICRO_BATCHES, counts, lambda row, column: self._cell(kind, row, column), micro_batch, checkpointed_layers
+        )
+
+    def table(self) -> dict[Allocator, Overhead]:
+        """All of it."""
+
+        def rows(kind: Allocator, which: int) -> tuple[tuple[int, ...], ...]:
+            columns = range(len(MICRO_BATCHES))
+            return tuple(tuple(self._cell(kind, row, column)[which] for column in columns) for row in range(len(self.counts)))
+
+        return {
+            kind: Overhead(
+                micro_batches=MICRO_BATCHES, checkpointed=self.counts, allocated=rows(kind, 0), reserved=rows(kind, 1)
+            )
+            for kind in ALLOCATORS
+        }
+
+    def _cell(self, kind: Allocator, row: int, column: int) -> tuple[int, int]:
+        """(allocated, reserved) bytes above the live ones at one setting of the grid."""
+        if (kind, row, column) not in self._cells:
+            size, count = MICRO_BATCHES[column], self.counts[row]
+            peak, _ = self.law.peak_bytes(size, count, accumulating=True)
+            if peak <= self.largest_bytes:
+                found = self._replayed(kind, size, count, peak)
+            else:
+                found = self._cell(kind, row, column - 1) if column else (0, 0)
+            self._cells[kind, row, column] = found
+        return self._cells[kind, row, column]
+
+    def _replayed(self, kind: Allocator, size: int, count: int, peak: int) -> tuple[int, int]:
+        law, allocator = self.law, CachingAllocator(kind)
+        allocator.run((-1 - number, each) for number, each in enumerate([*self.static, round(law.inputs(size))]))
+        template = self.templates[layout_of(law.layers, count)]
+        allocator.run(compose(template, law=law, checkpointed_layers=count, micro_batch=size))
+        return max(0, allocator.allocated_peak_bytes - peak), max(0, allocator.reserved_peak_bytes - peak)

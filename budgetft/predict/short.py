@@ -1,0 +1,62 @@
+"""The shortened model of a law: its traces on fake tensors, and the sizes of what the whole model holds throughout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from budgetft.contract import Contract
+from budgetft.gpu import Gpu
+from budgetft.knobs import Knobs
+from budgetft.meter.live import granules
+from budgetft.model import Model
+from budgetft.predict.law import Layout, kind_layers
+from budgetft.predict.segments import Trace
+from budgetft.predict.trace import build_to_trace, trace_step
+from budgetft.step.build import build_model, trainable
+from budgetft.step.optimizer import states_like
+from budgetft.workload import Shape
+
+ALL_AT_ONCE = 2**40
+"""Patches: every image in one group. A law has the tower's groups as a number, not as so many traced ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short:
+    """The shortened model of a law, built once for each number of layers."""
+
+    model: Model
+    contract: Contract
+    knobs: Knobs
+    shape: Shape
+    gpu: Gpu | None
+    built: dict[int, Any] = field(default_factory=dict)
+
+    def trace(self, micro_batch: int, layout: Layout) -> Trace:
+        kind = kind_layers(self.model.deepstack_levels)
+        layers = 2 * kind if layout == "mixed" else kind
+        checkpointed = 0 if layout == "plain" else kind
+        knobs = self.knobs.replace(checkpointed_layers=checkpointed, grad_accum=2, vision_group=ALL_AT_ONCE)
+        if layers not in self.built:
+            self.built[layers] = build_to_trace(self.model, self.contract, knobs, layers)
+        shapes, built = [self.shape] * micro_batch, self.built[layers]
+        return trace_step(self.model, self.contract, knobs, shapes, gpu=self.gpu, layers=layers, built=built)
+
+
+def static_sizes(model: Model, contract: Contract, knobs: Knobs) -> dict[str, list[int]]:
+    """Bytes of every tensor of the whole model, by category, in the order in which a process allocates them."""
+    peft_model = build_model(
+        model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), vision=knobs.vision
+    )
+    adapters = trainable(peft_model)
+    ours = {id(parameter) for parameter in adapters}
+    weights = [t for t in [*peft_model.parameters(), *peft_model.buffers()] if id(t) not in ours]
+
+    def sizes(tensors: Sequence[torch.Tensor]) -> list[int]:
+        return [granules(tensor.numel() * tensor.element_size()) for tensor in tensors]
+
+    adapter = sizes(adapters)
+    by_category = {"weights": sizes(weights), "adapter": adapter, "gradients": adapter}
+    by_category["optimizer"] = sizes(states_like(adapters, knobs.optimizer))
+    return by_category
