@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -40,8 +39,6 @@ from budgetft.predict.store import (
 
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
-HOPELESS = 2
-"""Times the budget: what the allocator adds to more live bytes than that decides nothing."""
 MATH_SHARE = 0.15
 """N x N scores leave gaps in the allocator that one replayed micro-batch does not show (reports/prediction)."""
 
@@ -129,7 +126,7 @@ class Estimator:
             static = static_sizes(model, job.contract, combination)
         layouts = self.layouts(combination)
         replays = compose_law(source, model, combination, shape, static=static, layouts=layouts)
-        self._replays[combination] = replace(replays, largest_bytes=HOPELESS * job.budget_bytes)
+        self._replays[combination] = replays
         return replays.law
 
     def _traced(self, combination: Knobs, key: str) -> Law:

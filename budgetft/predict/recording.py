@@ -71,7 +71,7 @@ def loss_name(layout: Layout, chunks: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a trace depends on beside the model and the knobs: equal examples, each of equal images."""
+    """What a trace depends on beside the model and the knobs: equal examples, each of images that a tower takes together."""
 
     micro_batch: int
     text_tokens: int
@@ -80,8 +80,8 @@ class Point:
     """Of one example."""
     patches: int
     """Of one image."""
-    merged: int
-    """Patches that make one visual token."""
+    visual_tokens: int
+    """Of one example."""
     runs: tuple[tuple[int, int], ...]
     """(windows, patches of one) of every run of equal windows of an image, the longest first; none without windows."""
     rank: int
@@ -95,14 +95,13 @@ class Point:
     def features(self) -> dict[str, float]:
         """What sizes are linear in."""
         batch, images = self.micro_batch, self.micro_batch * self.images
-        visual = self.images * self.patches // self.merged
-        length, supervised = self.text_tokens + visual, batch * self.supervised_tokens
+        length, supervised = self.text_tokens + self.visual_tokens, batch * self.supervised_tokens
         edges = {f"images * patches of run {number}": images * count * size for number, (count, size) in enumerate(self.runs)}
         return {
             "1": 1.0,
             "examples": batch,
             "tokens": batch * length,
-            "visual tokens": batch * visual,
+            "visual tokens": batch * self.visual_tokens,
             "supervised tokens": supervised,
             "rank": self.rank,
             "rank * tokens": self.rank * batch * length,
@@ -204,7 +203,7 @@ class Recorded:
 
 
 def point_of(model: Model, shape: Shape, *, micro_batch: int, rank: int, loss_chunk: int) -> Point:
-    """``micro_batch`` examples of ``shape``, whose images are equal."""
+    """``micro_batch`` examples of ``shape``; of its images, the first stands for what a tower takes."""
     width, height = shape.images[0]
     rows, columns = height // model.patch_size, width // model.patch_size
     return Point(
@@ -213,7 +212,7 @@ def point_of(model: Model, shape: Shape, *, micro_batch: int, rank: int, loss_ch
         supervised_tokens=shape.supervised_tokens,
         images=len(shape.images),
         patches=rows * columns,
-        merged=model.merge_size**2,
+        visual_tokens=shape.visual_tokens(model.pixel_step),
         runs=window_runs(model, rows, columns),
         rank=rank,
         loss_chunk=loss_chunk,
@@ -221,12 +220,12 @@ def point_of(model: Model, shape: Shape, *, micro_batch: int, rank: int, loss_ch
 
 
 def covers(recording: Recording, model: Model, shape: Shape) -> bool:
-    """Whether traces of ``shape`` can be computed from ``recording``: equal images, of a kind of tower that was traced."""
-    if not shape.images or len(set(shape.images)) > 1:
-        return False
+    """Whether traces of ``shape`` can be computed from ``recording``: where it has towers, of equal images of a kind it has."""
+    if not recording.towers or not shape.images:
+        return bool(shape.images)
     width, height = shape.images[0]
     runs = window_runs(model, height // model.patch_size, width // model.patch_size)
-    return not recording.towers or str(len(runs)) in recording.towers
+    return len(set(shape.images)) == 1 and str(len(runs)) in recording.towers
 
 
 def window_runs(model: Model, rows: int, columns: int) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,8 @@ from budgetft.predict.law import LARGEST_MICRO_BATCH, Law, Overhead, between, la
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
 THIRDS = 3
 LARGEST_BYTES = 100 * 2**30
-"""Of laws that are kept, for any GPU."""
+"""Live bytes above which settings are not replayed, but take what the largest below adds. The same for every budget: what a
+setting needs must not depend on what there is."""
 ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
 
 
@@ -22,8 +23,6 @@ class Replays:
     law: Law
     templates: Mapping[str, EventTemplate]
     static: Sequence[int]
-    largest_bytes: int = LARGEST_BYTES
-    """Live bytes above which settings are not replayed, but take what the largest below adds."""
     _cells: dict[tuple[Allocator, int, int], tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -59,7 +58,7 @@ class Replays:
         if (kind, row, column) not in self._cells:
             size, count = MICRO_BATCHES[column], self.counts[row]
             peak, _ = self.law.peak_bytes(size, count, accumulating=True)
-            if peak <= self.largest_bytes:
+            if peak <= LARGEST_BYTES:
                 found = self._replayed(kind, size, count, peak)
             else:
                 found = self._cell(kind, row, column - 1) if column else (0, 0)

@@ -105,7 +105,7 @@ def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpoin
     assert sum(each.host_bytes for each in law.work(micro_batch, checkpointed)) == pytest.approx(copied, rel=AGREES / 5)
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "qwen3-vl-2b"])
+@pytest.mark.parametrize("name", [pytest.param("qwen2.5-vl-3b", marks=pytest.mark.sweep), "qwen3-vl-2b"])
 def test_the_allocator_adds_what_it_adds_to_the_whole_model(name):
     """Also where one example does not fill a chunk of the loss, and where layers add features of the tower (Qwen3-VL)."""
     model = short_model(name, layers=LAYERS)

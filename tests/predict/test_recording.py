@@ -37,9 +37,11 @@ from budgetft.workload import Shape, Workload
 WORK = ("flops", "moved_bytes", "product_bytes", "attention_flops", "kernels", "python_kernels", "host_bytes")
 GPUS = ("v100-16g", "rtx3090")
 VISIONS = ("frozen", "cached")
+CHANGES = ({}, {"offload": "activations"})
+"""Of the planner's knobs."""
 SHIPPED = [
-    *product([name for name in model_names() if not name.startswith("tiny")], GPUS, VISIONS, ("none", "activations")),
-    *product(FAMILIES, GPUS, VISIONS, ("none",)),
+    *product([name for name in model_names() if not name.startswith("tiny")], GPUS, VISIONS, CHANGES),
+    *product(FAMILIES, GPUS, VISIONS, CHANGES[:1]),
 ]
 
 
@@ -55,26 +57,32 @@ def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
     )
 
 
-def shipped(job: Job, vision="frozen", offload="none") -> tuple[Recording, Knobs]:
-    knobs = Estimator.combination(settings(job, vision)[0].replace(offload=offload))
+def shipped(job: Job, vision="frozen", **change) -> tuple[Recording, Knobs]:
+    knobs = Estimator.combination(settings(job, vision)[0].replace(**change))
     recording = find_recording(recording_key(job.model, job.contract, knobs, job.gpu))
     assert recording is not None, "reports/prediction/ship_laws.py has to be run again"
     return recording, knobs
 
 
-def drawn_shape(draw: random.Random, step: int, *, largest: int, longest: int) -> Shape:
+def drawn_shape(draw: random.Random, step: int, *, largest: int, longest: int, mixed: bool) -> Shape:
     size = tuple(step * draw.randint(max(1, 224 // step), largest // step) for _ in range(2))
     text = round(2 ** draw.uniform(4, np.log2(longest)))
-    return Shape(images=(size,) * draw.choice((1, 1, 2, 3)), text_tokens=text, supervised_tokens=draw.randint(1, text))
+    images = (size,) * draw.choice((1, 1, 2, 3))
+    if mixed:
+        images += tuple((step * draw.randint(1, 30), step * draw.randint(1, 30)) for _ in range(2))
+    return Shape(images=images, text_tokens=text, supervised_tokens=draw.randint(1, text))
 
 
-def agree(name: str, gpu: str, vision: str, offload: str, *, seed: int, largest: int, longest: int) -> None:
+def agree(name: str, gpu: str, vision: str, change: dict, *, seed: int, largest: int, longest: int) -> None:
     """Peaks, work and what the allocator adds are those of a law that is traced now."""
-    draw = random.Random(f"{name} {gpu} {vision} {offload} {seed}")
+    draw = random.Random(f"{name} {gpu} {vision} {change} {seed}")
     model = load_model(name)
-    shape, rank = drawn_shape(draw, model.pixel_step, largest=largest, longest=longest), draw.randint(1, 256)
+    shape, rank = (
+        drawn_shape(draw, model.pixel_step, largest=largest, longest=longest, mixed=vision == "cached"),
+        draw.randint(1, 256),
+    )
     job = job_of(name, gpu, shape, rank)
-    recording, knobs = shipped(job, vision, offload)
+    recording, knobs = shipped(job, vision, **change)
     knobs = knobs.replace(loss_chunk=draw.choice((64, 256)))
     layouts = Estimator(job).layouts(knobs)
     recorded = Recorded(recording=recording, model=model, shape=shape, rank=rank, loss_chunk=knobs.loss_chunk)
@@ -99,20 +107,20 @@ def agree(name: str, gpu: str, vision: str, offload: str, *, seed: int, largest:
 @pytest.mark.parametrize("vision", VISIONS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_recording_says_what_a_trace_says(name, vision):
-    agree(name, random.Random(f"{name}{vision}").choice(GPUS), vision, "none", seed=0, largest=1024, longest=2048)
+    agree(name, random.Random(f"{name}{vision}").choice(GPUS), vision, {}, seed=0, largest=1024, longest=2048)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("name", "gpu", "vision", "offload"), SHIPPED)
-def test_every_recording_says_what_a_trace_says(name, gpu, vision, offload, seed):
-    agree(name, gpu, vision, offload, seed=seed + 1, largest=2048, longest=8192)
+@pytest.mark.parametrize(("name", "gpu", "vision", "change"), SHIPPED)
+def test_every_recording_says_what_a_trace_says(name, gpu, vision, change, seed):
+    agree(name, gpu, vision, change, seed=seed + 1, largest=2048, longest=8192)
 
 
 def test_every_bundled_model_has_its_recordings():
     shape = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
-    for name, gpu, vision, offload in SHIPPED:
-        shipped(job_of(name, gpu, shape), vision, offload)
+    for name, gpu, vision, change in SHIPPED:
+        shipped(job_of(name, gpu, shape), vision, **change)
 
 
 @pytest.mark.parametrize("sides", [(32, 32), (36, 32), (34, 38), (46, 92), (4, 4), (16, 160), (34, 34), (146, 16)])
@@ -135,6 +143,9 @@ def test_unequal_images_and_none_are_not_computed():
     assert not covers(recording, model, shape.replace(images=((448, 448), (448, 476))))
     assert not covers(recording, model, shape.replace(images=()))
     assert not covers(recording.replace(towers={"0": recording.towers["1"]}), model, shape)
+    cached, _ = shipped(job_of("tiny-qwen2.5-vl", "v100-16g", shape), "cached")
+    assert covers(cached, model, shape.replace(images=((448, 448), (448, 476)))), "features come from any images"
+    assert not covers(cached, model, shape.replace(images=()))
 
 
 def test_a_formula_has_the_fewest_features_and_is_exact_or_refused():
@@ -173,7 +184,7 @@ def test_a_chunk_of_the_loss_counts_what_is_left():
         supervised_tokens=200,
         images=2,
         patches=64,
-        merged=4,
+        visual_tokens=32,
         runs=((1, 64),),
         rank=8,
         loss_chunk=256,
