@@ -14,9 +14,10 @@ from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs, Optimizer
 from budgetft.model import Model
+from budgetft.predict.allocator import MINIMUM
 from budgetft.predict.fit import LAYOUTS
 from budgetft.predict.law import Layout, kind_layers
-from budgetft.predict.recording import GRANULE, OWN, WORK, Point, Recording, SegmentRecord, loss_name, point_of, window_runs
+from budgetft.predict.recording import OWN, WORK, Point, Recording, SegmentRecord, loss_name, point_of, window_runs
 from budgetft.predict.segments import Trace
 from budgetft.predict.short import ALL_AT_ONCE, static_sizes
 from budgetft.predict.trace import build_to_trace, trace_step
@@ -294,8 +295,8 @@ def _formula(numbers: Sequence[float], rows: np.ndarray, names: Sequence[str]) -
 
 def _coefficient(values: np.ndarray, feature: np.ndarray) -> float | None:
     """Quarters of a byte for one of ``feature`` that give the allocations ``values`` once these are rounded up, if any do."""
-    if (feature <= 0).any() or (values % GRANULE).any():
+    if (feature <= 0).any() or (values % MINIMUM).any():
         return None
-    least, most = ((values - GRANULE) / feature).max(), (values / feature).min()
+    least, most = ((values - MINIMUM) / feature).max(), (values / feature).min()
     quarters = math.floor(4 * most)
     return quarters / 4 if quarters / 4 > least and quarters > 0 else None

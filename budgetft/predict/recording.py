@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budgetft.model import Model
+from budgetft.predict.allocator import MINIMUM
 from budgetft.predict.law import Layout
 from budgetft.predict.segments import Segment, Trace
 from budgetft.value import Value
 from budgetft.workload import Shape
 
-GRANULE = 512
-"""Bytes to which allocations are rounded up."""
 MOST_CHUNKS = 3
 """Further chunks of a loss allocate as the third does."""
 WORK = ("flops", "moved_bytes", "product_bytes", "attention_flops", "kernels", "python_kernels", "host_bytes")
@@ -179,7 +178,7 @@ class At:
                 yield record
 
     def _bytes(self, form: int) -> int:
-        return -int(-(self.sizes[form] - 0.5) // GRANULE) * GRANULE
+        return -int(-(self.sizes[form] - 0.5) // MINIMUM) * MINIMUM
 
 
 @dataclass(frozen=True, kw_only=True)
