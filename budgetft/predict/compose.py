@@ -141,15 +141,33 @@ def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micr
     alike = {role: segment for segment, role in roles.items()}
     allocations = [sum(step.size is not None for step in steps) for steps in template.steps]
 
+    def sources(segment: int, layer: int | None) -> list[tuple[int, int | None]]:
+        """Under which the tensors of ``segment`` that end in ``layer`` were made."""
+        role = roles.get(segment)
+        instances = _owners(-1 if role is None else role.layer, layer, stands_for)
+        if role is None:
+            return [(segment, instance) for instance in instances]
+        # The template's segment from which that instance was made.
+        return [
+            (segment if one is None else alike.get(role._replace(layer=stands_for[one]), segment), one) for one in instances
+        ]
+
+    places: dict[tuple[int, int | None], list[tuple[int, int | None]]] = {}
+
     def ends(place: Place, layer: int | None) -> Iterator[int]:
         segment, ordinal = place
-        role = roles.get(segment)
-        for instance in _owners(-1 if role is None else role.layer, layer, stands_for):
-            source = segment
-            if role is not None and instance is not None:  # the template's segment from which that instance was made
-                source = alike.get(role._replace(layer=stands_for[instance]), segment)
-            tensors = made.get((source, instance), [])
-            yield from tensors[ordinal :: allocations[segment]]  # of every group of images
+        if (segment, layer) not in places:
+            places[segment, layer] = sources(segment, layer)
+        for source in places[segment, layer]:
+            yield from made.get(source, [])[ordinal :: allocations[segment]]  # of every group of images
+
+    sizes: dict[tuple[int, float], list[int]] = {}
+
+    def sized(segment: int, batch: float) -> list[int]:
+        """Bytes of the allocations of a segment, in order: the same for every layer that it stands for."""
+        if (segment, batch) not in sizes:
+            sizes[segment, batch] = [step.bytes_at(batch) for step in template.steps[segment] if step.size is not None]
+        return sizes[segment, batch]
 
     for segment, layer in _instances(template.labels, roles, stands_for):
         in_groups = template.labels[segment][0] == "vision"
@@ -158,11 +176,13 @@ def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micr
         for number, batch in enumerate(batches):
             first = len(tensors)
             passing = _passing(segment, template.steps[segment]) if number >= TOWER_ROUNDS else frozenset()
+            found = iter(sized(segment, batch))
             for step in template.steps[segment]:
                 if step.size is not None:
                     tensors.append(next(numbers))
+                    size = next(found)
                     if step.place not in passing:
-                        yield tensors[-1], step.bytes_at(batch)
+                        yield tensors[-1], size
                 elif step.place[0] == segment and layer is None:
                     if step.place not in passing:
                         yield tensors[first + step.place[1]], 0
