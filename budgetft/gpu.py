@@ -26,6 +26,8 @@ class Gpu(Value):
     memory_bandwidth_gb_per_s: float | None = Field(default=None, gt=0)
     fp16_tflops: float | None = Field(default=None, gt=0)
     """Dense fp16 matrix rate with fp32 accumulation."""
+    fp32_tflops: float | None = Field(default=None, gt=0, exclude_if=lambda rate: rate is None)
+    """Dense fp32 rate without tensor cores and TF32: of blocks that would overflow fp16."""
     native_bf16: bool
     flash_attention: bool
     """Whether torch's own flash kernel runs (compute capability 8.0 and up)."""

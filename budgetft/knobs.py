@@ -1,8 +1,9 @@
 """What only changes *cost*: the search is free to choose these, and every choice gives the same gradients."""
 
+import re
 from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from budgetft.errors import UsageError, unknown_name
 from budgetft.value import Value
@@ -61,6 +62,22 @@ class Knobs(Value):
     the next: plans and ledgers stay as they were."""
     vision_group: int = Field(default=VISION_GROUP, ge=1, exclude_if=lambda size: size == VISION_GROUP)
     """Patches that a ``frozen`` tower takes at a time: equal images together up to it, a larger one by itself."""
+    fp32_blocks: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """Blocks that compute in fp32 because they overflow fp16, by module name: not searched, but found in the weights. In a
+    name, ``*`` stands for every number."""
+
+    @field_validator("fp32_blocks")
+    @classmethod
+    def _block_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        strange = [name for name in names if not re.fullmatch(r"[\w*]+(\.[\w*]+)*", name)]
+        if strange:
+            raise ValueError(f"not the name of a block: {strange[0]!r}")
+        return tuple(sorted(set(names), key=_in_order))
+
+
+def _in_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """As the modules come: layer 2 before layer 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))
 
 
 def computed_in(precision: Precision) -> Precision:
@@ -103,6 +120,8 @@ def parse_knob(text: str) -> tuple[str, Any]:
         if raw not in choices:
             raise unknown_name(f"value for knob {name}:", raw, choices)
         return name, raw
+    if name == "fp32_blocks":
+        return name, tuple(part.strip() for part in raw.split(",") if part.strip())
     if not (raw.isascii() and raw.isdigit()):
         raise UsageError(f"knob {name} must be a whole number, not {raw!r}")
     return name, int(raw)
@@ -123,6 +142,7 @@ def describe(knobs: Knobs) -> str:
         knobs.batching: knobs.batching != "padded",
         knobs.optimizer: knobs.optimizer != "adamw",
         "activations on the host": knobs.offload == "activations",
+        f"{len(knobs.fp32_blocks)} blocks in fp32": bool(knobs.fp32_blocks),
     }
     unusual = "".join(f", {name}" for name, used in levers.items() if used)
     return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"

@@ -15,8 +15,10 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate, Evidence, Outcome, speed_text
+from budgetft.precision import Precision
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
+from budgetft.weights import BaseWeights
 from budgetft.workload import Workload, frames_label
 
 SCHEMA_VERSION = 1
@@ -43,6 +45,8 @@ class ModelReference(Value):
     hub_id: str | None
     weights: str | None
     fingerprint: str
+    base: BaseWeights | None = Field(default=None, exclude_if=lambda base: base is None)
+    """What its weights were when the plan was made; None where they were not at hand, and in older plans."""
 
 
 class Proof(Value):
@@ -167,6 +171,8 @@ class Plan(Value):
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
     padding: Padding | None = None
+    precision: Precision | None = Field(default=None, exclude_if=lambda found: found is None)
+    """What overflows fp16 in its weights; None where they were not at hand, or it computes in another type."""
     data: str | None = None
     features: Features | None = None
     environment: dict[str, str]
@@ -225,14 +231,15 @@ def config_fingerprint(model: Model) -> str:
     return hashlib.sha256(json.dumps(model.config, sort_keys=True).encode()).hexdigest()
 
 
-def refer(model: Model) -> ModelReference:
-    """The reference a plan keeps of ``model``."""
+def refer(model: Model, base: BaseWeights | None = None) -> ModelReference:
+    """The reference a plan keeps of ``model``, whose weights are ``base``."""
     return ModelReference(
         name=model.name,
         family=model.family,
         hub_id=model.hub_id,
         weights=model.weights,
         fingerprint=config_fingerprint(model),
+        base=base,
     )
 
 

@@ -9,10 +9,11 @@ from pydantic import Field
 from budgetft.contract import Contract
 from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.gpu import Gpu
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, Precision, Vision, computed_in
 from budgetft.model import Model
 from budgetft.outcome import Evidence
 from budgetft.plan import Plan, config_fingerprint, load_planned_model
+from budgetft.precision import TOWER
 from budgetft.value import Value
 from budgetft.workload import Shape, Workload
 
@@ -34,12 +35,20 @@ class Job(Value):
     weights: str | None = None
     """None: random weights. Memory and time do not depend on their values."""
     contract: Contract
+    fp32_blocks: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """Blocks of the model's weights that overflow fp16: every setting that computes in fp16 has them in fp32."""
     workload: Workload
     device: Device = "cuda"
     host: Gpu | None = None
     """The card that stands in for ``gpu``, if its profile is known: probes have its speed and its context."""
     evidence: Evidence
     """What a probe on this machine counts as for ``gpu``."""
+
+    def fp32_blocks_of(self, precision: Precision, vision: Vision) -> tuple[str, ...]:
+        """Those that a setting has which computes in ``precision``; features that are read from disk need no tower."""
+        if computed_in(precision) != "fp16":
+            return ()
+        return tuple(name for name in self.fp32_blocks if vision != "cached" or not name.startswith(TOWER))
 
     def worst_micro_batch(self, knobs: Knobs) -> tuple[Shape, ...]:
         """The heaviest examples that can meet in one micro-batch."""
@@ -96,6 +105,7 @@ def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | N
         shared=plan.gpu.shared,
         model=model or load_planned_model(plan),
         contract=plan.contract,
+        fp32_blocks=plan.knobs.fp32_blocks,
         workload=plan.workload,
         device=device,
         host=host,

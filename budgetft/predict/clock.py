@@ -217,10 +217,13 @@ class MicroWork:
     vision_group: float
 
     @classmethod
-    def of(cls, law: Law, checkpointed_layers: int) -> "MicroWork":
+    def of(cls, law: Law, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
+        """``fp32_ratio``: how many times as long a product takes in fp32 as in 16 bits; it then counts so many times."""
         sequence = law.sequence(checkpointed_layers)
         at_zero_SF = np.array([[part.at_zero for part in _parts(each)] for each in sequence])
         slope_SF = np.array([[part.slope for part in _parts(each)] for each in sequence])
+        at_zero_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.at_zero for each in sequence])
+        slope_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.slope for each in sequence])
         for rows in (at_zero_SF, slope_SF):
             rows[:, 0] -= rows[:, 1]  # the flops of all products hold those of attention
         tower_S = np.array([each.phase == "vision" for each in sequence])

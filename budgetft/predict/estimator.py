@@ -12,6 +12,7 @@ from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import CONNECTION, Estimate, Term
+from budgetft.predict.blocks import fp32_ratio, in_layers, mixed_law
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
 from budgetft.predict.clock import (
     MIDDLE_80,
@@ -82,8 +83,17 @@ class Estimator:
         combination = self.combination(knobs)
         law = self._laws.get(combination)
         if law is None:
-            law = self._laws[combination] = self._found_or_traced(combination)
+            mixed = in_layers(combination.fp32_blocks)
+            law = self._laws[combination] = self._mixed(combination) if mixed else self._found_or_traced(combination)
         return law
+
+    def _mixed(self, combination: Knobs) -> Law:
+        from budgetft.predict.short import static_sizes  # loads torch
+
+        sizes = static_sizes(self.job.model, self.job.contract, combination)
+        static = {name: sum(each) for name, each in sizes.items()}
+        layers, names = self.job.model.layers, combination.fp32_blocks
+        return mixed_law(names, layers, lambda blocks: self.law(combination.replace(fp32_blocks=blocks)), static)
 
     @staticmethod
     def combination(knobs: Knobs) -> Knobs:
@@ -94,6 +104,8 @@ class Estimator:
         """Of this software: from a recording, or stored; with ``at_once``, of other software; else traced here."""
         key = self._law_key(combination)
         place = recording_key(self.job.model, self.job.contract, combination, self.job.gpu)
+        if combination.fp32_blocks:
+            return find_law(key) or self._traced(combination, key)
         if (law := self._from_recording(combination, find_recording(place))) is not None:
             return law
         if (law := find_law(key)) is not None:
@@ -141,6 +153,8 @@ class Estimator:
 
     def overhead(self, knobs: Knobs) -> tuple[int, int]:
         """(allocated, reserved) bytes that the allocator adds to the live ones of ``knobs`` at their peak."""
+        if knobs.fp32_blocks:
+            return self.overhead(knobs.replace(fp32_blocks=()))
         law, combination = self.law(knobs), self.combination(knobs)
         if (replays := self._replays.get(combination)) is not None:
             return replays.at(knobs.allocator, knobs.micro_batch, knobs.checkpointed_layers)
@@ -249,7 +263,7 @@ class Estimator:
         """
         law, key = self.law(knobs), (self.combination(knobs), knobs.checkpointed_layers)
         if key not in self._rows:
-            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers)
+            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers, fp32_ratio=self._fp32_ratio())
         examples, sizes = self._ordinary(knobs)
         turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
         return StepWork(
@@ -258,6 +272,10 @@ class Estimator:
             optimizer_bytes=OPTIMIZER_PASSES * law.static["adapter"],
             least_seconds=self.gather_seconds(knobs),
         )
+
+    def _fp32_ratio(self) -> float:
+        speeds, gpu = self.speeds, self.job.host or self.job.gpu
+        return fp32_ratio(speeds.tflops, speeds.product_share.value, gpu.fp32_tflops)
 
     def clock(self, grid: Sequence[Knobs]) -> Clock:
         """The seconds of every setting of ``grid`` as functions of the parameters of speed."""

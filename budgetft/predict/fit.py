@@ -52,6 +52,8 @@ def fit_law(
     short = Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
     static = static_sizes(model, contract, knobs)
     replays = compose_law(short, model, knobs, shape, static=static, layouts=layouts, on_layout=tell)
+    if knobs.fp32_blocks:  # what the allocator adds is taken from the law without them
+        return replays.law
     tell(len(layouts))
     return replays.law.replace(overhead=replays.table())
 
@@ -149,6 +151,7 @@ def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> LawSegment:
         kernels=affine(a.kernels, b.kernels),
         python_kernels=affine(a.python_kernels, b.python_kernels),
         host=affine(a.host_bytes, b.host_bytes),
+        fp32_flops=affine(a.fp32_flops, b.fp32_flops),
         freed_of_layer={
             str(layer): affine(a.freed_of_layer.get(layer, 0), b.freed_of_layer.get(layer, 0))
             for layer in sorted(a.freed_of_layer.keys() | b.freed_of_layer.keys())

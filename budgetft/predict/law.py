@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from math import ceil, log2
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from budgetft.knobs import Allocator
 from budgetft.value import Value
 
@@ -42,6 +44,9 @@ class Affine(Value):
         return cls(at_zero=y1 - slope * x1, slope=slope)
 
 
+NO_FLOPS = Affine(at_zero=0.0, slope=0.0)
+
+
 class LawSegment(Value):
     """One segment of the step as functions of the micro-batch; see :class:`budgetft.predict.trace.Segment`."""
 
@@ -57,6 +62,8 @@ class LawSegment(Value):
     python_kernels: Affine
     host: Affine
     freed_of_layer: dict[str, Affine]
+    fp32_flops: Affine = Field(default=NO_FLOPS, exclude_if=lambda flops: flops == NO_FLOPS)
+    """Of ``flops``, in fp32; not written where there are none, nor in laws of before they were told apart."""
 
 
 class Template(Value):

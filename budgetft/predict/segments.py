@@ -23,6 +23,8 @@ class Segment:
     """Read and written by matrix products and attention: thin ones, as an adapter's, wait for these."""
     attention_flops: int = 0
     """Of ``flops``, those of fused attention."""
+    fp32_flops: int = 0
+    """Of ``flops``, those of products in fp32: a GPU does them at another rate than those in 16 bits."""
     freed_of_layer: dict[int, int] = field(default_factory=dict)
     """Bytes freed here that a decoder layer's forward had allocated: autocast's cast weights, for one, live until it ends."""
     host_bytes: int = 0

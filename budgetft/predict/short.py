@@ -14,7 +14,8 @@ from budgetft.model import Model
 from budgetft.predict.law import Layout, kind_layers
 from budgetft.predict.segments import Trace
 from budgetft.predict.trace import build_to_trace, trace_step
-from budgetft.step.build import build_model, trainable
+from budgetft.step.build import DTYPES, build_model, trainable
+from budgetft.step.islands import set_islands
 from budgetft.step.optimizer import states_like
 from budgetft.workload import Shape
 
@@ -49,6 +50,7 @@ def static_sizes(model: Model, contract: Contract, knobs: Knobs) -> dict[str, li
     peft_model = build_model(
         model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), vision=knobs.vision
     )
+    set_islands(peft_model.get_base_model(), knobs.fp32_blocks, DTYPES[knobs.base_precision])
     adapters = trainable(peft_model)
     ours = {id(parameter) for parameter in adapters}
     weights = [t for t in [*peft_model.parameters(), *peft_model.buffers()] if id(t) not in ours]

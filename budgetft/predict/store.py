@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
     """SHA-256 of all that a law depends on but the software: what is traced, and the kernels of the card."""
     # Absent at their defaults, as in the laws from before them.
-    newer = knobs.model_dump(include={"optimizer", "offload", "loss_chunk", "vision_group"})
+    newer = knobs.model_dump(include={"optimizer", "offload", "loss_chunk", "vision_group", "fp32_blocks"})
     facts = {
         "law": LAW_VERSION,
         "model": config_fingerprint(model),

@@ -27,8 +27,9 @@ from budgetft.model import Model
 from budgetft.predict.known import static_deepstack, with_indices
 from budgetft.predict.segments import Label, Segment, Trace
 from budgetft.step.attention import FUSED_KERNEL, implementation
-from budgetft.step.build import build_model, trainable
+from budgetft.step.build import DTYPES, build_model, trainable
 from budgetft.step.inputs import Inputs, prepare
+from budgetft.step.islands import set_islands
 from budgetft.step.offload import FROM_HOST
 from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
@@ -38,6 +39,8 @@ from budgetft.workload import Shape
 @dataclass(kw_only=True)
 class _Recorder:
     on_card: bool
+    half: bool = False
+    """Whether the step computes in 16 bits, so that products in fp32 are those of blocks that would overflow."""
     segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
     layer_of: dict[int, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
@@ -87,12 +90,13 @@ class _Recorder:
         segment.product_bytes += moved
         flops = _attention_flops(func, args) if formula is None else formula(*args, **kwargs, out_val=out)
         segment.flops += flops
+        segment.fp32_flops += flops if self.half and _type_of(out) == torch.float32 else 0
         segment.attention_flops += flops if "attention" in func.overloadpacket.__name__ else 0
 
 
 def build_to_trace(model: Model, contract: Contract, knobs: Knobs, layers: int | None = None) -> Any:
     """The model without memory, in the precision and with the tower of ``knobs``; ``layers`` as of :func:`trace_step`."""
-    return build_model(
+    peft_model = build_model(
         model,
         contract,
         base_precision=knobs.base_precision,
@@ -100,6 +104,8 @@ def build_to_trace(model: Model, contract: Contract, knobs: Knobs, layers: int |
         layers=layers,
         vision=knobs.vision,
     )
+    set_islands(peft_model.get_base_model(), knobs.fp32_blocks, DTYPES[knobs.base_precision])
+    return peft_model
 
 
 def trace_step(
@@ -147,7 +153,7 @@ def trace_step(
 
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None, evaluating: bool) -> Trace:
-    recorder = _Recorder(on_card=gpu is not None)
+    recorder = _Recorder(on_card=gpu is not None, half=knobs.base_precision != "fp32")
     step = Step(peft_model, contract, knobs.replace(optimizer="adamw"), device=torch.device("cpu"))  # it is not stepped
     accumulating = knobs.grad_accum > 1 and not evaluating
     parameters = trainable(peft_model)
@@ -276,6 +282,12 @@ def _to_fake(model: nn.Module) -> None:
                         empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
                     memo[id(tensor)] = (empty, tensor)  # the original is kept so that its id stays taken
                 table[name] = memo[id(tensor)][0]
+
+
+def _type_of(out: Any) -> torch.dtype | None:
+    """The type of an operation's first result."""
+    first = out[0] if isinstance(out, tuple | list) and out else out
+    return first.dtype if isinstance(first, torch.Tensor) else None
 
 
 def _nbytes(values: Any) -> int:

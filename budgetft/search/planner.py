@@ -21,7 +21,7 @@ from budgetft.search.claims import Claims
 from budgetft.search.floor import Alternatives, nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
 from budgetft.search.sampler import AGAIN, CONFIRM, TRIES, ResidualSampler, distributions, log_seconds, places
-from budgetft.search.space import settings, stock_settings
+from budgetft.search.space import in_precision, settings, stock_settings
 from budgetft.search.storage import held_study, is_shared
 from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
 from budgetft.search.transfer import Transferred
@@ -119,7 +119,7 @@ class Planner:
     def _wanted(self, grid: list[Knobs]) -> list[Knobs]:
         if self.base_precision is None:
             return grid
-        return [knobs.replace(base_precision=self.base_precision) for knobs in grid]
+        return [in_precision(self.job, knobs, self.base_precision) for knobs in grid]
 
     # Without probes
 

@@ -16,7 +16,7 @@ from budgetft.plan import Plan
 from budgetft.predict.estimator import Estimator
 from budgetft.search.planner import Event
 from budgetft.search.run import PlanRequest, find_place, make_estimator, make_job, make_plan
-from budgetft.search.space import settings
+from budgetft.search.space import in_precision, settings
 from budgetft.search.transfer import Transferred, describe_lessons, learn, plan_evidence
 from budgetft.units import MIB, format_gib
 from budgetft.value import Value
@@ -89,6 +89,7 @@ def port_plan(request: PortRequest) -> Port:
         lessons=lessons,
         origin=f"ported from {plan.gpu.name} ({plan.evidence.kind}); ",
         base_precision=_precision(request),
+        fp32_blocks=plan.knobs.fp32_blocks,
     )
     try:
         made = make_plan(planning)
@@ -197,7 +198,8 @@ def _estimator(planning: PlanRequest) -> Transferred:
 def _give_up(planning: PlanRequest, error: NothingFits) -> str:
     """What would have to change for the plan to run: the smallest setting's needs, the rank's share, and larger cards."""
     estimator = _estimator(planning)
-    grid = [knobs.replace(base_precision=planning.base_precision or knobs.base_precision) for knobs in settings(estimator.job)]
+    job = estimator.job
+    grid = [in_precision(job, knobs, planning.base_precision or knobs.base_precision) for knobs in settings(job)]
     least = min(map(estimator.estimate, grid), key=lambda estimate: estimate.process_peak_bytes)
     needed = least.process_peak_bytes * (1 + estimator.uncertainty_share)
     ranked = sum(term.memory_bytes for term in least.terms if term.name in ("adapter", "gradients", "optimizer"))

@@ -15,7 +15,8 @@ from budgetft.cards import first_visible, memory_of, takes_expandable_segments, 
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.knobs import Allocator, Precision
+from budgetft.knobs import Allocator, computed_in
+from budgetft.knobs import Precision as Type
 from budgetft.measure.child import current_stack
 from budgetft.measure.job import Device, Job
 from budgetft.measure.ledger import Ledger
@@ -23,16 +24,19 @@ from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import Plan, PriceRow, Proof, Target, refer
+from budgetft.precision import Precision
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import known_machine, measure_machine
 from budgetft.search.features import Weighed, chosen_features, weigh
+from budgetft.search.overflows import Search, planned_precision
 from budgetft.search.planner import Choice, Event, Planner
 from budgetft.search.prices import Pricing
 from budgetft.search.ranking import speed
-from budgetft.search.space import padding_of
+from budgetft.search.space import base_precision, padding_of
 from budgetft.search.study import SamplerName
 from budgetft.search.transfer import Lesson, Transferred
 from budgetft.units import format_gib
+from budgetft.weights import Checkpoint, base_here
 from budgetft.workload import Workload
 
 WORTH_SHARING = 1.1
@@ -68,8 +72,10 @@ class PlanRequest:
     """What probes elsewhere found, for a plan that is ported; None: nothing is known beforehand."""
     origin: str = ""
     """Of a ported plan, in words: where its evidence is from."""
-    base_precision: Precision | None = None
+    base_precision: Type | None = None
     """None: what the card runs natively."""
+    fp32_blocks: tuple[str, ...] = ()
+    """Blocks that are known to overflow fp16; looked for anew where the weights are at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +165,40 @@ def make_plan(request: PlanRequest) -> Plan:
         )
     place = find_place(request)
     check_packages(request.contract, place)
+    checkpoint = base_here(request.model.weights or request.model.hub_id)
+    precision = _precision(request, place, checkpoint)
+    if precision is not None:
+        request = replace(request, fp32_blocks=precision.islands)
     either = request.cards > 1 and request.shared is None
     found = _whole_or_shared(request, place) if either else _search(request, place)
-    plan = _plan(found, place, started)
+    plan = _plan(found, place, started, checkpoint, precision)
     if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
         features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
         return plan.replace(features=features)
     return plan
+
+
+def _precision(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
+    """What overflows fp16 in the weights, where they are at hand and something is computed in fp16."""
+    job = make_job(request, request.contract, place)
+    chosen = request.base_precision or base_precision(job)
+    if computed_in(chosen) != "fp16" and not request.contract.allow_nf4:
+        return None
+
+    def tell(text: str) -> None:
+        request.on_event(Event(stage="trace", text=text))
+
+    if checkpoint is None:
+        return None
+    search = Search(
+        model=request.model,
+        contract=request.contract,
+        checkpoint=checkpoint,
+        data=None if request.data is None else Path(request.data),
+        workload=job.workload,
+        device=job.device if place is not None else "cpu",
+    )
+    return planned_precision(search, tell)
 
 
 def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
@@ -263,6 +296,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
         shared=bool(request.shared),
         model=request.model,
         contract=contract,
+        fp32_blocks=request.fp32_blocks,
         workload=request.workload_under(contract),
         device="cuda" if place is None else place.device,
         host=None if place is None else place.host,
@@ -270,7 +304,9 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
     )
 
 
-def _plan(found: Found, place: Place | None, started: float) -> Plan:
+def _plan(
+    found: Found, place: Place | None, started: float, checkpoint: Checkpoint | None, precision: Precision | None
+) -> Plan:
     from budgetft.predict.stages import stage_peaks  # loads torch
 
     request, job, choice, calibration = found.request, found.job, found.choice, found.estimator.calibration
@@ -281,7 +317,7 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
     )
     return Plan(
         gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards, shared=job.shared),
-        model=refer(job.model),
+        model=refer(job.model, None if checkpoint is None else checkpoint.base),
         contract=job.contract,
         knobs=winner.knobs,
         estimate=winner.estimate,
@@ -301,6 +337,7 @@ def _plan(found: Found, place: Place | None, started: float) -> Plan:
         runners_up=choice.runners_up,
         workload=job.workload,
         padding=padding_of(job, winner.knobs.micro_batch),
+        precision=precision and precision.shortened(),
         data=request.data,
         environment=environment(place),
     )

@@ -11,6 +11,7 @@ from budgetft.knobs import (
     Optimizer,
     Precision,
     Vision,
+    is_stock,
     stock_knobs,
 )
 from budgetft.measure.job import Job
@@ -136,6 +137,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
             offload=offload,
             loss_chunk=loss_chunk,
             vision_group=vision_group,
+            fp32_blocks=job.fp32_blocks_of(precision, vision),
         )
         for micro_batch in micro_batches(job)
         for checkpointed in checkpoint_choices(job.model.layers)
@@ -144,6 +146,12 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
         for offload in offloads(job, checkpointed)
     ]
     return [knobs for knobs in found if not knob_problems(knobs, contract, gpu)]
+
+
+def in_precision(job: Job, knobs: Knobs, precision: Precision) -> Knobs:
+    """``knobs`` in another type, with the blocks of the job that it needs in fp32; the stock recipe has none."""
+    blocks = () if is_stock(knobs) else job.fp32_blocks_of(precision, knobs.vision)
+    return knobs.replace(base_precision=precision, fp32_blocks=blocks)
 
 
 def stock_settings(job: Job) -> list[Knobs]:

@@ -33,11 +33,12 @@ from budgetft.data.visuals import Block, block_patches
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import VISION_GROUP, Attention, Precision
 from budgetft.model import Model
+from budgetft.precision import LIMIT
 from budgetft.step import pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, model_config
 from budgetft.step.inputs import moved_groups
-from budgetft.step.islands import LIMIT, is_island, make_island, watching
+from budgetft.step.islands import is_island, make_island, watching
 from budgetft.step.tower import joined_features, load_tower, tower_fingerprint
 
 _TOWER_FACTS = (

@@ -4,7 +4,8 @@ fp16 ends at 65,504. Published overflows of these models sit inside MLPs and att
 the vision MLP) while the residual stream stays in range: so such a block computes in fp32 and hands fp16 on.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from budgetft.errors import UsageError
+from budgetft.precision import LIMIT, TOWER
 from budgetft.step.quantise import Nf4Linear
 
-LIMIT = 30_000.0
-"""Of magnitudes inside a block: less than half of what fp16 holds, because training moves them and other examples differ."""
 BLOCKS = ("mlp", "self_attn", "attn", "merger", "deepstack_merger_list")
 
 
@@ -52,6 +53,7 @@ def is_island(module: nn.Module) -> bool:
 def make_island(module: nn.Module) -> None:
     """Let ``module`` compute in fp32: its frozen weights are kept in fp32 (four-bit ones are read in it), its inputs and
     outputs converted."""
+    module.forward = partial(_island_forward, module)
     if is_island(module):
         return
     module.float()
@@ -59,7 +61,58 @@ def make_island(module: nn.Module) -> None:
         if isinstance(part, Nf4Linear):
             part.dtype = torch.float32
     module.__dict__["budgetft_island"] = True
-    module.forward = partial(_island_forward, module)
+
+
+def undo_island(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let ``module`` compute in ``dtype`` again, which its frozen weights came from; adapters stay in fp32."""
+    if not is_island(module):
+        return
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    for part in module.modules():
+        if isinstance(part, Nf4Linear):
+            part.dtype = dtype
+    del module.__dict__["budgetft_island"]
+    module.__dict__.pop("forward", None)
+
+
+def matching_blocks(base: nn.Module, names: Sequence[str]) -> list[str]:
+    """The blocks of ``base`` that ``names`` mean, ``*`` being any number; those of a tower that is not there are left out.
+
+    Raises ``UsageError`` for a name that means none.
+    """
+    blocks = blocks_of(base)
+    lost = [name for name in names if not _matches(name, blocks) and not _of_missing_tower(name, base)]
+    if lost:
+        raise UsageError(
+            f"fp32_blocks: the model has no block {lost[0]!r}",
+            hint=f"blocks are its MLPs, attentions and mergers, for example {next(iter(blocks), 'none')}",
+        )
+    return [block for block in blocks if any(_means(name, block) for name in names)]
+
+
+def _matches(name: str, blocks: Iterable[str]) -> bool:
+    return any(_means(name, block) for block in blocks)
+
+
+def _means(name: str, block: str) -> bool:
+    return name == block or ("*" in name and re.fullmatch(re.escape(name).replace(r"\*", r"\d+"), block) is not None)
+
+
+def _of_missing_tower(name: str, base: nn.Module) -> bool:
+    return name.startswith(TOWER) and not any(block.startswith(TOWER) for block in blocks_of(base))
+
+
+def set_islands(base: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+    """Let exactly the blocks that ``names`` mean compute in fp32, the others in ``dtype``. Asked once more, it puts their
+    forward in front of another that was put into its place."""
+    chosen = set(matching_blocks(base, names)) if names else set()
+    for name, block in blocks_of(base).items():
+        if name in chosen:
+            make_island(block)
+        else:
+            undo_island(block, dtype)
 
 
 def _floating(value: object) -> bool:

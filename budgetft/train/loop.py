@@ -246,7 +246,7 @@ class Training:
         self.precision = self._together(
             lambda: probe_precision(self.step, self.memory, heaviest, self.on_note),
             "the precision probe", ids_of(heaviest),
-            "plan again with a larger budget: blocks that overflow fp16 take twice the memory in fp32",
+            "plan again for these weights, budgetft plan --model WEIGHTS: it counts blocks that overflow fp16 in fp32",
         )  # fmt: skip
 
     def _preflight(self, micros: list[Micro]) -> None:

@@ -7,44 +7,18 @@ import torch
 
 from budgetft.errors import BudgetftError
 from budgetft.knobs import computed_in
-from budgetft.step.islands import LIMIT, Finding, blocks_of, first_nonfinite, is_island, make_island, watching
+from budgetft.precision import FP16_MAX, LIMIT, Block, Precision, unplanned_text
+from budgetft.step.islands import Finding, blocks_of, first_nonfinite, is_island, make_island, watching
 from budgetft.step.step import Step
 from budgetft.train.loader import Micro
 from budgetft.train.memory import Memory
-from budgetft.value import Value
 
-FP16_MAX = 65_504
 NONFINITE_LIMIT = 20
 """In a row. A gradient scaler that starts too high finds its place within this many."""
 WINDOW = 200
 """Steps whose share of skipped ones is watched."""
 SKIPPED_SHARE = 0.25
 """Above it the scale falls more often than a healthy scaler tries a higher one, which is once in 2,000 steps."""
-
-
-class Block(Value):
-    """What the probe found in an MLP, an attention or a merger."""
-
-    name: str
-    largest: float
-    """Magnitude that its linears read or wrote, of those that were finite."""
-    nonfinite: int
-    """Numbers that were not finite, before the block was turned to fp32."""
-    fp32: bool
-    """Whether it runs in fp32."""
-
-
-class Precision(Value):
-    """``precision.json`` of a run in fp16: every block on the heaviest examples."""
-
-    limit: float = LIMIT
-    """Of magnitudes; a block above it runs in fp32."""
-    blocks: tuple[Block, ...] = ()
-    """In the order of the model; none where another precision left nothing to probe."""
-
-    @property
-    def islands(self) -> tuple[str, ...]:
-        return tuple(block.name for block in self.blocks if block.fp32)
 
 
 def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note: Callable[[str], None]) -> Precision:
@@ -55,6 +29,7 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
     """
     if computed_in(step.knobs.base_precision) != "fp16":
         return Precision()
+    planned = _islands(step)
     findings: dict[str, Finding] = {}
     with step.even(len(micros), backward=False):
         for micro in micros:
@@ -74,9 +49,11 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
     top = max(findings.values(), key=lambda one: one.largest)
     on_note(f"precision: the largest magnitude is {top.largest:.3g} of fp16's {FP16_MAX}, in {top.block}")
     if islands:
-        on_note(
-            f"precision: {len(islands)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32: {', '.join(islands)}"
-        )
+        known = ", as planned" if islands == planned else ""
+        found_text = f"{len(islands)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32"
+        on_note(f"precision: {found_text}{known}: {', '.join(islands)}")
+    if more := unplanned_text(planned, islands, _added_bytes(step, planned)):
+        on_note(more)
     return Precision(
         blocks=tuple(
             Block(name=name, largest=findings[name].largest, nonfinite=findings[name].nonfinite, fp32=name in islands)
@@ -90,6 +67,12 @@ def restore_islands(step: Step, names: Sequence[str]) -> None:
     """Make the blocks called ``names`` islands again, as in the run that found them."""
     for name in names:
         make_island(step.base.get_submodule(name))
+
+
+def _added_bytes(step: Step, planned: Sequence[str]) -> int:
+    """What the blocks in fp32 that are not ``planned`` take beside their weights in 16 bits."""
+    more = (step.base.get_submodule(name) for name in _islands(step) if name not in planned)
+    return sum(2 * p.numel() for block in more for p in block.parameters() if not p.requires_grad)
 
 
 def _islands(step: Step) -> tuple[str, ...]:
