@@ -9,6 +9,7 @@ from pydantic import Field
 from budgetft.errors import BudgetftError, UsageError, unknown_name
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_json
+from budgetft.weights import commit_of, fetched, is_hub_id, split_revision
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 FAMILIES: tuple[str, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -86,13 +87,18 @@ def model_names() -> list[str]:
 
 
 def load_model(name: str) -> Model:
-    """A bundled description, a folder with ``config.json``, or a hub id such as ``Qwen/Qwen2.5-VL-3B-Instruct``."""
+    """A bundled description, a folder with ``config.json``, or a hub id such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
+
+    A hub id may name a revision after an ``@``; the model's ``weights`` name the commit that it was.
+    """
     if name in model_names():
         return _read_folder(profiles_folder() / "models" / name, name=name, weights=None)
     if Path(name).is_dir():
         return _read_folder(Path(name), name=Path(name).resolve().name, weights=str(Path(name).resolve()))
-    if "/" in name and not name.startswith((".", "/", "~")):
-        return _read_folder(_download_description(name), name=name, weights=name)
+    if is_hub_id(name):
+        folder, bare = _download_description(name), split_revision(name)[0]
+        commit = commit_of(folder)
+        return _read_folder(folder, name=bare, weights=name if commit is None else f"{bare}@{commit}")
     raise unknown_name("model", name, model_names())
 
 
@@ -133,14 +139,10 @@ def _read_processor(folder: Path) -> dict[str, Any]:
 
 
 def _download_description(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=["config.json", "preprocessor_config.json", "processor_config.json"])
-        )
-    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+        return fetched(hub_id, only=("config.json", "preprocessor_config.json", "processor_config.json"))
+    except UsageError as error:
         raise BudgetftError(
-            f"cannot get the description of {hub_id!r} from the hub: {type(error).__name__}",
+            f"cannot get the description of {hub_id!r} from the hub: {error.message}",
             hint="use a bundled model (budgetft models) or a local folder",
         ) from None

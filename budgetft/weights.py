@@ -123,7 +123,10 @@ def commit_of(folder: Path) -> str | None:
 
 def open_checkpoint(weights: str) -> Checkpoint:
     """``weights``, a folder or hub id, on this machine, with its fingerprint. Raises ``UsageError`` when it is not whole."""
-    folder = checkpoint_folder(weights)
+    return _opened(weights, checkpoint_folder(weights))
+
+
+def _opened(weights: str, folder: Path) -> Checkpoint:
     name = split_revision(weights)[0]
     base = BaseWeights(name=name, revision=commit_of(folder), fingerprint=fingerprint(folder))
     return Checkpoint(folder=folder, base=base)
@@ -137,7 +140,7 @@ def base_here(weights: str | None) -> Checkpoint | None:
         return open_checkpoint(weights) if weight_files(Path(weights)) else None
     try:
         folder = _cached(weights)
-        return None if folder is None or not weight_files(folder) else open_checkpoint(str(folder))
+        return None if folder is None or not weight_files(folder) else _opened(weights, folder)
     except UsageError:
         return None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def bench(
     gpu: options.Gpu_,
     model: options.Model_ = options.DEFAULT_MODEL,
+    revision: options.Revision = None,
     budget: options.Budget = None,
     image: Annotated[list[str] | None, typer.Option(help="Size of every image, WxH; repeatable.")] = None,
     images: options.Images = 1,
@@ -36,14 +37,13 @@ def bench(
     """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
     from budgetft.cli.progress import planning
     from budgetft.gpu import load_gpu
-    from budgetft.model import load_model
     from budgetft.predict.store import cache_folder
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
     from budgetft.workload import Workload
 
     check_folder(out)
-    card, architecture = load_gpu(gpu), load_model(model)
+    card, architecture = load_gpu(gpu), options.model_at(model, revision)
     sizes = []
     for text in image or ["448x448", "1288x728"]:
         contract, ranges = options.contract_from(

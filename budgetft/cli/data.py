@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from budgetft.cli import options
 from budgetft.cli.data_files import Force, convert, frames_of, progress, show
 from budgetft.cli.data_stats import stats
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.model import Model, load_model
+from budgetft.weights import checkpoint_folder
 
 if TYPE_CHECKING:
     from budgetft.data.features import Picture
@@ -130,6 +132,7 @@ def cache(
     weights: Annotated[
         str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the model's when left out.")
     ] = None,
+    revision: options.Revision = None,
     max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
     precision: Annotated[
         Literal["auto", "fp16", "bf16", "fp32"],
@@ -147,7 +150,7 @@ def cache(
     chosen = {"max_pixels": max_pixels, "seed": seed}
     contract = Contract.make(**{name: value for name, value in chosen.items() if value is not None})
     description = load_model(model)
-    source = _weights(description, weights)
+    source = _weights(description, options.weights_at(weights, revision, description.weights or description.hub_id))
     pictures = find_pictures(read_dataset(folder), description, contract)
     if dry_run:
         kind = precision if precision != "auto" else "fp16"
@@ -170,7 +173,7 @@ def _weights(model: Model, given: str | None) -> str | None:
         raise UsageError(
             f"{model.name} names no weights", hint="give --weights FOLDER or a hub id, or --weights random to try the machinery"
         )
-    return None if source == "random" else source
+    return None if source == "random" else str(checkpoint_folder(source))
 
 
 def _needed(images: int, missing: int, wanted_bytes: int) -> str:

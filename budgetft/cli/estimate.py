@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def estimate(
     gpu: options.Gpu_,
     model: options.Model_ = options.DEFAULT_MODEL,
+    revision: options.Revision = None,
     budget: options.Budget = None,
     data: options.Data = None,
     image: options.Image = None,
@@ -39,14 +40,13 @@ def estimate(
     from budgetft.gpu import load_gpu
     from budgetft.knobs import parse_knob
     from budgetft.measure.job import Job
-    from budgetft.model import load_model
     from budgetft.predict.estimator import Estimator
     from budgetft.search.predicted import fastest
     from budgetft.units import parse_size
     from budgetft.workload import Workload
 
     given = dict(parse_knob(text) for text in knob or [])
-    card, architecture = load_gpu(gpu), load_model(model)
+    card, architecture = load_gpu(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     width, height = parse_size(image or "448x448")

@@ -16,14 +16,17 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="The base checkpoint, a folder or hub id; what the run was started from when left out.")
     ] = None,
+    revision: options.Revision = None,
     json_output: options.Json = False,
 ) -> None:
     """Merge an adapter into its base checkpoint, weight by weight: files, names and types stay the base's."""
     from budgetft.api import merge as merge_run
     from budgetft.data.given import Given
+    from budgetft.export.merge import base_of_run
     from budgetft.units import format_gib
 
-    made = merge_run(run, out, weights=weights, on_file=lambda name: print(name, file=sys.stderr, flush=True))
+    chosen = options.weights_at(weights, revision, base_of_run(run) if revision else None)
+    made = merge_run(run, out, weights=chosen, on_file=lambda name: print(name, file=sys.stderr, flush=True))
     facts = {"merged": made.merged, "copied": made.copied, "files": made.files, "weight_bytes": made.weight_bytes}
     if json_output:
         print(json.dumps({"folder": str(made.folder), **facts}, indent=2))

@@ -9,13 +9,15 @@ import typer
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
-from budgetft.model import Model
+from budgetft.model import Model, load_model, model_names
 from budgetft.units import format_gib, parse_bytes, parse_size
+from budgetft.weights import split_revision, with_revision
 from budgetft.workload import Shape
 
 Probe = Literal["auto", "always", "never"]
 Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
 Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; ORG/NAME@REVISION says the same.")]
 Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
 MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LOW..HIGH prices the steps up.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
@@ -44,6 +46,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 DEFAULT_MODEL = "qwen2.5-vl-3b"
+
+
+def model_at(name: str, revision: str | None) -> Model:
+    """The model called ``name``, at ``revision`` where it is on the hub: of a bundled one, that of its published weights."""
+    if revision is None:
+        return load_model(name)
+    if name in model_names():
+        model = load_model(name)
+        return model.replace(hub_id=with_revision(model.hub_id or name, revision))
+    return load_model(with_revision(name, revision))
+
+
+def weights_at(name: str | None, revision: str | None, default: str | None) -> str | None:
+    """``--weights`` at ``--revision``; of ``default``, the ones that would be taken, when only a revision was given."""
+    if revision is None:
+        return name
+    if name is None and default is None:
+        raise UsageError(f"--revision {revision}: there are no weights that it could be of", hint="give --weights ORG/NAME")
+    return with_revision(name or split_revision(default or "")[0], revision)
 
 
 def budget_bytes(text: str | None, gpu: Gpu) -> int:

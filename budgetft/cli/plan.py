@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def plan(
     gpu: options.Gpu_,
     model: options.Model_ = options.DEFAULT_MODEL,
+    revision: options.Revision = None,
     budget: options.Budget = None,
     cards: Annotated[
         int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
@@ -62,7 +63,6 @@ def plan(
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
-    from budgetft.model import load_model
     from budgetft.plan import check_file, write_plan
     from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
@@ -70,7 +70,7 @@ def plan(
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
-    card, architecture, own = load_gpu(gpu), load_model(model), cache_folder()
+    card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from budgetft.cli.options import budget_bytes, contract_from
+from budgetft.cli.options import Revision, budget_bytes, contract_from, weights_at
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
+from budgetft.model import load_model
 from budgetft.plan import read_plan
 from budgetft.units import format_gib
+from budgetft.weights import is_hub_id, with_revision
 
 if TYPE_CHECKING:
     from budgetft.evaluate.generate import Generated, Progress
     from budgetft.evaluate.source import Source
+    from budgetft.export.merge import base_of_run
 
 DEFAULT_GPU = "v100-16g"
 LINES = 50
@@ -30,6 +33,7 @@ def predict(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="A model alone: bundled, a local folder or a hub id.")] = None,
     weights: Annotated[str | None, typer.Option(help="A folder or hub id with the base weights, or 'random'.")] = None,
+    revision: Revision = None,
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="With --run: the base alone, all else equal.")] = False,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help=f"With --model: the card profile; {DEFAULT_GPU} when left out.")
@@ -68,7 +72,7 @@ def predict(
         seed=seed or 0,
     )
     summary = generate(
-        _source(run, plan, model, weights, no_adapter, **alone),
+        _source(run, plan, model, weights, revision, no_adapter, **alone),
         examples,
         out,
         decoding=decoding,
@@ -93,6 +97,7 @@ def _source(
     plan: Path | None,
     model: str | None,
     weights: str | None,
+    revision: str | None,
     no_adapter: bool,
     *,
     gpu: str | None,
@@ -104,13 +109,20 @@ def _source(
     from budgetft.evaluate.source import source_of_model, source_of_plan, source_of_run
 
     if run is not None:
+        weights = weights_at(weights, revision, base_of_run(run) if revision else None)
         return source_of_run(run, weights=weights, use_adapter=not no_adapter)
     if plan is not None:
-        return source_of_plan(read_plan(plan), weights=weights)
+        read = read_plan(plan)
+        return source_of_plan(read, weights=weights_at(weights, revision, read.model.weights or read.model.hub_id))
     card = load_gpu(gpu or DEFAULT_GPU)
     contract, _ = contract_from(max_pixels=None if max_pixels is None else str(max_pixels), max_length=max_length)
+    name = model or ""
+    if revision and weights is None and is_hub_id(name):
+        name = with_revision(name, revision)
+    elif revision:
+        weights = weights_at(weights, revision, load_model(name).hub_id)
     return source_of_model(
-        model or "", gpu=card, budget_bytes=budget_bytes(budget, card), contract=contract, weights=weights, precision=precision
+        name, gpu=card, budget_bytes=budget_bytes(budget, card), contract=contract, weights=weights, precision=precision
     )
 
 

@@ -35,6 +35,7 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the plan's when left out.")
     ] = None,
+    revision: options.Revision = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of the whole run; the contract's epochs when left out.")
     ] = None,
@@ -84,7 +85,7 @@ def train(
             planned,
             out=out,
             data=data,
-            weights=weights,
+            weights=options.weights_at(weights, revision, planned.model.weights or planned.model.hub_id),
             steps=steps,
             resume=resume,
             save_every=save_every,

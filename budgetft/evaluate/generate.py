@@ -142,7 +142,7 @@ def generate(
 def _settings(source: Source, examples: Examples, decoding: Decoding) -> Settings:
     return Settings(
         model=source.model.name if source.weights is None else source.model.family,
-        weights=source.weights or RANDOM,
+        weights=source.base.name if source.base else RANDOM,
         adapter=adapter_fingerprint(source.adapter),
         data_fingerprint=examples.fingerprint,
         precision=source.knobs.base_precision,
@@ -254,7 +254,8 @@ class Generation:
     def _load(self) -> Step:
         source = self.source
         adapter = f" with the adapter {source.adapter}" if source.adapter else ", no adapter"
-        self.on_note(f"loading {source.model.name} ({source.weights or 'random weights'}){adapter} on {self.memory.stack.card}")
+        named = source.base.describe() if source.base else "random weights"
+        self.on_note(f"loading {source.model.name} ({named}){adapter} on {self.memory.stack.card}")
         self.processor = load_processor(source.model)
         learned = None if source.adapter is None else Given.read_from(source.adapter)
         if learned is not None:

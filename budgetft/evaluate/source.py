@@ -20,6 +20,7 @@ from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
 from budgetft.train.numerics import restore_islands
 from budgetft.value import read_json
+from budgetft.weights import BaseWeights, checkpoint_folder, open_checkpoint, refuse_other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,14 @@ class Source:
 
     model: Model
     weights: str | None
-    """None for random ones, seeded by the contract as in training."""
+    """Their folder; None for random ones, seeded by the contract as in training."""
     adapter: Path | None
     """A folder as ``budgetft train`` leaves it; None for the base alone."""
     target: Target
     contract: Contract
     knobs: Knobs
+    base: BaseWeights | None = None
+    """What the weights are; None for random ones."""
     islands: tuple[str, ...] = ()
     """Blocks that the run computed in fp32."""
 
@@ -51,20 +54,22 @@ def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = 
             f"the run in {run} has no adapter: it has not come to its end",
             hint=f"finish it: budgetft train --plan {folder.plan} --out {run} --resume; or add --no-adapter",
         )
-    plan = read_plan(folder.plan)
-    source = source_of_plan(
-        plan, weights=weights or folder.read_identity().weights, adapter=folder.adapter if use_adapter else None
-    )
+    plan, identity = read_plan(folder.plan), folder.read_identity()
+    source = source_of_plan(plan, weights=weights or identity.given_weights, adapter=folder.adapter if use_adapter else None)
+    if use_adapter:
+        hint = "give the weights that it was started from, or --no-adapter"
+        refuse_other(identity.base, source.base, f"the run in {run} was started from", hint=hint)
     islands = read_json(folder.summary).get("islands", ()) if folder.summary.is_file() else ()
     return replace(source, islands=tuple(islands))
 
 
 def source_of_plan(plan: Plan, *, weights: str | None = None, adapter: Path | None = None) -> Source:
     """The model of ``plan``; weights (a folder, a hub id or ``random``) default to the plan's."""
-    model, chosen = weighted_model(plan, weights)
+    model, checkpoint = weighted_model(plan, weights)
     return Source(
         model=model,
-        weights=chosen,
+        weights=None if checkpoint is None else str(checkpoint.folder),
+        base=None if checkpoint is None else checkpoint.base,
         adapter=adapter,
         target=plan.gpu,
         contract=plan.contract,
@@ -88,8 +93,10 @@ def source_of_model(
         raise UsageError(
             f"{model.name} has no weights of its own", hint="give --weights FOLDER or a hub id, or --weights random"
         )
+    checkpoint = None
     if chosen != RANDOM:
-        check_architecture(chosen, model)
+        check_architecture(str(checkpoint_folder(chosen)), model)
+        checkpoint = open_checkpoint(chosen)
     knobs = Knobs(
         micro_batch=1,
         grad_accum=1,
@@ -98,8 +105,9 @@ def source_of_model(
         base_precision=precision or gpu.base_precision,
     )
     return Source(
-        model=model if chosen == RANDOM else model.replace(weights=chosen),
-        weights=None if chosen == RANDOM else chosen,
+        model=model if checkpoint is None else model.replace(weights=str(checkpoint.folder)),
+        weights=None if checkpoint is None else str(checkpoint.folder),
+        base=None if checkpoint is None else checkpoint.base,
         adapter=None,
         target=Target(name=gpu.name, budget_bytes=budget_bytes, profile=gpu),
         contract=contract,

@@ -14,18 +14,29 @@ from typing import IO, TYPE_CHECKING, Any
 
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.train.folder import ADAPTER_WEIGHTS, GIVEN_FILE, RunFolder, write_folder
+from budgetft.train.provenance import Provenance, adapter_sha256
 from budgetft.units import MIB, format_gib
-from budgetft.value import read_json
+from budgetft.value import Value, read_json
+from budgetft.weights import (
+    HEADER_BYTES,
+    MERGED_FILE,
+    NOT_WEIGHTS,
+    BaseWeights,
+    checkpoint_folder,
+    commit_of,
+    fingerprint,
+    refuse_other,
+    split_revision,
+    with_revision,
+)
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK_BYTES = 16 * MIB
-HEADER_BYTES = 100_000_000
-"""Longest header that safetensors itself accepts."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+WEIGHT_FILES = (".safetensors", *(pattern.removeprefix("*") for pattern in NOT_WEIGHTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +53,50 @@ class Merged:
     weight_bytes: int
 
 
-def merge_adapter(adapter: Path, base: Path, out: Path, *, on_file: Callable[[str], None] = lambda name: None) -> Merged:
-    """Write to the new folder ``out`` the checkpoint ``base`` with the LoRA adapter in ``adapter`` merged into it.
+class MergedFrom(Value):
+    """``merged.json`` of a merged checkpoint."""
+
+    base: BaseWeights
+    adapter_sha256: str
+    plan_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+
+
+def merge_adapter(
+    adapter: Path,
+    folder: Path,
+    out: Path,
+    *,
+    base: BaseWeights | None = None,
+    name: str | None = None,
+    on_file: Callable[[str], None] = lambda name: None,
+) -> Merged:
+    """Write to the new folder ``out`` the checkpoint in ``folder`` with the LoRA adapter in ``adapter`` merged into it.
+
+    ``name``: of the checkpoint, where it is not the folder's; ``base``: what the adapter was trained on, where that is known.
 
     Raises ``UsageError`` when a folder is not what it should be, when an adapter weight has no counterpart in the
     base, or when ``out`` exists or has no room.
     """
     pairs = _read_adapter(adapter)
-    files = sorted(base.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UsageError(f"{base} holds no *.safetensors", hint="give --weights FOLDER with the base model's checkpoint")
+        raise UsageError(f"{folder} holds no *.safetensors", hint="give --weights FOLDER with the base model's checkpoint")
     if out.exists():
         raise UsageError(f"{out} exists already", hint="choose another --out")
     headers = {path: _read_header(path) for path in files}
-    targets = _match(pairs, [name for header in headers.values() for name in header.tensors], base)
+    origin = _origin(adapter, folder, base, name or str(folder))
+    targets = _match(pairs, [tensor for header in headers.values() for tensor in header.tensors], folder)
     _check_room(out, files)
 
-    def fill(folder: Path) -> None:
-        _copy_descriptions(base, folder)
+    def fill(made: Path) -> None:
+        _copy_descriptions(folder, made)
         if (adapter / GIVEN_FILE).is_file():
-            shutil.copyfile(adapter / GIVEN_FILE, folder / GIVEN_FILE)
+            shutil.copyfile(adapter / GIVEN_FILE, made / GIVEN_FILE)
         for path in files:
             on_file(path.name)
-            _write_file(path, headers[path], folder / path.name, targets, adapter)
+            _write_file(path, headers[path], made / path.name, targets, adapter)
+        (made / MERGED_FILE).write_text(origin.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
     write_folder(out, fill)
     total = sum(len(header.tensors) for header in headers.values())
@@ -77,37 +109,66 @@ def merge_adapter(adapter: Path, base: Path, out: Path, *, on_file: Callable[[st
     )
 
 
+def _origin(adapter: Path, folder: Path, base: BaseWeights | None, name: str) -> MergedFrom:
+    """What the merged checkpoint is made of. Raises ``UsageError`` when the adapter is of another base, or in it already."""
+    found = BaseWeights(name=split_revision(name)[0], revision=commit_of(folder), fingerprint=fingerprint(folder))
+    known, sha256 = Provenance.read_from(adapter), adapter_sha256(adapter)
+    marker = folder / MERGED_FILE
+    if marker.is_file() and MergedFrom.read(read_json(marker), source=str(marker)).adapter_sha256 == sha256:
+        raise UsageError(f"{folder} is the merged model of this very adapter: it is in there already")
+    hint = "give the weights that it was trained on; an adapter only fits those"
+    refuse_other(base, found, f"the adapter in {adapter} was trained on", hint=hint, folder=folder)
+    return MergedFrom(
+        base=found,
+        adapter_sha256=sha256,
+        plan_fingerprint=known and known.plan_fingerprint,
+        data_fingerprint=known and known.data_fingerprint,
+    )
+
+
 def merge_run(
     run: Path, out: Path, *, weights: str | None = None, on_file: Callable[[str], None] = lambda name: None
 ) -> Merged:
-    """Merge the adapter of the run folder, or adapter folder, ``run``; ``weights`` default to what the run was started from."""
-    folder = RunFolder(run)
-    adapter = folder.adapter if folder.holds_run else run
-    started = folder.read_identity().weights if folder.holds_run else None
-    if started == "random":
+    """Merge the adapter of the run folder, or adapter folder, ``run``; ``weights`` default to what it was started from.
+
+    Raises ``UsageError`` when they are other weights than those, and as :func:`merge_adapter`.
+    """
+    if (run / MERGED_FILE).is_file():
+        raise UsageError(f"{run} is a merged model already, not a run or an adapter: it is loaded as its base is")
+    chosen = weights or base_of_run(run)
+    if chosen == "random":
         raise UsageError("the run was started from random weights: its adapter means nothing to any checkpoint")
-    chosen = weights or started
     if chosen is None:
         raise UsageError(
-            f"{run} is no run folder: there is no base checkpoint to merge into", hint="give --weights FOLDER or a hub id"
+            f"{run} does not say what it was trained on: there is no base checkpoint to merge into",
+            hint="give --weights FOLDER or a hub id",
         )
-    return merge_adapter(adapter, base_folder(chosen), out, on_file=on_file)
-
-
-def base_folder(weights: str) -> Path:
-    """The folder with the checkpoint ``weights``: a folder already, or a hub id's files, fetched when they are not here."""
-    if Path(weights).is_dir():
-        return Path(weights)
-    if "/" not in weights or weights.startswith((".", "/", "~")):
-        raise UsageError(f"{weights} is not a folder with a checkpoint", hint="give --weights FOLDER or a hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(weights, ignore_patterns=[f"*{ending}" for ending in WEIGHT_FILES[1:]]))
-    except Exception as error:  # the hub's client raises many kinds, for a missing network too
+    folder = RunFolder(run)
+    adapter = folder.adapter if folder.holds_run else run
+    if folder.holds_run and not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UsageError(
-            f"cannot fetch {weights!r}: {type(error).__name__}", hint="give --weights FOLDER with the checkpoint"
-        ) from None
+            f"the run in {run} has no adapter: it has not come to its end",
+            hint=f"finish it: budgetft train --plan {folder.plan} --out {run} --resume",
+        )
+    return merge_adapter(adapter, checkpoint_folder(chosen), out, base=_base_of(folder, adapter), name=chosen, on_file=on_file)
+
+
+def base_of_run(run: Path) -> str | None:
+    """The weights that the run or adapter in ``run`` is of, as they are given again; None where it does not say."""
+    folder = RunFolder(run)
+    if folder.holds_run:
+        return folder.read_identity().given_weights
+    known = Provenance.read_from(run)
+    if known is None:
+        return None
+    return "random" if known.base is None else with_revision(known.base.name, known.base.revision)
+
+
+def _base_of(folder: RunFolder, adapter: Path) -> BaseWeights | None:
+    known = Provenance.read_from(adapter)
+    if known is not None:
+        return known.base
+    return folder.read_identity().base if folder.holds_run else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from budgetft.errors import BudgetftError, UsageError
 from budgetft.lock import exclusive
 from budgetft.plan import write_text_atomically
 from budgetft.value import Value, read_json
+from budgetft.weights import BaseWeights, split_revision, with_revision
 
 LOCK = ".lock"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -26,12 +27,30 @@ class Identity(Value):
     plan_fingerprint: str
     data_fingerprint: str
     weights: str
+    base: BaseWeights | None = None
+    """What those weights are; None for random ones, and in a run of before this was kept."""
     steps: int
     heldout: str | None = None
     """The folder of its held-out data; None, as what follows, also in a run of before this was kept."""
     heldout_every: int | None = None
     cache: str | None = None
     """The folder of its features, where it was not the plan's."""
+
+    @property
+    def given_weights(self) -> str:
+        """The weights as they are given again: a hub id at the commit that it was."""
+        return self.weights if self.base is None else with_revision(self.weights, self.base.revision)
+
+    def other_weights(self, now: "Identity") -> list[str]:
+        """That ``now`` has other weights than this run, in words. Where the content is known the name does not matter."""
+        if self.base is not None and now.base is not None and self.base.fingerprint and now.base.fingerprint:
+            same = not self.base.is_other(now.base)
+        else:
+            same = split_revision(self.weights)[0] == split_revision(now.weights)[0]
+        if same:
+            return []
+        before, after = (each.base.describe() if each.base else repr(each.weights) for each in (self, now))
+        return [f"it was started from the weights {before}, not {after}"]
 
     def beside(
         self, known: "Identity | None", *, heldout: Path | None, heldout_every: int | None, cache: Path | None
@@ -89,10 +108,10 @@ class RunFolder:
         told = {
             "plan_fingerprint": "it was started under another plan",
             "data_fingerprint": "it was started on other data",
-            "weights": f"it was started from the weights {found.weights!r}, not {identity.weights!r}",
             "steps": f"its learning-rate schedule was laid out for {found.steps} steps, not {identity.steps}",
         }
         problems = [text for name, text in told.items() if getattr(found, name) != getattr(identity, name)]
+        problems += found.other_weights(identity)
         if problems:
             raise UsageError(
                 f"cannot resume the run in {self.path}: " + "; ".join(problems),

@@ -11,6 +11,7 @@ from budgetft.model import Model
 from budgetft.plan import Plan, load_planned_model
 from budgetft.train.folder import Identity
 from budgetft.train.schedule import total_steps
+from budgetft.weights import BaseWeights, Checkpoint, checkpoint_folder, open_checkpoint, refuse_other
 
 RANDOM = "random"
 
@@ -23,7 +24,9 @@ class Job:
     model: Model
     """As planned; its ``weights`` are those that are loaded, so that their processor is too."""
     weights: str | None
-    """None for random ones."""
+    """Their folder; None for random ones."""
+    base: BaseWeights | None = None
+    """What they are; None for random ones."""
     examples: Examples
     steps: int
 
@@ -32,7 +35,8 @@ class Job:
         return Identity(
             plan_fingerprint=plan_fingerprint(self.plan),
             data_fingerprint=self.examples.fingerprint,
-            weights=self.weights or RANDOM,
+            weights=self.base.name if self.base else RANDOM,
+            base=self.base,
             steps=self.steps,
         )
 
@@ -43,8 +47,9 @@ def plan_fingerprint(plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weighted_model(plan: Plan, weights: str | None) -> tuple[Model, str | None]:
-    """The plan's model and where its weights are (None: random), checked to be of its architecture before they are read."""
+def weighted_model(plan: Plan, weights: str | None) -> tuple[Model, Checkpoint | None]:
+    """The plan's model and its weights (None: random), checked to be of its architecture, and those that it was made for,
+    before they are read. Raises ``UsageError`` when they are not."""
     chosen = weights or plan.model.weights or plan.model.hub_id
     if chosen is None:
         raise UsageError(
@@ -54,20 +59,25 @@ def weighted_model(plan: Plan, weights: str | None) -> tuple[Model, str | None]:
     model = planned_model(plan, chosen)
     if chosen == RANDOM:
         return model, None
-    check_architecture(chosen, model)
-    return model, chosen
+    folder = checkpoint_folder(chosen)
+    check_architecture(str(folder), model)
+    checkpoint = open_checkpoint(chosen)
+    hint = "give the weights that it was made for, or plan again for these: budgetft plan --model ..."
+    refuse_other(plan.model.base, checkpoint.base, "the plan was made for the weights", hint=hint, folder=folder)
+    return model.replace(weights=str(folder)), checkpoint
 
 
 def settle(plan: Plan, *, data: Path | None, weights: str | None, steps: int | None) -> Job:
     """The job. Raises ``UsageError`` when something is missing or is not what the plan was made for."""
-    model, chosen = weighted_model(plan, weights)
+    model, checkpoint = weighted_model(plan, weights)
     examples = _examples(plan, data)
     if steps is not None and steps < 1:
         raise UsageError(f"--steps must be at least 1, not {steps}")
     return Job(
         plan=plan,
         model=model,
-        weights=chosen,
+        weights=None if checkpoint is None else str(checkpoint.folder),
+        base=None if checkpoint is None else checkpoint.base,
         examples=examples,
         steps=steps or total_steps(plan.contract, len(examples)),
     )

@@ -30,6 +30,7 @@ from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import connect, load_step, start_trackers, tell_peak
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
+from budgetft.train.provenance import Provenance, provenance_of
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Fallback, Record, Summary, Unfinished, record_step, summarize
 from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, attempt, describe, out_of_memory_in, refusal
@@ -90,7 +91,7 @@ def run_training(
     with claimed_by_first(out, ranks, resume=resume) as folder:
         known = folder.read_identity() if resume else None
         if known is not None:
-            weights, steps = weights or known.weights, steps or known.steps
+            weights, steps = weights or known.given_weights, steps or known.steps
         job = settle(plan, data=data, weights=weights, steps=steps)
         if known is not None:
             folder.check_identity(job.identity)
@@ -126,9 +127,10 @@ def run_training(
                 training.accelerator.end_training()
 
 
-def _write_adapter(step: Step, given: Given, folder: Path) -> None:
+def _write_adapter(step: Step, given: Given, provenance: Provenance, folder: Path) -> None:
     write_adapter(step, folder)
     given.write_to(folder)
+    provenance.write_to(folder)
 
 
 def _check_given(before: Given | None, now: Given) -> None:
@@ -379,8 +381,6 @@ class Training:
 
     def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
-        if self.ranks.first:
-            write_folder(self.folder.adapter, partial(_write_adapter, self.step, self.given))
         held = self.memory.read()
         summary = summarize(
             log.records,
@@ -400,6 +400,8 @@ class Training:
             predicted_peak_bytes=self.predicted_peak_bytes,
         )
         if self.ranks.first:
+            provenance = provenance_of(self.job, self.identity, summary)
+            write_folder(self.folder.adapter, partial(_write_adapter, self.step, self.given, provenance))
             write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 

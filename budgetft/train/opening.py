@@ -25,7 +25,8 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
     """The processor and the step of the job's model, on the device of ``memory``. Raises ``BudgetftError``, in all processes
     when one has not the memory."""
     plan, device = job.plan, memory.device
-    on_note(f"loading {job.model.name} ({job.weights or 'random weights'}) on {memory.stack.card}")
+    named = "random weights" if job.base is None else job.base.describe()
+    on_note(f"loading {job.model.name} ({named}) on {memory.stack.card}")
     processor = load_processor(job.model)
     shared = SharedLayers(rank=ranks.rank, world=ranks.world, device=device) if ranks.shared else None
     detail, peft_model = None, None
@@ -55,6 +56,9 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
             budget_bytes=plan.gpu.budget_bytes,
             hint="plan again with a larger budget or a smaller model",
         )
+    if job.base is not None:  # where they lie here says nothing to others
+        config: Any = peft_model.peft_config["default"]  # pyright: ignore[reportOptionalMemberAccess]
+        config.base_model_name_or_path, config.revision = job.base.name, job.base.revision
     if shared is not None:
         memory.forget_peaks()  # random weights may have been whole on the card
     return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)

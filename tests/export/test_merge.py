@@ -77,7 +77,7 @@ def test_it_equals_peft_s_merge_to_the_bit_under_the_base_s_names(tmp_path, name
 def test_shards_index_and_descriptions_are_the_base_s(made, tmp_path):
     merge_adapter(made / "adapter", made / "base", tmp_path / "merged")
     names = [{path.name for path in folder.iterdir()} for folder in (made / "base", tmp_path / "merged")]
-    assert names[0] == names[1]
+    assert names[0] | {"merged.json"} == names[1]
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 2
     for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
         assert (made / "base" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes()
