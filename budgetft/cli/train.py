@@ -206,13 +206,16 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
 
 
 def _fallbacks(summary: "Summary") -> str:
+    reduced = f"; {summary.reduced_steps} steps began smaller, beside others on the card" if summary.reduced_steps else ""
     if not summary.fallbacks:
-        return f"{summary.ooms} times, {summary.alloc_retries} allocator retries"
+        return f"{summary.ooms} times, {summary.alloc_retries} allocator retries{reduced}"
     training = [fallback for fallback in summary.fallbacks if fallback.during == "training"]
     evaluation = [fallback for fallback in summary.fallbacks if fallback.during == "evaluation"]
     told = []
     if training:
-        told.append(f"{_again(training)}, nothing learned was changed; {_first(training)}. The ledger knows: plan again")
+        blamed = any(not fallback.crowded for fallback in training)
+        then = "The ledger knows: plan again" if blamed else "Other processes held the card's memory"
+        told.append(f"{_again(training)}, nothing learned was changed; {_first(training)}{reduced}. {then}")
     if evaluation:
         told.append(f"{_again(evaluation)} in the evaluation after them; {_first(evaluation)}")
     return ". ".join(told)

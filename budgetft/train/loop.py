@@ -188,7 +188,7 @@ class Training:
         self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
         self.recovery = Recovery(
             step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_fallback=self.fell_back,
-            ranks=self.ranks,
+            ranks=self.ranks, planned=self._planned, on_note=self.on_note,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, self.step, self.pace,
@@ -233,6 +233,10 @@ class Training:
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
 
+    def _planned(self, number: int) -> list[tuple[int, ...]]:
+        """This process's micro-batches of step ``number``, as indices."""
+        return self.ranks.share(step_micro_batches(number, self.job, self.shapes))
+
     def _together(self, run: Callable[[], T], where: str, ids: Sequence[str], hint: str, *, blamed: bool = False) -> T:
         """``run()``; where memory runs out in a process it ends in all of them, before any waits for it."""
         done = attempt(run, ids, self.step, self.memory, self.ranks)
@@ -276,7 +280,7 @@ class Training:
     def _steps(self, first: int, log: Log | Unwritten) -> None:
         """Steps ``first`` + 1 to the last."""
         numbers = range(first + 1, self.job.steps + 1)
-        wanted = (self.ranks.share(step_micro_batches(number, self.job, self.shapes)) for number in numbers)
+        wanted = (self.recovery.sizes.cut(self._planned(number)) for number in numbers)
         self.finished = self.updated = first
         self.fallbacks += log.unfinished
         batches = prefetched(wanted, self._make)
@@ -375,6 +379,7 @@ class Training:
             process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
             fallbacks=tuple(self.fallbacks),
+            began_with=done.began_with,
         )
 
     def _finish(self, log: Log | Unwritten) -> Summary:

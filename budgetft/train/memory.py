@@ -68,6 +68,10 @@ class Memory(Protocol):
         """Other processes on the device now."""
         ...
 
+    def room_bytes(self) -> int:
+        """What the run could hold now: the cap, or less where others hold the device's memory."""
+        ...
+
     def crowded(self) -> bool:
         """Whether the device has less left than the cap still allows: others hold it."""
         ...
@@ -103,6 +107,9 @@ class CpuMemory:
 
     def neighbours(self) -> tuple[Neighbour, ...]:
         return ()
+
+    def room_bytes(self) -> int:
+        return self.cap_bytes
 
     def crowded(self) -> bool:
         return False
@@ -159,8 +166,11 @@ class CudaMemory:
     def neighbours(self) -> tuple[Neighbour, ...]:
         return tuple(Neighbour(**vars(process)) for process in self._meter.other_processes())
 
+    def room_bytes(self) -> int:
+        return min(self.cap_bytes, self._meter.free_bytes() + torch.cuda.memory_reserved(self.device))
+
     def crowded(self) -> bool:
-        return self._meter.free_bytes() < self.cap_bytes - torch.cuda.memory_reserved(self.device)
+        return self.room_bytes() < self.cap_bytes
 
     def read(self) -> Held:
         reading = self._meter.read()
