@@ -1,5 +1,6 @@
 """``budgetft train``: run a plan into a folder, with its progress on stderr and its summary on stdout."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from budgetft.allocator import read_settings
 from budgetft.cli import options
 from budgetft.plan import read_plan
 from budgetft.units import format_gib, format_seconds
@@ -73,6 +75,7 @@ def train(
 ) -> None:
     """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
     planned = read_plan(plan)
+    read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
     from budgetft.train.loop import run_training
 

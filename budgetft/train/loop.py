@@ -105,7 +105,7 @@ def run_training(
             for one in (job, held_out)
         )
         # First: it must see the card before this process does.
-        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
+        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate, on_note=on_note)
         accelerator, connection_bytes = connect(memory, ranks, trackers, out)
         processor, step = load_step(job, memory, ranks, on_note)
         training = Training(
