@@ -17,6 +17,7 @@ from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
+from budgetft.train.agree import check_same
 from budgetft.train.checkpoint import write_adapter
 from budgetft.train.features import PlannedFeatures, planned_features
 from budgetft.train.folder import HELDOUT_EVERY, Identity, RunFolder, write_folder
@@ -192,7 +193,7 @@ class Training:
         )  # fmt: skip
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, self.step, self.pace,
-            plan_fingerprint=self.identity.plan_fingerprint, writes=self.ranks.first,
+            plan_fingerprint=self.identity.plan_fingerprint, ranks=self.ranks,
         )  # fmt: skip
 
     def run(self, resume: bool) -> Summary:
@@ -210,6 +211,7 @@ class Training:
         self._preflight(heaviest)
         del heaviest
         self._preflight_heldout()
+        check_same(self.step, self.ranks)
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
         if self.ranks.first:
