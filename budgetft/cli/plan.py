@@ -1,11 +1,13 @@
 """``budgetft plan``: find the fastest setting that stays under the budget, and write it down with its proof."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from budgetft.allocator import read_settings
 from budgetft.cli import options
 from budgetft.errors import UsageError
 
@@ -59,6 +61,7 @@ def plan(
     json_output: options.Json = False,
 ) -> None:
     """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
+    read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan

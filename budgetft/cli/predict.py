@@ -1,11 +1,13 @@
 """``budgetft predict``: generate captions and answers for a dataset, inside the budget, and go on after an interrupt."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from budgetft.allocator import read_settings
 from budgetft.cli.options import Revision, budget_bytes, contract_from, weights_at
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
@@ -58,6 +60,7 @@ def predict(
     _refuse_unread({"--temperature": temperature, "--top-p": top_p, "--seed": seed}, "--sample", given=sample)
     alone = {"gpu": gpu, "budget": budget, "max_pixels": max_pixels, "max_length": max_length, "precision": precision}
     _check_source(run, plan, model, no_adapter, alone)
+    read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
     from budgetft.data.examples import read_dataset
 

@@ -1,5 +1,6 @@
 """``budgetft train``: run a plan into a folder, with its progress on stderr and its summary on stdout."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from budgetft.allocator import read_settings
 from budgetft.cli import options
 from budgetft.plan import read_plan
 from budgetft.units import format_gib, format_seconds
@@ -74,6 +76,7 @@ def train(
 ) -> None:
     """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
     planned = read_plan(plan)
+    read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
     from budgetft.train.loop import run_training
 
@@ -207,13 +210,16 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
 
 
 def _fallbacks(summary: "Summary") -> str:
+    reduced = f"; {summary.reduced_steps} steps began smaller, beside others on the card" if summary.reduced_steps else ""
     if not summary.fallbacks:
-        return f"{summary.ooms} times, {summary.alloc_retries} allocator retries"
+        return f"{summary.ooms} times, {summary.alloc_retries} allocator retries{reduced}"
     training = [fallback for fallback in summary.fallbacks if fallback.during == "training"]
     evaluation = [fallback for fallback in summary.fallbacks if fallback.during == "evaluation"]
     told = []
     if training:
-        told.append(f"{_again(training)}, nothing learned was changed; {_first(training)}. The ledger knows: plan again")
+        blamed = any(not fallback.crowded for fallback in training)
+        then = "The ledger knows: plan again" if blamed else "Other processes held the card's memory"
+        told.append(f"{_again(training)}, nothing learned was changed; {_first(training)}{reduced}. {then}")
     if evaluation:
         told.append(f"{_again(evaluation)} in the evaluation after them; {_first(evaluation)}")
     return ". ".join(told)

@@ -131,7 +131,7 @@ def generate(
         todo = [index for index in range(len(examples)) if examples[index].id not in done]
         if file.rows:
             on_note(f"{out} holds {len(examples) - len(todo)} of {len(examples)} predictions already")
-        memory = open_memory(source.target, device, source.knobs.allocator)
+        memory = open_memory(source.target, device, source.knobs.allocator, on_note=on_note)
         generation = Generation(source=source, examples=examples, decoding=decoding, file=file, record=record, memory=memory,
                                 batch=batch, on_progress=on_progress, on_note=on_note)  # fmt: skip
         if todo:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
+from budgetft.allocator import NAME, OLDER_NAME, own, settings
 from budgetft.cards import pinned
 from budgetft.errors import BudgetftError
 from budgetft.knobs import Knobs
@@ -58,7 +59,8 @@ class Prober:
         """The job that the child has been told."""
 
     def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
-        """Measure ``knobs``; ``fresh`` starts a new process for it. Every ending is an Outcome; only Ctrl-C raises."""
+        """Measure ``knobs``; ``fresh`` starts a new process for it. Every ending is an Outcome; only Ctrl-C raises, and a
+        ``UsageError`` for settings of the allocator that no child can be started with."""
         started = self._clock()
         try:
             outcome = self._ask(knobs, fresh=fresh)
@@ -126,6 +128,16 @@ class Prober:
         self.close()
 
 
+def _tell_allocator(environment: dict[str, str], *, expandable: bool) -> None:
+    """Put the user's settings of the allocator and that of a plan into a child's ``environment``. Raises ``UsageError``."""
+    before = own.read(environment)
+    text = settings(before, {"expandable_segments": str(expandable)}).text
+    for name in (NAME, OLDER_NAME):  # which of them torch reads is not known without loading it
+        environment.pop(name, None)
+        if expandable or before:
+            environment[name] = text
+
+
 class _Child:
     def __init__(
         self,
@@ -136,6 +148,7 @@ class _Child:
         environment: dict[str, str],
         clock: Callable[[], float],
     ) -> None:
+        _tell_allocator(environment, expandable=allocator == "expandable")
         self.key = key
         self.phase: Phase = "load"
         self._on_phase = on_phase
@@ -144,9 +157,6 @@ class _Child:
         self._stderr: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as the child
         read_end, write_end = os.pipe()
         self._results = read_end
-        if allocator == "expandable":
-            for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the older name is what torch < 2.9 reads
-                environment[name] = "expandable_segments:True"
         self._process = subprocess.Popen(
             [*command, str(write_end)],
             stdin=subprocess.PIPE,

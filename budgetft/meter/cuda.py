@@ -10,6 +10,7 @@ import torch
 from budgetft.cards import Card, card_with, list_cards, visible_cards, with_slices
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
+from budgetft.meter.outside import Outside
 
 SLACK_BYTES = 32 * 2**20
 """Left free below the budget for kernels that are loaded later than the measurement of the context."""
@@ -54,10 +55,14 @@ class CudaMeter:
         torch.zeros(1, device=self.device)
         self._retries_before = 0
         self.own_pids = self._find_own_pids()
-        self._outside_bytes = self.non_torch_bytes()
+        self._outside_bytes = self._context_bytes = self.non_torch_bytes()
+        self._outside = self._count_from_here()
 
     def _find_own_pids(self) -> set[int]:
-        """This process as NVML numbers it: inside a container that can be another number than its own."""
+        """This process as NVML numbers it: inside a container that can be another number than its own.
+
+        Of two that start at once in one container, each takes both for its own: neither can read its number outside.
+        """
         pids = {process.pid for process in _processes(self.handle)}
         if os.getpid() in pids or self._pids_before is None:
             return {os.getpid()}
@@ -76,10 +81,13 @@ class CudaMeter:
         return str(pynvml.nvmlSystemGetDriverVersion())
 
     def process_bytes(self) -> int:
-        """Bytes this process holds on the card: by NVML's process list, else the allocator's and what lay outside it when the
-        cap was set, so that others who come and go do not count."""
+        """Bytes this process holds on the card: by NVML's process list, else the allocator's, what lay outside it when the cap
+        was set, and what has come to it since; see :class:`Outside` for what others who come and go do to that."""
         listed = self._listed_bytes()
-        return torch.cuda.memory_reserved() + self._outside_bytes if listed is None else listed
+        if listed is not None:
+            return listed
+        reserved = torch.cuda.memory_reserved()
+        return reserved + self._outside_bytes + self._outside.see(self._used_bytes() - reserved)
 
     def _listed_bytes(self) -> int | None:
         """By NVML's process list; None where the driver keeps none, as under WSL."""
@@ -97,12 +105,20 @@ class CudaMeter:
         torch.cuda.synchronize()
         held = self._listed_bytes()
         if held is None:
-            held = int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used) - (self._used_before or 0)
+            held = self._used_bytes() - (self._used_before or 0)
         return max(0, held - torch.cuda.memory_reserved())
+
+    def _used_bytes(self) -> int:
+        """What all hold on the card."""
+        return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+
+    def _count_from_here(self) -> Outside:
+        return Outside(self._used_bytes() - torch.cuda.memory_reserved(), context_bytes=self._context_bytes)
 
     def set_cap(self, budget_bytes: int) -> int:
         """Let the allocator have the budget less what the process holds outside it; returns that cap in bytes."""
         self._outside_bytes = self.non_torch_bytes()
+        self._outside = self._count_from_here()
         cap_bytes = max(budget_bytes - self._outside_bytes - SLACK_BYTES, 2 * 2**20)
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / self.total_bytes), self.device)
         return cap_bytes

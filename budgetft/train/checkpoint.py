@@ -66,7 +66,8 @@ def write_checkpoint(checkpoints: Path, step: Step, *, finished_steps: int, plan
 
 
 def newest_checkpoint(checkpoints: Path, on_note: Callable[[str], None]) -> tuple[Path, State] | None:
-    """The newest whole checkpoint, or None when none was ever written; damaged ones are told and removed.
+    """The newest whole checkpoint, or None when none was ever written; damaged ones are told and removed. Of several
+    processes one alone may call it.
 
     Raises ``BudgetftError`` when there are some and all are damaged: starting over is for the user to decide.
     """
@@ -74,22 +75,34 @@ def newest_checkpoint(checkpoints: Path, on_note: Callable[[str], None]) -> tupl
         shutil.rmtree(leftover, ignore_errors=True)
     damaged: list[tuple[Path, str]] = []
     for number, folder in _numbered(checkpoints):
-        try:
-            state = State.read(read_json(folder / STATE), source=str(folder / STATE))
-            problem = _damage(folder, number, state)
-        except BudgetftError as error:
-            problem = error.message
-        else:
-            if problem is None:
-                for broken, why in damaged:
-                    on_note(f"warning: checkpoint {broken.name} is damaged ({why}); going back to {folder.name}")
-                    shutil.rmtree(broken, ignore_errors=True)
-                return folder, state
-        damaged.append((folder, problem))
+        found = _examined(folder, number)
+        if isinstance(found, State):
+            for broken, why in damaged:
+                on_note(f"warning: checkpoint {broken.name} is damaged ({why}); going back to {folder.name}")
+                shutil.rmtree(broken, ignore_errors=True)
+            return folder, found
+        damaged.append((folder, found))
     if damaged:
         told = "; ".join(f"{folder.name}: {why}" for folder, why in damaged)
         raise BudgetftError(f"no checkpoint in {checkpoints} is whole: {told}", hint="start again in another folder")
     return None
+
+
+def same_checkpoint(checkpoints: Path, chosen: State) -> Path:
+    """The checkpoint that another process has ``chosen``, as this one finds it; nothing is removed.
+
+    Raises ``BudgetftError`` when it is not there, damaged, or another one.
+    """
+    folder = checkpoints / f"step-{chosen.step}"
+    found = _examined(folder, chosen.step) if folder.is_dir() else "it is not there"
+    if isinstance(found, State) and found != chosen:
+        found = "it is another one of that step"
+    if not isinstance(found, State):
+        raise BudgetftError(
+            f"the run goes on from {folder} for process 0, and here {found}",
+            hint="let all processes see the same run folder, on a disk that they share",
+        )
+    return folder
 
 
 def restore_checkpoint(folder: Path, state: State, step: Step) -> None:
@@ -130,6 +143,15 @@ def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every checkpoint, newest first."""
     found = [(folder.name.removeprefix("step-"), folder) for folder in checkpoints.glob("step-*")]
     return sorted(((int(number), folder) for number, folder in found if number.isdigit()), reverse=True)
+
+
+def _examined(folder: Path, number: int) -> State | str:
+    """What a whole checkpoint says of itself, or what is wrong with it."""
+    try:
+        state = State.read(read_json(folder / STATE), source=str(folder / STATE))
+        return _damage(folder, number, state) or state
+    except BudgetftError as error:
+        return error.message
 
 
 def _damage(folder: Path, number: int, state: State) -> str | None:

@@ -17,6 +17,7 @@ from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
+from budgetft.train.agree import check_same
 from budgetft.train.checkpoint import write_adapter
 from budgetft.train.features import PlannedFeatures, planned_features
 from budgetft.train.folder import HELDOUT_EVERY, Identity, RunFolder, write_folder
@@ -106,7 +107,7 @@ def run_training(
             for one in (job, held_out)
         )
         # First: it must see the card before this process does.
-        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate)
+        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate, on_note=on_note)
         accelerator, connection_bytes = connect(memory, ranks, trackers, out)
         processor, step = load_step(job, memory, ranks, on_note)
         training = Training(
@@ -190,11 +191,11 @@ class Training:
         self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
         self.recovery = Recovery(
             step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_fallback=self.fell_back,
-            ranks=self.ranks,
+            ranks=self.ranks, planned=self._planned, on_note=self.on_note,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, self.step, self.pace,
-            plan_fingerprint=self.identity.plan_fingerprint, writes=self.ranks.first,
+            plan_fingerprint=self.identity.plan_fingerprint, ranks=self.ranks,
         )  # fmt: skip
 
     def run(self, resume: bool) -> Summary:
@@ -212,6 +213,7 @@ class Training:
         self._preflight(heaviest)
         del heaviest
         self._preflight_heldout()
+        check_same(self.step, self.ranks)
         if not resume and self.ranks.first:
             write_plan(self.job.plan, self.folder.plan)
         if self.ranks.first:
@@ -234,6 +236,10 @@ class Training:
 
     def _make(self, indices: Sequence[int]) -> Micro:
         return make_micro(indices, self.job, self.processor, self.step, self.features_of)
+
+    def _planned(self, number: int) -> list[tuple[int, ...]]:
+        """This process's micro-batches of step ``number``, as indices."""
+        return self.ranks.share(step_micro_batches(number, self.job, self.shapes))
 
     def _together(self, run: Callable[[], T], where: str, ids: Sequence[str], hint: str, *, blamed: bool = False) -> T:
         """``run()``; where memory runs out in a process it ends in all of them, before any waits for it."""
@@ -278,7 +284,7 @@ class Training:
     def _steps(self, first: int, log: Log | Unwritten) -> None:
         """Steps ``first`` + 1 to the last."""
         numbers = range(first + 1, self.job.steps + 1)
-        wanted = (self.ranks.share(step_micro_batches(number, self.job, self.shapes)) for number in numbers)
+        wanted = (self.recovery.sizes.cut(self._planned(number)) for number in numbers)
         self.finished = self.updated = first
         self.fallbacks += log.unfinished
         batches = prefetched(wanted, self._make)
@@ -377,6 +383,7 @@ class Training:
             process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
             peak_examples=tuple(ids) if new_peak else None,
             fallbacks=tuple(self.fallbacks),
+            began_with=done.began_with,
         )
 
     def _finish(self, log: Log | Unwritten) -> Summary:

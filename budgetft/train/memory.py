@@ -1,13 +1,14 @@
 """The run's memory: capped at the plan's budget, and read after every step. One class for a card, one for the CPU."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
+from budgetft.allocator import NAME, OLDER_NAME, own
 from budgetft.cards import takes_expandable_segments
 from budgetft.errors import UsageError
 from budgetft.knobs import Allocator
@@ -68,6 +69,10 @@ class Memory(Protocol):
         """Other processes on the device now."""
         ...
 
+    def room_bytes(self) -> int:
+        """What the run could hold now: the cap, or less where others hold the device's memory."""
+        ...
+
     def crowded(self) -> bool:
         """Whether the device has less left than the cap still allows: others hold it."""
         ...
@@ -103,6 +108,9 @@ class CpuMemory:
 
     def neighbours(self) -> tuple[Neighbour, ...]:
         return ()
+
+    def room_bytes(self) -> int:
+        return self.cap_bytes
 
     def crowded(self) -> bool:
         return False
@@ -159,8 +167,11 @@ class CudaMemory:
     def neighbours(self) -> tuple[Neighbour, ...]:
         return tuple(Neighbour(**vars(process)) for process in self._meter.other_processes())
 
+    def room_bytes(self) -> int:
+        return min(self.cap_bytes, self._meter.free_bytes() + torch.cuda.memory_reserved(self.device))
+
     def crowded(self) -> bool:
-        return self._meter.free_bytes() < self.cap_bytes - torch.cuda.memory_reserved(self.device)
+        return self.room_bytes() < self.cap_bytes
 
     def read(self) -> Held:
         reading = self._meter.read()
@@ -176,13 +187,21 @@ class CudaMemory:
         )
 
 
-def open_memory(target: Target, device: Device, allocator: Allocator, *, planned: Estimate | None = None) -> Memory:
+def open_memory(
+    target: Target,
+    device: Device,
+    allocator: Allocator,
+    *,
+    planned: Estimate | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Memory:
     """The memory of the device to train on, capped at the target's budget; ``auto`` takes a card where there is one.
 
     Without expandable segments the cached blocks of batches of varied sizes pile up to the cap: with ``planned``, torch gives
     those that it has not used for longest back to the card where it would hold more than was planned.
 
-    Raises ``UsageError`` for ``cuda`` without a card.
+    The user's own settings of the allocator are kept where the plan decides nothing else. Raises ``UsageError`` for ``cuda``
+    without a card, and for settings that torch or a plan cannot do with.
     """
     available = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not available:
@@ -194,7 +213,9 @@ def open_memory(target: Target, device: Device, allocator: Allocator, *, planned
         return CpuMemory(target)
     lacks = allocator == "expandable" and not takes_expandable_segments()
     expandable = allocator == "expandable" and not lacks
-    _choose_allocator(expandable, 1.0 if expandable or planned is None else held_share(planned, target.budget_bytes))
+    share = 1.0 if expandable or planned is None else held_share(planned, target.budget_bytes)
+    for note in _choose_allocator(expandable, share):
+        on_note(note)
     return CudaMemory(target, "; this platform has no expandable segments: the default allocator" if lacks else "")
 
 
@@ -204,12 +225,10 @@ def held_share(planned: Estimate, budget_bytes: int) -> float:
     return planned.reserved_peak_bytes / max(1, budget_bytes - outside_bytes)
 
 
-def _choose_allocator(expandable: bool, share: float) -> None:
-    """Settle the allocator's kind before CUDA starts; torch reads it from the environment."""
-    # The variable had another name before 2.9, and the old name would still be read where the new one is absent.
+def _choose_allocator(expandable: bool, share: float) -> tuple[str, ...]:
+    """Settle the allocator's kind before CUDA starts; torch reads it from the environment. Returns what to tell the user."""
     old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
-    os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
-    name = "PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"
-    threshold = max(share, LEAST_OF_THE_CAP)
-    collecting = f",garbage_collection_threshold:{threshold:.3f}" if share < MOST_OF_THE_CAP else ""
-    os.environ[name] = f"expandable_segments:{expandable}{collecting}"
+    decided = {"expandable_segments": str(expandable)}
+    if share < MOST_OF_THE_CAP:
+        decided["garbage_collection_threshold"] = f"{max(share, LEAST_OF_THE_CAP):.3f}"
+    return own.replace(os.environ, OLDER_NAME if old else NAME, decided)

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
 from budgetft.value import Value
@@ -83,6 +85,9 @@ class Record(Value):
     """The ids of the step's examples, when it reached a new peak of allocated bytes."""
     fallbacks: tuple[Fallback, ...] = ()
     """The failed tries of this step, and of the evaluation after it; those of a process that ended in it included."""
+    began_with: int | None = Field(default=None, exclude_if=lambda most: most is None)
+    """Most examples in a micro-batch of the step's first try, where larger ones had failed in a step before because other
+    processes held the card's memory; None where it began as planned."""
     nonfinite: str | None = None
     """Where the step first was not finite: a module in forward, or a parameter's gradient."""
     heldout_loss: float | None = None
@@ -137,6 +142,8 @@ class Summary(Value):
     alloc_retries: int
     fallbacks: tuple[Fallback, ...] = ()
     """Every time memory ran out; each was made good, those that ended a run by the run that went on."""
+    reduced_steps: int = Field(default=0, exclude_if=lambda steps: not steps)
+    """Steps that began with smaller micro-batches than planned, because other processes held the card's memory."""
     neighbours: tuple[Neighbour, ...] = ()
     """Every other process that was seen on the card."""
     islands: tuple[str, ...] = ()
@@ -192,6 +199,7 @@ def summarize(records: Sequence[Record], plan: Plan, *, preflight_peak_bytes: in
         preflight_peak_bytes=preflight_peak_bytes,
         budget_bytes=plan.gpu.budget_bytes,
         over_budget=highest > plan.gpu.budget_bytes,
+        reduced_steps=sum(record.began_with is not None for record in records),
         fallbacks=tuple(fallback for record in records for fallback in record.fallbacks),
         **facts,
     )

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from budgetft.step.step import Step
-from budgetft.train.checkpoint import newest_checkpoint, restore_checkpoint, write_checkpoint
+from budgetft.train.agree import in_all, of_first
+from budgetft.train.checkpoint import State, newest_checkpoint, restore_checkpoint, same_checkpoint, write_checkpoint
 from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Memory
+from budgetft.train.ranks import Ranks
 
 SAVE_SHARE = 50.0
 """Times the seconds that a save took pass before the next: saving takes at most about 2 % of a run's time."""
@@ -43,43 +45,51 @@ class Pace:
 
 
 class Checkpoints:
-    """Those of a run in ``folder``; of several processes ``writes`` is True in the first alone, and it decides alone."""
+    """Those of a run in ``folder``; of several processes the first alone writes and removes them, and it decides alone."""
 
-    def __init__(self, folder: Path, step: Step, pace: Pace, *, plan_fingerprint: str, writes: bool) -> None:
+    def __init__(self, folder: Path, step: Step, pace: Pace, *, plan_fingerprint: str, ranks: Ranks) -> None:
         self._folder = folder
         self._step = step
         self._pace = pace
         self._plan_fingerprint = plan_fingerprint
-        self._writes = writes
+        self._ranks = ranks
         self.saved = 0
         """The step of the newest one. Where none is written here: as the first process leaves it when the run ends."""
 
     def restore(self, memory: Memory, on_note: Callable[[str], None]) -> int:
-        """Finished steps of the newest whole one, loaded; 0 when the run had not come to one."""
-        found = newest_checkpoint(self._folder, on_note)
+        """Finished steps of the newest whole one, loaded; 0 when the run had not come to one.
+
+        All processes go on from the one that the first finds. Raises ``BudgetftError``, in all of them when one cannot.
+        """
+        device = self._step.device
+        found = of_first(lambda: newest_checkpoint(self._folder, on_note), self._ranks, device)
         if found is None:
             return 0
         path, state = found
-        restore_checkpoint(path, state, self._step)
+        in_all(lambda: self._load(path, state, memory), self._ranks, device)
+        self.saved = state.step
+        return state.step
+
+    def _load(self, path: Path, state: State, memory: Memory) -> None:
+        here = path if self._ranks.first else same_checkpoint(self._folder, state)
+        restore_checkpoint(here, state, self._step)
         memory.count(
             tensor
             for states in self._step.optimizer.state.values()
             for tensor in states.values()
             if isinstance(tensor, torch.Tensor)
         )
-        self.saved = state.step
-        return state.step
 
     def save_if_due(self, finished: int, steps: int, log: Log | Unwritten) -> None:
         """Save step ``finished`` of ``steps`` if it is the last or the time has come."""
-        if self._writes and (finished == steps or self._pace.due(finished)):
+        if self._ranks.first and (finished == steps or self._pace.due(finished)):
             self.save(finished, log)
 
     def save(self, finished: int, log: Log | Unwritten) -> None:
         """Save step ``finished``, whose parameters and states these are, unless it is already. Raises ``BudgetftError``."""
         if finished <= self.saved:
             return
-        if self._writes:
+        if self._ranks.first:
             with self._pace.saving():
                 log.sync()
                 write_checkpoint(self._folder, self._step, finished_steps=finished, plan_fingerprint=self._plan_fingerprint)

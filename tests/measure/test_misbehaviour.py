@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from patience import HANG_SECONDS
 
+from budgetft.errors import UsageError
 from budgetft.measure import probe as probe_module
 from budgetft.measure.probe import Prober
 from budgetft.workload import Workload
@@ -280,3 +281,15 @@ def test_the_allocator_knob_reaches_the_child_before_torch_is_loaded(make_job, m
     with Prober(make_job(), stack=None, command=script(source)) as prober:
         assert prober.probe(make_knobs(1, allocator="expandable")).detail == "expandable_segments:True"
         assert prober.probe(make_knobs(1)).detail == os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "unset")
+
+
+def test_a_child_has_the_user_s_own_settings_of_the_allocator_beside_the_plan_s(make_job, make_knobs, script, monkeypatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True,max_split_size_mb:128")
+    source = POLITE + "    answer(outcome(knobs, detail=os.environ['PYTORCH_ALLOC_CONF']))\n"
+    with Prober(make_job(), stack=None, command=script(source)) as prober:
+        assert prober.probe(make_knobs(1)).detail == "max_split_size_mb:128,expandable_segments:False"
+        assert prober.probe(make_knobs(1, allocator="expandable")).detail == "max_split_size_mb:128,expandable_segments:True"
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+        with pytest.raises(UsageError, match="takes no cap"):
+            prober.probe(make_knobs(1), fresh=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from budgetft.meter.cuda import SLACK_BYTES, CudaMeter
+from budgetft.meter.outside import READINGS
 from budgetft.units import GIB, MIB
 
 CONTEXT = 500 * MIB
@@ -40,6 +41,8 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: state.reserved)
+    peaks = {"allocated_bytes.all.peak": 0, "reserved_bytes.all.peak": 0}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: peaks)
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: setattr(state, "fraction", fraction)
     )
@@ -61,6 +64,55 @@ def test_a_neighbour_that_comes_does_not_count_and_one_that_goes_hides_nothing(c
     for others in (4 * GIB, 0):
         card.others = others
         assert meter.process_bytes() == CONTEXT + 6 * GIB
+
+
+def test_kernels_that_are_loaded_after_the_cap_was_set_count_too(card):
+    meter = CudaMeter()
+    meter.set_cap(10 * GIB)
+    card.reserved = 6 * GIB
+    card.context += 40 * MIB
+    assert meter.process_bytes() == CONTEXT + 40 * MIB + 6 * GIB
+    card.context += 30 * MIB
+    assert [meter.process_bytes() for _ in range(READINGS)][-1] == CONTEXT + 70 * MIB + 6 * GIB
+    assert meter.read().non_torch_bytes == CONTEXT + 70 * MIB
+
+
+def test_kernels_count_beside_a_neighbour_that_came_and_went(card):
+    meter = CudaMeter()
+    meter.set_cap(10 * GIB)
+    held = []
+    for others, context in ((4 * GIB, 20 * MIB), (5 * GIB, 20 * MIB), (GIB, 20 * MIB), (0, 20 * MIB), (0, 50 * MIB)):
+        card.others, card.context = others, CONTEXT + context
+        held.append([meter.process_bytes() - card.reserved - CONTEXT for _ in range(READINGS)][-1] // MIB)
+    assert held == [0, 0, 20, 20, 50], "what was loaded while it was there counts when it has gone"
+
+
+def test_a_neighbour_that_comes_in_two_halves_between_readings_does_not_count(card):
+    meter = CudaMeter()
+    meter.set_cap(10 * GIB)
+    meter.process_bytes()
+    for others in (GIB + 200 * MIB, GIB + 500 * MIB, GIB + 500 * MIB, GIB + 500 * MIB, GIB + 510 * MIB):
+        card.others = others
+        assert meter.process_bytes() == CONTEXT + card.reserved
+
+
+def test_a_neighbour_that_takes_and_gives_back_at_every_reading_does_not_add_up(card):
+    meter = CudaMeter()
+    meter.set_cap(10 * GIB)
+    meter.process_bytes()
+    for number in range(40):
+        card.others = GIB + (number % 2) * 60 * MIB
+        assert meter.process_bytes() == CONTEXT + card.reserved
+
+
+def test_a_neighbour_that_slowly_takes_more_counts_as_ones_own_and_never_as_less(card):
+    """The bound is from above: who took it cannot be told."""
+    meter = CudaMeter()
+    meter.set_cap(10 * GIB)
+    for _ in range(10):
+        card.others += 10 * MIB
+        assert meter.process_bytes() >= CONTEXT + card.reserved
+    assert [meter.process_bytes() for _ in range(READINGS)][-1] == CONTEXT + card.reserved + 100 * MIB
 
 
 def test_kernels_that_were_loaded_count_from_the_next_cap_on(card):

@@ -1,16 +1,21 @@
 """``budgetft`` in one of several processes, as a test starts it: in fp64 when ``IN_DOUBLES`` is set, with faults by ``FAULTY``.
 
-``FAULTY`` is "step phase count" for each allocation, by commas, that is refused in process ``FAULTY_RANK``.
+``FAULTY`` is "step phase count" for each allocation, by commas, that is refused in process ``FAULTY_RANK``. ``NEIGHBOUR`` is
+"first last room": in these steps process ``NEIGHBOUR_RANK`` has room for so many examples beside another. ``DIFFERS`` is
+what the second process has of its own: another "adapter", or another "folder" of checkpoints.
 
 Fails where something of the connection to the others outlives the run: its threads may abort the interpreter's end. None
 ends before the others have come to their end too: the launcher would end them then, and nobody would see that one waits.
 """
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
 from doubles import in_doubles
+from neighboured import PLANNED, beside
 from patience import HANG_SECONDS, until
 from refusing import refusing
 
@@ -23,6 +28,41 @@ def wanted() -> list[tuple[int, str, int]]:
         return []
     fields = [place.split() for place in os.environ["FAULTY"].split(",")]
     return [(int(step), phase, int(count)) for step, phase, count in fields]
+
+
+def neighboured() -> AbstractContextManager[object]:
+    """The block in which this process has its neighbour, if it has one."""
+    if os.environ.get("NEIGHBOUR_RANK") != os.environ["RANK"]:
+        return nullcontext()
+    first, last, room = map(int, os.environ["NEIGHBOUR"].split())
+    return beside(lambda step: room if first <= step <= last else PLANNED)
+
+
+@contextmanager
+def differing() -> Iterator[None]:
+    """The block in which this process is not like the first, if it is to be so."""
+    from budgetft.train import ranks
+    from budgetft.train.folder import RunFolder
+    from budgetft.train.loop import Training
+
+    class Elsewhere(RunFolder):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.checkpoints = path / "elsewhere"
+
+    prepare = Training._preflight_heldout
+
+    def learn_alone(training: Training) -> None:
+        training.step.parameters[0].data.add_(1e-3)
+        prepare(training)
+
+    what = os.environ.get("DIFFERS") if os.environ["RANK"] == "1" else None
+    with pytest.MonkeyPatch.context() as patch:
+        if what == "adapter":
+            patch.setattr(Training, "_preflight_heldout", learn_alone)
+        if what == "folder":
+            patch.setattr(ranks, "RunFolder", Elsewhere)
+        yield
 
 
 def connection_threads() -> int:
@@ -40,7 +80,8 @@ def wait_for_the_others() -> None:
 
 if __name__ == "__main__":
     refused = wanted()
-    with in_doubles() if "IN_DOUBLES" in os.environ else nullcontext(), refusing(*refused) if refused else nullcontext():
+    in_fp64 = in_doubles() if "IN_DOUBLES" in os.environ else nullcontext()
+    with in_fp64, neighboured(), differing(), refusing(*refused) if refused else nullcontext():
         status = main()
     left = connection_threads()
     wait_for_the_others()

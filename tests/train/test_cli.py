@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from budgetft.cli.train import train as command
+from budgetft.errors import UsageError
 from budgetft.plan import write_plan
 from budgetft.train.record import Record
 from budgetft.units import GIB
@@ -63,6 +64,14 @@ def test_loading_the_command_loads_no_torch():
 
     check = "import sys; import budgetft.cli.train; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_settings_of_the_allocator_that_would_abort_torch_end_in_a_sentence(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments")
+    ended = run()
+    assert isinstance(ended.exception, UsageError)
+    assert "is not written as key:value" in ended.exception.message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_log_file_gets_plain_lines_with_the_time_left(capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rounding import arithmetic
 
+from budgetft.allocator import Own
 from budgetft.outcome import Estimate
 from budgetft.train import memory
 from budgetft.train.memory import held_share, open_memory
@@ -18,6 +19,8 @@ def on_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(memory, "CudaMemory", lambda target, lacking: lacking)
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(memory, "own", Own())
 
     def opened(target, allocator, *, takes=True, **options):
         monkeypatch.setattr(memory, "takes_expandable_segments", lambda: takes)
@@ -56,6 +59,18 @@ def test_a_plan_that_fills_the_budget_and_generation_collect_nothing(on_card, ma
 def test_a_plan_of_next_to_nothing_is_told_to_torch_as_a_threshold_that_it_takes(on_card, make_plan):
     settings, _ = on_card(make_plan(budget_bytes=4 * GIB).gpu, "default", planned=planned(1, 1))
     assert settings == "expandable_segments:False,garbage_collection_threshold:0.001"
+
+
+def test_the_user_s_own_settings_stay_and_what_becomes_of_them_is_told(on_card, make_plan, monkeypatch):
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128,garbage_collection_threshold:0.9")
+    notes = []
+    plan = make_plan(budget_bytes=4 * GIB)
+    settings, _ = on_card(plan.gpu, "default", planned=planned(2 * GIB, 3 * GIB), on_note=notes.append)
+    assert settings == "max_split_size_mb:128,expandable_segments:False,garbage_collection_threshold:0.667"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ, "torch would read it too"
+    assert ["garbage_collection_threshold:0.9" in notes[0], "max_split_size_mb:128" in notes[1]] == [True, True]
+    settings, _ = on_card(plan.gpu, "expandable", on_note=notes.append)
+    assert settings == "max_split_size_mb:128,garbage_collection_threshold:0.9,expandable_segments:True"
 
 
 def test_the_share_is_of_what_the_budget_leaves_the_allocator():
