@@ -68,6 +68,13 @@ class Contract(Value):
             return f"needs a LoRA dropout of 0; the contract has {self.lora_dropout}"
         return "has no DoRA; the contract has (--use-dora)" if self.use_dora else None
 
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """What is at another value than its default of how adapters are made and trained, for people."""
+        names = ("use_rslora", "use_dora", "init_lora", "lora_dropout", "lr_schedule", "weight_decay", "max_grad_norm", "seed")
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in names if getattr(self, name) != fields[name].default}
+
     @field_validator("init_lora", mode="before")
     @classmethod
     def _offered_init(cls, init: Any) -> Any:

@@ -267,9 +267,9 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
         text._attn_implementation, tower._attn_implementation = before
 
 
-def _fused_dropout(module: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
-    """CUDA's kernel keeps a byte for each number; the CPU's several operations keep as much as ``x`` takes."""
-    return torch.ops.aten.native_dropout.default(x, module.p, True)[0] if module.training else x
+def _fused_dropout(module: nn.Dropout, input: torch.Tensor) -> torch.Tensor:
+    """CUDA's kernel keeps a byte for each number; the CPU's several operations keep as much as ``input`` takes."""
+    return torch.ops.aten.native_dropout.default(input, module.p, True)[0] if module.training else input
 
 
 def _to_fake(model: nn.Module) -> None:

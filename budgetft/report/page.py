@@ -291,13 +291,14 @@ def _setup(story: Story) -> str:
     if shape.frames is not None:
         images = f"a video of {shape.frames} frames as {len(shape.images)} slices ({sizes})"
     contract = plan.contract
+    unusual = "".join(f"; {name} {value}".removesuffix(" True") for name, value in contract.unusual.items())
     counted = "" if plan.workload.examples is None else f", {plan.workload.examples} examples"
     layers = "" if story.layers is None else f"; the model has {story.layers} layers"
     stages = "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)
     facts = [
         ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
-         f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
+         f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}{unusual}"),
         ("stages", stages or "evaluation and merge were not planned"),
         ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),
