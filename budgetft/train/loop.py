@@ -266,7 +266,8 @@ class Training:
     def _preflight_heldout(self) -> None:
         if self.heldout is None:
             return
-        held = self._together(self.heldout.fly, "the pre-flight of the held-out data", (), "evaluate other data, or none")
+        hint = "evaluate other data, or none; --sample-captions 0 leaves captions out"
+        held = self._together(self.heldout.fly, "the pre-flight of the held-out data", (), hint)
         self.heldout_peak_bytes = int(self.ranks.highest(held.process_peak_bytes, self.step.device))
         self.on_note(f"pre-flight: evaluation peaks at {format_gib(self.heldout_peak_bytes)}")
 
