@@ -12,8 +12,8 @@ from budgetft.data.collate import Encoded
 from budgetft.data.examples import Example
 from budgetft.data.vocabulary import END_OF_TURN
 from budgetft.errors import UsageError
-from budgetft.evaluate.decoding import Decoding, encode_prompt, generating, new_tokens, pad_left
 from budgetft.plan import write_text_atomically
+from budgetft.step.decoding import Decoding, encode_prompt, generating, new_tokens, pad_left
 from budgetft.step.step import Step
 from budgetft.train.folder import Identity, RunFolder
 from budgetft.train.job import Job

@@ -40,10 +40,10 @@ def samples_of(run):
     ids=["ours", "stock", "fused"],
 )
 def test_they_are_what_predict_says_and_what_is_learned_stays_the_same(make_plan, train, tmp_path, heldout, knobs):
-    from budgetft.evaluate.decoding import Decoding
     from budgetft.evaluate.generate import generate
     from budgetft.evaluate.predictions import read_predictions
     from budgetft.evaluate.source import source_of_run
+    from budgetft.step.decoding import Decoding
 
     plan, notes = make_plan(knobs=knobs, learning_rate=0.1), []
     options = {"steps": 4, "heldout": heldout.folder, "heldout_every": 2}
