@@ -42,7 +42,7 @@ class Knobs(Value):
     attention: Attention = "efficient"
     """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
     lora: Lora = "lean"
-    """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs a LoRA dropout of 0."""
+    """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs no dropout and no DoRA."""
     pointwise: Pointwise = "stock"
     """Norms and gated activations. ``stock``: as transformers writes them. ``fused``: one kernel each, the same values."""
     base_precision: Precision = "fp16"

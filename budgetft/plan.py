@@ -221,8 +221,10 @@ def knob_problems(knobs: Knobs, contract: Contract, gpu: Gpu) -> list[str]:
         problems.append("base_precision 'nf4' rounds the base weights; the contract does not allow it (--allow-nf4)")
     if knobs.optimizer == "adamw8bit" and not contract.allow_adamw8bit:
         problems.append("optimizer 'adamw8bit' rounds its moments; the contract does not allow it (--allow-adamw8bit)")
-    if knobs.lora == "lean" and contract.lora_dropout > 0:
-        problems.append(f"lora 'lean' needs a LoRA dropout of 0; the contract has {contract.lora_dropout}")
+    if knobs.lora == "lean" and contract.needs_stock_lora:
+        problems.append(f"lora 'lean' {contract.needs_stock_lora}")
+    if knobs.base_precision == "nf4" and contract.use_dora:
+        problems.append("base_precision 'nf4' has no DoRA, which reads base weights; the contract has (--use-dora)")
     return problems
 
 

@@ -151,6 +151,15 @@ NONSENSE = {
     "flash attention on a V100": (lambda d: d["knobs"].update(attention="flash"), "'flash' needs compute capability 8.0"),
     "bf16 on a V100": (lambda d: d["knobs"].update(base_precision="bf16"), "'bf16' is emulated on v100-16g"),
     "lean LoRA with dropout": (lambda d: d["contract"].update(lora_dropout=0.1), "needs a LoRA dropout of 0"),
+    "lean LoRA with DoRA": (lambda d: d["contract"].update(use_dora=True), "lora 'lean' has no DoRA"),
+    "DoRA on four bits": (
+        lambda d: (d["contract"].update(use_dora=True, allow_nf4=True), d["knobs"].update(base_precision="nf4", lora="stock")),
+        "base_precision 'nf4' has no DoRA",
+    ),
+    "a start that changes the base": (
+        lambda d: d["contract"].update(init_lora="pissa"),
+        "contract.init_lora: init 'pissa' is refused: it takes a part out of the base weights",
+    ),
     "efficient attention where it does not run": (
         lambda d: d["gpu"]["profile"].update(efficient_attention=False),
         "'efficient' does not run",

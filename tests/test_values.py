@@ -103,6 +103,19 @@ def test_all_bad_fields_are_named_with_their_source_and_what_was_given():
         {"learning_rate": float("inf")},
         {"learning_rate": 0.0},
         {"lora_dropout": 1.0},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"alpha": 0},
+        {"alpha": 2**400},
+        {"warmup_ratio": 1.01},
+        {"weight_decay": -0.1},
+        {"weight_decay": float("inf")},
+        {"max_grad_norm": 0.0},
+        {"max_grad_norm": float("inf")},
+        {"lr_schedule": "cos"},
+        {"use_dora": 1},
+        {"init_lora": True},
+        {"init_lora": "orthogonal", "rank": 5},
         {"effective_batch": 0},
         {"targets": ()},
         {"targets": "q_proj"},
@@ -111,6 +124,34 @@ def test_all_bad_fields_are_named_with_their_source_and_what_was_given():
 def test_a_contract_takes_no_value_that_is_merely_convertible_or_out_of_range(fields):
     with pytest.raises(UsageError, match=next(iter(fields))):
         Contract.make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ("pissa", "a part out of the base weights"),
+        ("pissa_niter_16", "a part out of the base weights"),
+        ("olora", "a part out of the base weights"),
+        ("loftq", "a part out of the base weights"),
+        ("corda", "needs passes over the data"),
+        ("lora_ga", "needs passes over the data"),
+        ("eva", "needs passes over the data"),
+        ("mica", "it freezes B"),
+    ],
+)
+def test_a_start_of_the_adapter_that_peft_has_and_that_is_not_offered_is_refused_with_the_reason(init, reason):
+    with pytest.raises(UsageError, match=f"init '{init}' is refused: .*{reason}.*take one of default, gaussian, orthogonal"):
+        Contract.make(init_lora=init)
+
+
+def test_a_contract_writes_its_newer_fields_only_where_they_are_not_at_their_defaults():
+    """So that plans, ledgers and studies of before stay what they are."""
+    newer = {"use_rslora": True, "use_dora": True, "init_lora": "gaussian", "lr_schedule": "linear"}
+    assert not set(newer) & set(Contract().model_dump())
+    assert Contract().model_dump_json() == Contract(use_dora=False, lr_schedule="cosine").model_dump_json()
+    changed = Contract.make(**newer)
+    assert newer.items() <= changed.model_dump().items()
+    assert Contract.read(changed.model_dump(mode="json"), source="a plan") == changed
 
 
 def test_a_wrong_choice_is_refused_with_the_nearest():

@@ -81,6 +81,9 @@ def launch(
     save_every: Annotated[int | None, typer.Option(min=1, help="As for budgetft train.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="As for budgetft train.")] = None,
+    keep_best: Annotated[bool | None, typer.Option("--keep-best/--no-keep-best", help="As for budgetft train.")] = None,
+    early_stopping: Annotated[int | None, typer.Option(min=0, help="As for budgetft train.")] = None,
+    sample_captions: Annotated[int | None, typer.Option(min=0, help="As for budgetft train.")] = None,
     cache: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
     tracker: Annotated[list[str] | None, typer.Option("--tracker", "--track", help="As for budgetft train.")] = None,
 ) -> None:
@@ -107,8 +110,12 @@ def launch(
         save_every=save_every,
         eval_data=eval_data,
         eval_every=eval_every,
+        early_stopping=early_stopping,
+        sample_captions=sample_captions,
         cache=cache,
     )
+    if keep_best is not None:
+        train.append("--keep-best" if keep_best else "--no-keep-best")
     for name in tracker or ():
         train += ["--tracker", name]
     text = SCRIPT.format(

@@ -1,18 +1,42 @@
 """Options that several commands share, and how they become values."""
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from budgetft.contract import Contract
+from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.model import Model, load_model, model_names
 from budgetft.units import format_gib, parse_bytes, parse_size
 from budgetft.weights import split_revision, with_revision
 from budgetft.workload import Shape
+
+
+def _number(told: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """A parser of finite numbers for which ``holds`` is true: those that are ``told``."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and holds(value)):
+            raise typer.BadParameter(f"{text} is not {told}.")
+        return value
+
+    return number
+
+
+def _init(text: str) -> str:
+    if problem := init_problem(text):
+        raise typer.BadParameter(f"{problem}.")
+    return text
+
 
 Probe = Literal["auto", "always", "never"]
 Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
@@ -30,8 +54,59 @@ FramesPerExample = Annotated[
 ]
 Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
 EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
-LearningRate = Annotated[float | None, typer.Option(help="The highest of the run: it warms up to this and falls to 0.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="The highest of the run: it warms up to this, then goes by --lr-schedule.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Times that every example is seen.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=MOST_SEED, help="Of the adapter's start, the order of the examples and dropout; 0.")
+]
+LoraAlpha = Annotated[int | None, typer.Option(min=1, max=MOST_ALPHA, help="Twice the rank when left out.")]
+LoraDropout = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number from 0 to below 1", lambda value: 0 <= value < 1),
+        metavar="FLOAT",
+        help="Share of a linear's inputs that its adapter does not see; 0. Above 0 it takes more memory.",
+    ),
+]
+UseRslora = Annotated[bool, typer.Option("--use-rslora", help="Scale by alpha / sqrt(rank): rank-stabilised LoRA.")]
+UseDora = Annotated[
+    bool, typer.Option("--use-dora", help="Learn each weight's row lengths apart (DoRA); slower, and takes more memory.")
+]
+InitLora = Annotated[
+    str | None,
+    typer.Option(
+        parser=_init,
+        metavar="[default|gaussian|orthogonal]",
+        help="How the adapter starts, as peft does it; those that change the base weights are refused.",
+    ),
+]
+LrSchedule = Annotated[
+    Schedule | None, typer.Option(help="After the warm-up, by transformers' names; cosine. constant has no warm-up.")
+]
+WarmupRatio = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number from 0 to 1", lambda value: 0 <= value <= 1),
+        metavar="FLOAT",
+        help="Share of the steps in which the learning rate rises; 0.03.",
+    ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number of at least 0", lambda value: value >= 0), metavar="FLOAT", help="AdamW's, of the adapter; 0."
+    ),
+]
+MaxGradNorm = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number above 0", lambda value: value > 0),
+        metavar="FLOAT",
+        help="Gradients whose norm is larger are scaled down to it; 1.",
+    ),
+]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
 Data = Annotated[
@@ -84,7 +159,11 @@ def pixels_of(image: str) -> str:
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
-    """The contract with its ranges at their floor, and the further values of each range: doublings up to its end."""
+    """The contract with its ranges at their floor, and the further values of each range: doublings up to its end.
+
+    ``lora_alpha`` is the contract's alpha; twice the rank when left out.
+    """
+    flags["alpha"] = flags.pop("lora_alpha", None)
     chosen: dict[str, Any] = {}
     ranges: dict[str, list[int]] = {}
     for name, value in flags.items():
@@ -103,7 +182,13 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
         else:
             chosen[name] = value
     if "rank" in chosen:
-        chosen["alpha"] = 2 * chosen["rank"]
+        chosen = {"alpha": 2 * chosen["rank"], **chosen}
+    for rank in (chosen.get("rank", 2), *ranges.get("rank", ())):
+        if chosen.get("init_lora") == "orthogonal" and rank % 2:
+            raise UsageError(f"--init-lora orthogonal needs an even --rank, not {rank}")
+    for name, steps in ranges.items():
+        for value in steps:
+            Contract.make(**{**chosen, name: value})
     return Contract.make(**chosen), ranges
 
 

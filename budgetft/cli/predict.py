@@ -65,8 +65,8 @@ def predict(
     from budgetft.data.examples import read_dataset
 
     examples = read_dataset(dataset(data, quiet=quiet, unlabelled=True))
-    from budgetft.evaluate.decoding import Decoding
     from budgetft.evaluate.generate import generate
+    from budgetft.step.decoding import Decoding
 
     decoding = Decoding.make(
         max_new_tokens=max_new_tokens,

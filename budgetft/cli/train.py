@@ -59,6 +59,21 @@ def train(
     eval_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between evaluations, 50 when left out; the last step has one too.")
     ] = None,
+    keep_best: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-best/--no-keep-best",
+            help="Keep the step with the lowest held-out loss in best/, and make it the adapter; needs --eval-data.",
+        ),
+    ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(min=0, help="End the run when so many evaluations in a row bring no lower held-out loss; 0: never."),
+    ] = None,
+    sample_captions: Annotated[
+        int | None,
+        typer.Option(min=0, help="Caption so many held-out examples after each evaluation, into samples.jsonl; 0: none."),
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
     cache: Annotated[
         Path | None,
@@ -99,6 +114,9 @@ def train(
             on_refused=lambda outcome: _remember(planned, outcome, ledger, on_note),
             heldout=eval_data,
             heldout_every=eval_every,
+            keep_best=keep_best,
+            early_stopping=early_stopping,
+            sample_captions=sample_captions,
             trackers=tracker or (),
         )
     if json_output:
@@ -183,7 +201,8 @@ def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") ->
 def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
     over = "OVER the budget" if summary.over_budget else "of the budget"
     rows = {
-        "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)",
+        "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)"
+        + (", ended early: the held-out loss did not fall any more" if summary.ended_early else ""),
         "loss": " to ".join("-" if loss is None else f"{loss:.4f}" for loss in (summary.first_loss, summary.last_loss)),
         "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
         "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"
@@ -200,6 +219,8 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
         stage, train = plan.stage("evaluation"), format_gib(summary.preflight_peak_bytes)
         planned = "" if stage is None else f", planned {format_gib(stage.process_peak_bytes)}"
         rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak}{planned} (train {train})"
+    if summary.best_step is not None:
+        rows["adapter"] += f", of step {summary.best_step}, whose held-out loss of {summary.best_heldout_loss} is the lowest"
     if summary.neighbours:
         rows["neighbours"] = ", ".join(
             f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.neighbours

@@ -17,11 +17,11 @@ from budgetft.data.given import Given
 from budgetft.data.processor import load_processor
 from budgetft.data.vocabulary import END_OF_TURN
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.evaluate.decoding import Decoding, encode_prompt, new_tokens, pad_left, prepare_for_generation
 from budgetft.evaluate.predictions import PredictionFile, appending, predicted
 from budgetft.evaluate.source import Source, adapter_fingerprint, build_step
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import write_text_atomically
+from budgetft.step.decoding import Decoding, encode_prompt, new_tokens, pad_left, prepare_for_generation
 from budgetft.step.step import Step
 from budgetft.train.guard import out_of_memory
 from budgetft.train.job import RANDOM

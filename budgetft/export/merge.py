@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 16 * MIB
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|(magnitude_vector))")
 WEIGHT_FILES = (".safetensors", *(pattern.removeprefix("*") for pattern in NOT_WEIGHTS))
 
 
@@ -201,7 +201,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _read_adapter(adapter: Path) -> dict[str, str]:
-    """The modules that the adapter changes: path in the model -> prefix of its two tensors' names."""
+    """The modules that the adapter changes: path in the model -> prefix of its tensors' names."""
     from safetensors import safe_open
 
     path = adapter / ADAPTER_WEIGHTS
@@ -218,10 +218,15 @@ def _read_adapter(adapter: Path) -> dict[str, str]:
         match = ADAPTER_KEY.fullmatch(name)
         if match is None:
             raise UsageError(f"{path} holds {name!r}, which is more than a plain LoRA of linear layers")
-        found.setdefault(match[1], set()).add(match[2])
-    halves = [module for module, parts in found.items() if parts != {"A", "B"}]
+        found.setdefault(match[1], set()).add(match[2] or match[3])
+    halves = [module for module, parts in found.items() if not parts >= {"A", "B"}]
     if halves or not found:
         raise UsageError(f"{path} holds no pair of LoRA matrices" + (f" for {halves[0]}" if halves else ""))
+    dora = bool(config.get("use_dora"))
+    odd = [module for module, parts in found.items() if ("magnitude_vector" in parts) != dora]
+    if odd:
+        told = "has no magnitudes" if dora else "has magnitudes, which only a DoRA adapter has,"
+        raise UsageError(f"{path} {told} for {odd[0]}, and {ADAPTER_CONFIG} says use_dora {str(dora).lower()}")
     return {module: f"base_model.model.{module}" for module in found}
 
 
@@ -301,11 +306,11 @@ def _bytes_of(tensor: "torch.Tensor") -> memoryview:
 
 def merged_weight(weight: "torch.Tensor", prefix: str, adapter: Path) -> "torch.Tensor":
     """``weight`` (out, in) as peft merges it, by peft itself on a single linear layer."""
-    down, up = _adapter_tensors(adapter, prefix)
+    down, up, magnitude = _adapter_tensors(adapter, prefix)
     if (up.shape[0], down.shape[1]) != tuple(weight.shape):
         raise UsageError(f"{prefix} is for a weight of {up.shape[0]} x {down.shape[1]}; the base has {tuple(weight.shape)}")
     try:
-        return _merged_by_peft(weight, down, up, adapter)
+        return _merged_by_peft(weight, down, up, magnitude, adapter)
     except MemoryError:
         raise
     except Exception as error:  # peft takes what the config says as it is, and fails where it uses it
@@ -313,7 +318,9 @@ def merged_weight(weight: "torch.Tensor", prefix: str, adapter: Path) -> "torch.
         raise UsageError(f"{adapter / ADAPTER_CONFIG} is of no adapter that peft can merge: {told}") from None
 
 
-def _merged_by_peft(weight: "torch.Tensor", down: "torch.Tensor", up: "torch.Tensor", adapter: Path) -> "torch.Tensor":
+def _merged_by_peft(
+    weight: "torch.Tensor", down: "torch.Tensor", up: "torch.Tensor", magnitude: "torch.Tensor | None", adapter: Path
+) -> "torch.Tensor":
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -326,19 +333,26 @@ def _merged_by_peft(weight: "torch.Tensor", down: "torch.Tensor", up: "torch.Ten
     layer = holder["linear"]
     layer.lora_A["default"].weight.data = down
     layer.lora_B["default"].weight.data = up
+    if magnitude is not None:
+        layer.lora_magnitude_vector["default"].weight.data = magnitude
     layer.merge()
     return layer.get_base_layer().weight.data
 
 
-def _adapter_tensors(adapter: Path, prefix: str) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The two matrices of one module: (rank, in) and (out, rank)."""
+def _adapter_tensors(adapter: Path, prefix: str) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]":
+    """The two matrices of one module, (rank, in) and (out, rank), and DoRA's magnitudes (out), where it has them."""
     from safetensors import safe_open
 
     path = adapter / ADAPTER_WEIGHTS
     with safe_open(path, framework="pt") as opened:
         down, up = (opened.get_tensor(f"{prefix}.lora_{half}.weight") for half in "AB")
+        lengths = f"{prefix}.lora_magnitude_vector"
+        magnitude = opened.get_tensor(lengths) if lengths in set(opened.keys()) else None
     if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
         raise UsageError(f"{path}: {prefix} is {tuple(up.shape)} times {tuple(down.shape)}, no product of LoRA matrices")
-    if not (down.is_floating_point() and up.is_floating_point() and bool(down.isfinite().all() and up.isfinite().all())):
+    if magnitude is not None and magnitude.shape != up.shape[:1]:
+        raise UsageError(f"{path}: {prefix} has magnitudes of {tuple(magnitude.shape)} for {up.shape[0]} rows")
+    held = [tensor for tensor in (down, up, magnitude) if tensor is not None]
+    if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in held):
         raise UsageError(f"{path}: {prefix} holds what are no finite numbers")
-    return down, up
+    return down, up, magnitude

@@ -74,9 +74,17 @@ def lora_fields(plan: Plan) -> dict[str, Any]:
         "r": contract.rank,
         "lora_alpha": contract.alpha,
         "lora_dropout": contract.lora_dropout,
+        **_variants(plan, init="init_lora_weights"),
         "target_modules": rf".*language_model.*\.({'|'.join(contract.targets)})",
         "task_type": "CAUSAL_LM",
     }
+
+
+def _variants(plan: Plan, *, init: str | None) -> dict[str, Any]:
+    """What is unusual of the adapter, by the names that peft has for it and the trainers too; ``init``: that of the start."""
+    contract = plan.contract
+    found: dict[str, Any] = {name: True for name in ("use_rslora", "use_dora") if getattr(contract, name)}
+    return found | ({init: contract.init_lora} if init and contract.init_lora != "default" else {})
 
 
 def _stock(plan: Plan, model: Model) -> Candidate:
@@ -121,6 +129,10 @@ def _warnings(plan: Plan, stock: Candidate, trainer: str, dataset: str | None) -
         found.append(f"examples are videos of up to {frames} frames of {pixels} pixels: its own video settings must say so")
     if trainer == "llamafactory":
         found.append("cutoff_len cuts longer examples; budgetft refuses them")
+        if plan.contract.init_lora != "default":
+            found.append(
+                f"it has no name for the start of the adapter: it will be peft's default, not {plan.contract.init_lora}"
+            )
     return found
 
 
@@ -136,7 +148,7 @@ def _trainer_arguments(plan: Plan, knobs: Knobs, output: str) -> dict[str, Any]:
         "weight_decay": contract.weight_decay,
         "max_grad_norm": contract.max_grad_norm,
         "num_train_epochs": contract.epochs,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": contract.lr_schedule,
         "optim": "adamw_torch",
         "seed": contract.seed,
         "fp16": knobs.base_precision == "fp16",
@@ -164,6 +176,7 @@ def _llamafactory(plan: Plan, knobs: Knobs, output: str, dataset: str | None) ->
         "lora_rank": contract.rank,
         "lora_alpha": contract.alpha,
         "lora_dropout": contract.lora_dropout,
+        **_variants(plan, init=None),
         "lora_target": ",".join(contract.targets),
         "freeze_vision_tower": True,
         "freeze_multi_modal_projector": True,
@@ -186,6 +199,7 @@ def _swift(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
         "lora_rank": contract.rank,
         "lora_alpha": contract.alpha,
         "lora_dropout": contract.lora_dropout,
+        **_variants(plan, init="init_weights"),
         "target_modules": list(contract.targets),
         "freeze_vit": True,
         "freeze_aligner": True,

@@ -21,6 +21,9 @@ Device = Literal["cuda", "cpu"]
 LEAVES = {"allow_nf4", "allow_adamw8bit"}
 """Fields of a contract that only say which knobs may be tried: an outcome depends on the knobs, not on the leave."""
 
+ADAPTERS = {"rank", "alpha", "targets", "lora_dropout", "seed", "use_rslora", "use_dora", "init_lora"}
+"""Fields of a contract that decide how the adapters are made."""
+
 
 class Job(Value):
     """One planning problem on one machine."""
@@ -76,7 +79,7 @@ class Job(Value):
 
     def loaded_key(self) -> str:
         """Jobs with the same key can share a loaded model with its adapters: their shapes and effective batches may differ."""
-        adapters = self.contract.model_dump(include={"rank", "alpha", "targets", "lora_dropout", "seed"})
+        adapters = self.contract.model_dump(include=ADAPTERS)
         facts = [config_fingerprint(self.model), self.weights, adapters, self.gpu.name, self.budget_bytes, self.device]
         return json.dumps(facts, sort_keys=True, default=str)
 

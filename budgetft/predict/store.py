@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
@@ -36,7 +36,7 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
     facts = {
         "law": LAW_VERSION,
         "model": config_fingerprint(model),
-        "contract": contract.model_dump(include={"rank", "targets", "lora_dropout"}),
+        "contract": _adapters(contract) | {"rank": contract.rank},
         "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"})
         | {name: value for name, value in newer.items() if value != Knobs.model_fields[name].default},
         "shape": shape.model_dump(exclude={"frames"}),  # slices of a video cost what images do
@@ -51,11 +51,17 @@ def recording_key(model: Model, contract: Contract, knobs: Knobs, gpu: Gpu) -> s
     facts = {
         "law": LAW_VERSION,
         "model": config_fingerprint(model),
-        "contract": contract.model_dump(include={"targets", "lora_dropout"}),
+        "contract": _adapters(contract),
         "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision", "offload"}),
         "kernels": [gpu.flash_attention, gpu.efficient_attention],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _adapters(contract: Contract) -> dict[str, Any]:
+    """What a trace depends on of how adapters are made, but for the rank: which are dropped does not count, nor how many."""
+    facts = contract.model_dump(include={"targets", "lora_dropout", "use_dora"})
+    return facts | ({"lora_dropout": "any, in one kernel"} if contract.lora_dropout else {})
 
 
 def software() -> str:

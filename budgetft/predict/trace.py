@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -246,7 +246,7 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
 
 @contextmanager
 def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
-    """Attention as ``gpu`` would run it; None leaves the CPU's own kernels.
+    """Attention and dropout as ``gpu`` would run them; None leaves the CPU's own kernels.
 
     Stock attention hands grouped heads to torch: without flash they fall to the math kernel on torch before 2.14. The
     V100's last default build is 2.10, so the older rule is traced for every card without flash.
@@ -261,11 +261,21 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     if knobs.attention == "stock":
         text._attn_implementation = implementation("flash" if gpu.flash_attention else "math")
         tower._attn_implementation = implementation(fused)
+    dropouts = [module for module in step.base.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.forward = partial(_fused_dropout, module)
     try:
         yield
     finally:
+        for module in dropouts:
+            module.__dict__.pop("forward", None)
         FUSED_KERNEL.reset(token)
         text._attn_implementation, tower._attn_implementation = before
+
+
+def _fused_dropout(module: nn.Dropout, input: torch.Tensor) -> torch.Tensor:
+    """CUDA's kernel keeps a byte for each number; the CPU's several operations keep as much as ``input`` takes."""
+    return torch.ops.aten.native_dropout.default(input, module.p, True)[0] if module.training else input
 
 
 def _to_fake(model: nn.Module) -> None:

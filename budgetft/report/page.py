@@ -261,12 +261,18 @@ def _training(story: Story) -> str:
     done = story.summary
     parts = [_figure(lambda width: charts.training_chart(story, width)), _note(story.run_note)]
     skipped = sum(not record.finite for record in story.records)
-    facts = [("steps", f"{len(story.records)} of {story.records[-1].steps}, {skipped} skipped as not finite")]
+    early = ", ended early: the held-out loss did not fall any more" if done is not None and done.ended_early else ""
+    facts = [("steps", f"{len(story.records)} of {story.records[-1].steps}, {skipped} skipped as not finite{early}")]
     if done is not None:
         over = "OVER the budget" if done.over_budget else "inside the budget"
         facts += [
             ("samples/s", f"{done.samples_per_second:.2f} (median step), {done.samples_per_second_overall:.2f} (whole run)"),
             ("process peak", f"{format_gib(done.process_peak_bytes)}, {over} of {format_gib(done.budget_bytes)}"),
+            *(
+                [("adapter", f"of step {done.best_step}, whose held-out loss of {done.best_heldout_loss:.4f} is the lowest")]
+                if done.best_step is not None and done.best_heldout_loss is not None
+                else []
+            ),
             ("out of memory", f"{done.ooms} times; {done.alloc_retries} allocator retries"),
             ("evidence", f"{done.evidence}: {done.note}"),
         ]
@@ -291,13 +297,14 @@ def _setup(story: Story) -> str:
     if shape.frames is not None:
         images = f"a video of {shape.frames} frames as {len(shape.images)} slices ({sizes})"
     contract = plan.contract
+    unusual = "".join(f"; {name} {value}".removesuffix(" True") for name, value in contract.unusual.items())
     counted = "" if plan.workload.examples is None else f", {plan.workload.examples} examples"
     layers = "" if story.layers is None else f"; the model has {story.layers} layers"
     stages = "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)
     facts = [
         ("plan", f"{short(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step{layers}"),
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
-         f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}"),
+         f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}{unusual}"),
         ("stages", stages or "evaluation and merge were not planned"),
         ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),

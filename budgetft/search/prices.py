@@ -76,9 +76,11 @@ class Pricing:
 
     def _values(self, axis: str, values: Sequence[int]) -> Iterable[Step]:
         yield self._own(axis, str(getattr(self.job.contract, axis)))
+        agreed = self.job.contract
+        follows = axis == "rank" and agreed.alpha == 2 * agreed.rank
         for value in values:
-            changes = {axis: value, **({"alpha": 2 * value} if axis == "rank" else {})}
-            yield self._priced(axis, str(value), self.job_under(self.job.contract.replace(**changes)))
+            changes = {axis: value, **({"alpha": 2 * value} if follows else {})}
+            yield self._priced(axis, str(value), self.job_under(agreed.replace(**changes)))
 
     def _frames(self, counts: Sequence[int]) -> Iterable[Step]:
         """The number of frames an example is a fact of the data, not a floor: the plan's own is somewhere among them."""

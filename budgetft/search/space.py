@@ -128,7 +128,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
             loss="chunked",
             vision=vision,
             attention=attention,
-            lora="stock" if contract.lora_dropout > 0 else "lean",
+            lora="stock" if contract.needs_stock_lora else "lean",
             pointwise="fused",
             base_precision=precision,
             allocator=allocator if job.device == "cuda" else "default",

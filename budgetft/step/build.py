@@ -54,6 +54,9 @@ def build_model(
         r=contract.rank,
         lora_alpha=contract.alpha,
         lora_dropout=contract.lora_dropout,
+        use_rslora=contract.use_rslora,
+        use_dora=contract.use_dora,
+        init_lora_weights=True if contract.init_lora == "default" else contract.init_lora,
         target_modules=target_pattern(contract),
         task_type="CAUSAL_LM",
     )

@@ -105,6 +105,15 @@ def same_checkpoint(checkpoints: Path, chosen: State) -> Path:
     return folder
 
 
+def step_of(folder: Path) -> int | None:
+    """Of which step the checkpoint ``folder`` is; None when there is none, or it is not whole."""
+    try:
+        state = State.read(read_json(folder / STATE), source=str(folder / STATE))
+    except BudgetftError:
+        return None
+    return state.step if _damage(folder, state.step, state) is None else None
+
+
 def restore_checkpoint(folder: Path, state: State, step: Step) -> None:
     """Load adapter, optimizer and scaler into ``step``.
 

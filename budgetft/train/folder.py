@@ -35,6 +35,11 @@ class Identity(Value):
     heldout_every: int | None = None
     cache: str | None = None
     """The folder of its features, where it was not the plan's."""
+    heldout_since: int | None = None
+    """The step after which its held-out data were given, where it had others before: losses of these are not compared."""
+    keep_best: bool | None = None
+    early_stopping: int | None = None
+    sample_captions: int | None = None
 
     @property
     def given_weights(self) -> str:
@@ -53,11 +58,20 @@ class Identity(Value):
         return [f"it was started from the weights {before}, not {after}"]
 
     def beside(
-        self, known: "Identity | None", *, heldout: Path | None, heldout_every: int | None, cache: Path | None
+        self,
+        known: "Identity | None",
+        *,
+        heldout: Path | None,
+        heldout_every: int | None,
+        cache: Path | None,
+        keep_best: bool | None = None,
+        early_stopping: int | None = None,
+        sample_captions: int | None = None,
     ) -> "Identity":
-        """This with what the run is given beside; what is left out is that of ``known``, the run that is resumed.
+        """This with what the run is given beside; what is left out is that of ``known``, the run that is resumed, and 0 or
+        False drops it.
 
-        Raises ``UsageError`` when that run's held-out data are gone.
+        Raises ``UsageError`` when that run's held-out data are gone, or when something needs such data and there are none.
         """
         before = known or self
         folder = before.heldout if heldout is None else None if heldout == NO_DATA else str(heldout.absolute())
@@ -66,11 +80,25 @@ class Identity(Value):
                 f"the held-out data {folder} of the run are gone",
                 hint=f"give --eval-data FOLDER, or --eval-data {NO_DATA} to go on without",
             )
+        asked = {"keep_best": keep_best, "early_stopping": early_stopping, "sample_captions": sample_captions}
+        for name, value in asked.items():
+            if value is not None and value < 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 0, not {value}")
+            if value and folder is None:
+                raise UsageError(f"--{name.replace('_', '-')} needs held-out data", hint="give --eval-data FOLDER")
+            value = getattr(before, name) if value is None else value
+            asked[name] = value or None if folder is not None else None
         return self.replace(
             heldout=folder,
             heldout_every=None if folder is None else heldout_every or before.heldout_every or HELDOUT_EVERY,
             cache=before.cache if cache is None else str(cache.absolute()),
+            **asked,
         )
+
+    def compared_since(self, first: int, before: "Identity") -> "Identity":
+        """This, of a run that goes on after step ``first``: losses ``before`` it count only where the held-out data stay."""
+        since = before.heldout_since if self.heldout == before.heldout else first or None
+        return self.replace(heldout_since=since if self.heldout is not None else None)
 
 
 class RunFolder:
@@ -83,6 +111,8 @@ class RunFolder:
         self.log = path / "log.jsonl"
         self.precision = path / "precision.json"
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+        self.samples = path / "samples.jsonl"
         self.adapter = path / "adapter"
         self.summary = path / "summary.json"
 

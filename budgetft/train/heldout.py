@@ -24,6 +24,7 @@ from budgetft.train.preflight import checked_shapes, heaviest_batches
 from budgetft.train.ranks import Ranks
 from budgetft.train.record import Fallback
 from budgetft.train.recover import Refused, StillOutOfMemory, out_of_memory_in
+from budgetft.train.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class HeldOut:
     features_of: FeaturesOf | None = None
     """Of their images, when the plan has cached vision."""
     ranks: Ranks = field(default_factory=Ranks)
+    samples: Samples | None = None
+    """In one process alone."""
 
     def due(self, step: int) -> bool:
         return step % self.every == 0 or step == self.job.steps
@@ -52,6 +55,8 @@ class HeldOut:
         with self.step.even(len(parts), backward=False):
             for part in parts:
                 self._sum(self._make(part))
+        if self.samples is not None:
+            self.samples.fly()
         held = self.memory.read()
         self.memory.forget_peaks()
         return held
@@ -74,6 +79,8 @@ class HeldOut:
                 raise
             return None, error
         self.on_note(f"held-out loss after step {step}: {loss:.4f}")
+        if self.samples is not None:
+            self.samples.after(step)
         return (loss if math.isfinite(loss) else None), None
 
     def loss(self, after: int) -> float:

@@ -18,7 +18,7 @@ from budgetft.plan import Plan, write_plan, write_text_atomically
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.agree import check_same
-from budgetft.train.checkpoint import write_adapter
+from budgetft.train.best import Selection, write_final
 from budgetft.train.features import PlannedFeatures, planned_features
 from budgetft.train.folder import HELDOUT_EVERY, Identity, RunFolder, write_folder
 from budgetft.train.guard import StopSignal, interrupted
@@ -29,12 +29,13 @@ from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
-from budgetft.train.opening import connect, load_step, start_trackers, tell_peak
+from budgetft.train.opening import check_given, connect, load_step, start_trackers, tell_peak
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
-from budgetft.train.provenance import Provenance, provenance_of
+from budgetft.train.provenance import provenance_of
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
 from budgetft.train.record import Fallback, Record, Summary, Unfinished, record_step, summarize
 from budgetft.train.recover import Done, Recovery, Refused, StillOutOfMemory, attempt, describe, out_of_memory_in, refusal
+from budgetft.train.samples import check_samples, wanted_samples
 from budgetft.train.saving import Checkpoints, Pace
 from budgetft.train.schedule import learning_rate
 from budgetft.train.track import unharmed
@@ -61,6 +62,9 @@ def run_training(
     on_refused: Callable[[Outcome], None] = lambda outcome: None,
     heldout: Path | None = None,
     heldout_every: int | None = None,
+    keep_best: bool | None = None,
+    early_stopping: int | None = None,
+    sample_captions: int | None = None,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -75,7 +79,9 @@ def run_training(
     written where it is installed.
 
     ``heldout`` is a dataset whose loss is computed every ``heldout_every`` steps (50 when left out) and after the last;
-    ``Path("none")`` drops that of a resumed run.
+    ``Path("none")`` drops that of a resumed run. With it, ``keep_best`` makes the adapter that of the step with the lowest
+    such loss; the run ends when ``early_stopping`` evaluations in a row bring no lower one; and of ``sample_captions``
+    examples captions go to ``out/samples.jsonl`` after each. A resumed run keeps the three; False and 0 drop them.
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
     ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
@@ -99,7 +105,11 @@ def run_training(
             if folder.summary.is_file():
                 on_note(f"the run in {out} is finished; nothing to do")
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
-        identity = job.identity.beside(known, heldout=heldout, heldout_every=heldout_every, cache=cache)
+        identity = job.identity.beside(
+            known, heldout=heldout, heldout_every=heldout_every, cache=cache,
+            keep_best=keep_best, early_stopping=early_stopping, sample_captions=sample_captions,
+        )  # fmt: skip
+        check_samples(job, identity.sample_captions, shared=ranks.shared)
         held_out = None if identity.heldout is None else held_out_job(read_dataset(Path(identity.heldout)), job, on_note)
         features = None if identity.cache is None else Path(identity.cache)
         features_of, heldout_features = (
@@ -120,28 +130,13 @@ def run_training(
             training.heldout = HeldOut(
                 job=held_out, processor=processor, step=step, memory=memory, every=identity.heldout_every or HELDOUT_EVERY,
                 on_note=on_note, on_fallback=training.fell_back, features_of=heldout_features, ranks=ranks,
+                samples=wanted_samples(identity, folder, held_out, processor, step, memory, on_note) if ranks.first else None,
             )  # fmt: skip
         try:
             return training.run(resume)
         finally:
             with unharmed(on_note):
                 training.accelerator.end_training()
-
-
-def _write_adapter(step: Step, given: Given, provenance: Provenance, folder: Path) -> None:
-    write_adapter(step, folder)
-    given.write_to(folder)
-    provenance.write_to(folder)
-
-
-def _check_given(before: Given | None, now: Given) -> None:
-    """A run goes on with what it was given; raises ``UsageError`` when its model would be given something else."""
-    differences = [] if before is None else before.differences(now)
-    if differences:
-        raise UsageError(
-            f"cannot resume the run: {'; '.join(differences)}",
-            hint="resume with the model folder and the data that it was started with, or start in another folder",
-        )
 
 
 class _Stopped(Exception):
@@ -197,18 +192,24 @@ class Training:
             self.folder.checkpoints, self.step, self.pace,
             plan_fingerprint=self.identity.plan_fingerprint, ranks=self.ranks,
         )  # fmt: skip
+        self.selection = Selection(
+            identity=self.identity, folder=self.folder, checkpoints=self.checkpoints, steps=self.job.steps, ranks=self.ranks,
+            device=self.step.device, on_note=self.on_note, due=lambda step: self.heldout is not None and self.heldout.due(step),
+        )  # fmt: skip
 
     def run(self, resume: bool) -> Summary:
         """Pre-flight, steps, adapter, summary."""
         rng.seed_all(self.job.plan.contract.seed)
         self.shapes = checked_shapes(self.job, self.processor)
         if resume:
-            _check_given(Given.read_from(self.folder.path), self.given)
+            check_given(self.folder.path, self.given)
         heaviest = [self._make(part) for part in heaviest_batches(self.job, self.shapes)]
         self._probe_precision(heaviest)  # on the base as it came, so that a resumed run finds the same
         first = self.checkpoints.restore(self.memory, self.on_note) if resume else 0
         if first:
             self.on_note(f"going on after step {first} of {self.job.steps}")
+        if resume:
+            self.identity = self.selection.identity = self.identity.compared_since(first, self.folder.read_identity())
         self.neighbours.look("before the first step")
         self._preflight(heaviest)
         del heaviest
@@ -272,7 +273,8 @@ class Training:
     def _preflight_heldout(self) -> None:
         if self.heldout is None:
             return
-        held = self._together(self.heldout.fly, "the pre-flight of the held-out data", (), "evaluate other data, or none")
+        hint = "evaluate other data, or none; --sample-captions 0 leaves captions out"
+        held = self._together(self.heldout.fly, "the pre-flight of the held-out data", (), hint)
         self.heldout_peak_bytes = int(self.ranks.highest(held.process_peak_bytes, self.step.device))
         self.on_note(f"pre-flight: evaluation peaks at {format_gib(self.heldout_peak_bytes)}")
 
@@ -287,6 +289,10 @@ class Training:
         wanted = (self.recovery.sizes.cut(self._planned(number)) for number in numbers)
         self.finished = self.updated = first
         self.fallbacks += log.unfinished
+        if self.heldout is not None and self.heldout.samples is not None:
+            self.heldout.samples.forget_after(first)
+        if self.selection.begin(first, log.records):
+            return
         batches = prefetched(wanted, self._make)
         with self.stop, closing(batches):  # pyright: ignore[reportArgumentType]
             for number in numbers:
@@ -296,6 +302,8 @@ class Training:
                     if stopped and number < self.job.steps:
                         raise _Stopped
                 self.checkpoints.save_if_due(number, self.job.steps, log)
+                if self.selection.after(number, log):
+                    return
 
     @contextmanager
     def _ending(self, log: Log | Unwritten) -> Iterator[None]:
@@ -370,45 +378,29 @@ class Training:
         self.peak_bytes = max(self.peak_bytes, held.allocated_peak_bytes)
         batch = self.job.plan.contract.effective_batch
         return record_step(
-            done.loss,
-            done.update,
-            held,
-            step=number,
-            steps=self.job.steps,
-            epoch=number * batch / len(self.job.examples),
-            learning_rate=rate,
-            seconds=seconds,
-            data_seconds=data_seconds,
-            samples_per_second=batch / seconds,
+            done.loss, done.update, held, step=number, steps=self.job.steps, epoch=number * batch / len(self.job.examples),
+            learning_rate=rate, seconds=seconds, data_seconds=data_seconds, samples_per_second=batch / seconds,
             process_peak_bytes=int(self.ranks.highest(held.process_peak_bytes, self.step.device)),
-            peak_examples=tuple(ids) if new_peak else None,
-            fallbacks=tuple(self.fallbacks),
-            began_with=done.began_with,
-        )
+            peak_examples=tuple(ids) if new_peak else None, fallbacks=tuple(self.fallbacks), began_with=done.began_with,
+        )  # fmt: skip
 
     def _finish(self, log: Log | Unwritten) -> Summary:
         """The adapter, then the summary: where there is a summary the run is finished."""
+        best = self.selection.adapter(log.records)
         held = self.memory.read()
         summary = summarize(
-            log.records,
-            self.job.plan,
-            examples=len(self.job.examples),
-            preflight_peak_bytes=self.preflight_peak_bytes,
-            cap_bytes=self.memory.cap_bytes,
-            ooms=held.ooms,
-            alloc_retries=held.alloc_retries,
-            heldout_peak_bytes=self.heldout_peak_bytes,
-            neighbours=self.neighbours.seen,
+            log.records, self.job.plan, examples=len(self.job.examples), preflight_peak_bytes=self.preflight_peak_bytes,
+            cap_bytes=self.memory.cap_bytes, ooms=held.ooms, alloc_retries=held.alloc_retries,
+            heldout_peak_bytes=self.heldout_peak_bytes, neighbours=self.neighbours.seen,
             islands=(*self.precision.islands, *(self.features_of.islands if self.features_of else ())),
-            evidence=self.memory.evidence,
-            note=self.memory.note,
-            stack=self.memory.stack,
+            evidence=self.memory.evidence, note=self.memory.note, stack=self.memory.stack,
             processes_peak_bytes=tuple(map(int, self.ranks.each(self.own_peak_bytes, self.step.device))),
             predicted_peak_bytes=self.predicted_peak_bytes,
-        )
+            **self.selection.facts(best, log.records),
+        )  # fmt: skip
         if self.ranks.first:
             provenance = provenance_of(self.job, self.identity, summary)
-            write_folder(self.folder.adapter, partial(_write_adapter, self.step, self.given, provenance))
+            write_folder(self.folder.adapter, partial(write_final, self.step, self.given, provenance, best))
             write_text_atomically(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         return summary
 

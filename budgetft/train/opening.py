@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from budgetft.data.given import Given
 from budgetft.data.processor import load_processor
+from budgetft.errors import UsageError
 from budgetft.outcome import CONNECTION
 from budgetft.plan import Plan
 from budgetft.step.build import build_model
@@ -62,6 +64,17 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
     if shared is not None:
         memory.forget_peaks()  # random weights may have been whole on the card
     return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)
+
+
+def check_given(folder: Path, now: Given) -> None:
+    """A run goes on with what it was given; raises ``UsageError`` when its model would be given something else."""
+    before = Given.read_from(folder)
+    differences = [] if before is None else before.differences(now)
+    if differences:
+        raise UsageError(
+            f"cannot resume the run: {'; '.join(differences)}",
+            hint="resume with the model folder and the data that it was started with, or start in another folder",
+        )
 
 
 def connect(memory: Memory, ranks: Ranks, trackers: Sequence[Any], out: Path) -> tuple[Any, int]:

@@ -138,6 +138,12 @@ class Summary(Value):
     """Of the process, in the heaviest held-out batch, which came before the first step too; None without such data."""
     heldout_loss: float | None = None
     """The last one."""
+    best_step: int | None = None
+    """The one with the lowest held-out loss, whose adapter the run's is; None where that is the last step's."""
+    best_heldout_loss: float | None = None
+    """Of that step."""
+    ended_early: bool = False
+    """Its held-out loss had stopped falling: it has fewer steps than its schedule was laid out for."""
     ooms: int
     alloc_retries: int
     fallbacks: tuple[Fallback, ...] = ()

@@ -13,7 +13,7 @@ def seed_all(seed: int) -> None:
     """Seed every generator of the process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**63)
 
 
 def seed_step(seed: int, number: int, rank: int = 0) -> None:

@@ -19,9 +19,9 @@ from budgetft.data.processor import load_processor
 from budgetft.data.stats import measure_shapes
 from budgetft.data.visuals import resized_image
 from budgetft.errors import UsageError
-from budgetft.evaluate.decoding import encode_prompt, pad_left
 from budgetft.model import load_model
 from budgetft.step.build import model_config
+from budgetft.step.decoding import encode_prompt, pad_left
 from budgetft.step.inputs import prepare
 from budgetft.step.positions import rope_positions
 

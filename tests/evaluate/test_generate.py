@@ -14,7 +14,6 @@ from budgetft.contract import Contract
 from budgetft.data.examples import Example, write_dataset
 from budgetft.data.processor import load_processor
 from budgetft.errors import BudgetftError, UsageError
-from budgetft.evaluate.decoding import Decoding, encode_prompt, pad_left
 from budgetft.evaluate.generate import generate
 from budgetft.evaluate.predictions import read_predictions
 from budgetft.evaluate.source import source_of_model, source_of_plan, source_of_run
@@ -23,6 +22,7 @@ from budgetft.knobs import Knobs
 from budgetft.model import load_model
 from budgetft.outcome import Estimate
 from budgetft.plan import Plan, Proof, Target, refer
+from budgetft.step.decoding import Decoding, encode_prompt, pad_left
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 

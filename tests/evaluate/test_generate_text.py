@@ -17,10 +17,10 @@ from budgetft.contract import Contract
 from budgetft.data.conversation import Message, Part
 from budgetft.data.examples import Example
 from budgetft.data.processor import load_processor
-from budgetft.evaluate.decoding import Decoding, encode_prompt, new_tokens, pad_left, prepare_for_generation
 from budgetft.knobs import stock_knobs
 from budgetft.model import load_model
 from budgetft.step.build import build_model, trainable
+from budgetft.step.decoding import Decoding, encode_prompt, new_tokens, pad_left, prepare_for_generation
 from budgetft.step.step import Step
 
 CPU = torch.device("cpu")

@@ -32,12 +32,12 @@ def make_base(name: str, folder: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
-def make_adapter(name: str, base: Path, folder: Path, precision: str) -> Path:
-    model = build_model(
-        load_model(name), Contract(rank=4), base_precision=precision, device=torch.device("cpu"), weights=str(base)
-    )
+def make_adapter(name: str, base: Path, folder: Path, precision: str, **contract) -> Path:
+    agreed = Contract(rank=4, **contract)
+    model = build_model(load_model(name), agreed, base_precision=precision, device=torch.device("cpu"), weights=str(base))
     for parameter in trainable(model):
-        torch.nn.init.normal_(parameter, std=0.1)
+        with torch.no_grad():
+            parameter += torch.empty_like(parameter).normal_(std=0.1)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
@@ -72,6 +72,25 @@ def test_it_equals_peft_s_merge_to_the_bit_under_the_base_s_names(tmp_path, name
     layers = load_model(name).layers
     assert len(changed) == 7 * layers
     assert not any("visual" in n for n in changed)
+
+
+@pytest.mark.parametrize(
+    "contract", [{"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}], ids=str
+)
+def test_dora_and_rank_stabilised_adapters_are_merged_as_peft_merges_them(tmp_path, contract):
+    base = make_base(MODELS[1], tmp_path / "base", torch.float16)
+    adapter = make_adapter(MODELS[1], base, tmp_path / "adapter", "fp16", **contract)
+    merge_adapter(adapter, base, tmp_path / "merged")
+    theirs = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float16), str(adapter))
+    expected = theirs.merge_and_unload().state_dict()
+    ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float16).state_dict()
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+    plain = make_adapter(MODELS[1], base, tmp_path / "plain", "fp16")
+    merge_adapter(plain, base, tmp_path / "merged-plain")
+    before, after = tensors(tmp_path / "merged-plain"), tensors(tmp_path / "merged")
+    assert sum(not torch.equal(before[n], after[n]) for n in before) == 7 * load_model(MODELS[1]).layers, (
+        "others than a plain LoRA"
+    )
 
 
 def test_shards_index_and_descriptions_are_the_base_s(made, tmp_path):
@@ -130,7 +149,7 @@ def test_memory_is_bounded_by_a_weight_not_by_the_model(warm_children, tmp_path)
     assert float(load_file(tmp_path / "out" / "model-3.safetensors")["model.layers.3.self_attn.q_proj.weight"][0, 0]) == 8.0
 
 
-@pytest.mark.parametrize("damage", ["cut", "quantised", "foreign", "dora"])
+@pytest.mark.parametrize("damage", ["cut", "quantised", "foreign", "dora", "dora without magnitudes"])
 def test_what_cannot_be_merged_is_refused_and_nothing_is_left(made, tmp_path, damage):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(made / "base", base)
@@ -142,6 +161,9 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_left(made, tmp_path, da
         save_file({n: t.to(torch.int8) for n, t in load_file(shard).items()}, shard)
     elif damage == "foreign":
         shard.unlink()
+    elif damage == "dora without magnitudes":
+        described = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**described, "use_dora": True}))
     else:
         lora = load_file(adapter / "adapter_model.safetensors")
         save_file({**lora, "base_model.model.x.lora_magnitude_vector": torch.ones(2)}, adapter / "adapter_model.safetensors")

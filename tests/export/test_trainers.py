@@ -72,6 +72,30 @@ def test_the_contract_is_carried_over(plan, trainer):
     assert (fields["fp16"], fields["bf16"]) == (True, False)
 
 
+UNUSUAL = {
+    "alpha": 24, "lora_dropout": 0.1, "use_rslora": True, "use_dora": True, "init_lora": "gaussian", "seed": 7,
+    "lr_schedule": "linear", "weight_decay": 0.01, "warmup_ratio": 0.1, "max_grad_norm": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "llamafactory", "swift"])
+def test_every_setting_is_written_where_the_trainer_has_a_name_for_it(plan, trainer):
+    """LLaMA-Factory starts adapters in a way of its own choice, and says so."""
+    other = plan.model_copy(update={"contract": plan.contract.replace(**UNUSUAL)})
+    made = export_plan(other, MODEL, trainer)
+    fields = {**yaml.safe_load(made.text), **(made.lora or {})}
+    told = {name: fields[name] for name in ("weight_decay", "max_grad_norm", "seed", "lora_dropout", "use_rslora", "use_dora")}
+    assert told == {name: UNUSUAL[name] for name in told}
+    assert (fields["lora_alpha"], fields["lr_scheduler_type"]) == (24, "linear")
+    assert fields["warmup_steps" if trainer == "transformers" else "warmup_ratio"] == 0.1
+    init = {"transformers": "init_lora_weights", "swift": "init_weights"}.get(trainer)
+    assert (fields[init] == "gaussian") if init else any("not gaussian" in text for text in made.warnings)
+    if trainer != "transformers":
+        inherited = {"use_rslora", "use_dora", *([init] if init else [])}
+        assert inherited <= set(FIELDS[trainer]["fields"])
+    assert "use_dora" not in export_plan(plan, MODEL, trainer).text, "as before"
+
+
 def test_the_levers_that_it_lacks_and_its_own_peak_are_told(plan):
     made = export_plan(plan, MODEL, "swift")
     assert {"loss", "vision", "lora", "attention"} <= set(made.lacks)

@@ -105,6 +105,24 @@ def test_the_law_of_a_lever_agrees_with_its_trace(change, micro_batch, checkpoin
     assert sum(each.host_bytes for each in law.work(micro_batch, checkpointed)) == pytest.approx(copied, rel=AGREES / 5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "checkpointed"),
+    [({"lora_dropout": 0.1}, LAYERS), ({"use_dora": True}, LAYERS // 2), ({"use_dora": True, "lora_dropout": 0.1}, 0)],
+    ids=["dropout", "DoRA", "DoRA with dropout"],
+)
+def test_the_law_of_dropout_and_of_dora_agrees_with_its_trace(changes, checkpointed):
+    model, knobs, contract = short_model(layers=LAYERS), OURS.replace(lora="stock"), CONTRACT.replace(**changes)
+    law = fit_law(model, contract, knobs, SHAPE, gpu=GPU, layouts=(layout_of(LAYERS, checkpointed),))
+    whole = knobs.replace(micro_batch=5, grad_accum=2, checkpointed_layers=checkpointed)
+    trace = trace_step(model, contract, whole, [SHAPE] * 5, gpu=GPU)
+    peak, terms = law.peak_bytes(5, checkpointed, accumulating=True)
+    assert peak == pytest.approx(trace.peak_bytes, rel=AGREES)
+    assert sum(work.flops for work in law.work(5, checkpointed)) == pytest.approx(trace.flops, rel=AGREES / 5)
+    assert {name: terms[name] for name in ("adapter", "gradients", "optimizer")} == {
+        name: trace.static_bytes[name] for name in ("adapter", "gradients", "optimizer")
+    }
+
+
 @pytest.mark.parametrize("name", [pytest.param("qwen2.5-vl-3b", marks=pytest.mark.sweep), "qwen3-vl-2b"])
 def test_the_allocator_adds_what_it_adds_to_the_whole_model(name):
     """Also where one example does not fill a chunk of the loss, and where layers add features of the tower (Qwen3-VL)."""

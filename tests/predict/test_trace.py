@@ -40,12 +40,20 @@ SETTINGS = {
 }
 
 
-def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape]) -> int:
+ADAPTERS = {
+    "dropout": CONTRACT.replace(lora_dropout=0.1),
+    "DoRA": CONTRACT.replace(use_dora=True),
+    "DoRA with dropout": CONTRACT.replace(use_dora=True, lora_dropout=0.1),
+    "orthogonal rsLoRA": CONTRACT.replace(use_rslora=True, init_lora="orthogonal"),
+}
+
+
+def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape], contract: Contract = CONTRACT) -> int:
     """Peak of the third micro-batch's forward and backward: Adam's states exist, and gradients when accumulating."""
     peft_model = build_model(
-        model, CONTRACT, base_precision=knobs.base_precision, device=torch.device("cpu"), vision=knobs.vision
+        model, contract, base_precision=knobs.base_precision, device=torch.device("cpu"), vision=knobs.vision
     )
-    step = Step(peft_model, CONTRACT, knobs, device=torch.device("cpu"))
+    step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
     # Both get the indices that stock vision would compute on the device, a few KiB that a trace cannot compute.
     inputs = with_indices(step.prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision)), step.base)
     step.micro(inputs, total_supervised=100)
@@ -61,17 +69,27 @@ def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape]) -> int:
     return meter.peak_bytes
 
 
-def both_peaks(model: Model, knobs: Knobs) -> tuple[int, int]:
+def both_peaks(model: Model, knobs: Knobs, contract: Contract = CONTRACT) -> tuple[int, int]:
     """The traced peak and the metered one."""
     edge = model.pixel_step
     shapes = [Shape(images=((edge * 10, edge * 7),), text_tokens=60, supervised_tokens=30)] * knobs.micro_batch
-    return trace_step(model, CONTRACT, knobs, shapes, gpu=None).peak_bytes, metered_peak(model, knobs, shapes)
+    traced = trace_step(model, contract, knobs, shapes, gpu=None).peak_bytes
+    return traced, metered_peak(model, knobs, shapes, contract)
 
 
 @pytest.mark.parametrize(("name", "setting"), sliced(FAMILIES, SETTINGS))
 def test_the_traced_peak_is_the_real_one_to_the_byte(name, setting):
     """With few words the peak lies in the layers or in the tower."""
     traced, metered = both_peaks(tiny_model(name), SETTINGS[setting])
+    assert traced == metered
+
+
+@pytest.mark.parametrize("checkpointed", [0, 2], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "adapter"), sliced(FAMILIES, ADAPTERS, share=4))
+def test_so_it_is_with_dropout_and_with_every_kind_of_adapter(name, adapter, precision, checkpointed):
+    knobs = OURS.replace(lora="stock", base_precision=precision, checkpointed_layers=checkpointed)
+    traced, metered = both_peaks(tiny_model(name), knobs, ADAPTERS[adapter])
     assert traced == metered
 
 
@@ -140,6 +158,22 @@ def test_on_a_card_the_math_kernel_needs_one_more_score_matrix_in_backward():
     on_card, on_cpu = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu).peak_bytes for gpu in (load_gpu("v100-16g"), None))
     # Elsewhere at the peak the two differ by a few tensors that have no N x N: of 4 heads, less than N / 100 of them.
     assert on_card - on_cpu == pytest.approx(scores, rel=0.01)
+
+
+def test_on_a_card_dropout_keeps_a_byte_for_each_number_and_on_the_cpu_four():
+    """The inputs of a layer's seven linears, each dropped by itself; what its adapters read is as large on both."""
+    model = load_model("tiny-qwen2.5-vl")
+    knobs = OURS.replace(micro_batch=1, grad_accum=4, lora="stock", checkpointed_layers=0)
+    shape = Shape(images=((56, 56),), text_tokens=1000, supervised_tokens=1)
+    kept = {}
+    for gpu in (load_gpu("v100-16g"), None):
+        for dropout in (0.5, 0.0):
+            trace = trace_step(model, CONTRACT.replace(lora_dropout=dropout), knobs, [shape], gpu=gpu)
+            kept[gpu is None, dropout] = sum(segment.net_bytes for segment in trace.segments if segment.label[0] == "forward")
+    on_card, on_cpu = (kept[cpu, 0.5] - kept[cpu, 0.0] for cpu in (False, True))
+    tokens, hidden, inner = shape.total_tokens(model.pixel_step), model.text["hidden_size"], model.text["intermediate_size"]
+    numbers = tokens * (model.layers * (3 * hidden + hidden + 2 * hidden + inner) - 3 * hidden)  # embeddings need no gradient
+    assert on_cpu - on_card == pytest.approx(3 * numbers, rel=0.01)  # but for rounding up to the allocator's blocks
 
 
 def test_a_trace_takes_no_memory_to_speak_of():

@@ -146,3 +146,21 @@ def test_a_type_that_the_card_only_emulates_is_not_replaced_in_silence(unpriced,
     assert run(*port, "--precision", "native", "--quiet") == 0
     assert read_plan(tmp_path / "t4.json").knobs.base_precision == "fp16"
     assert "changes the numerics" in capsys.readouterr().out
+
+
+def test_a_plan_has_every_setting_that_was_asked_for_and_its_port_has_them_too(tmp_path):
+    settings = {
+        "seed": 2**32 - 1, "alpha": 12, "lora_dropout": 0.1, "use_rslora": True, "use_dora": True, "init_lora": "orthogonal",
+        "lr_schedule": "constant_with_warmup", "warmup_ratio": 0.2, "weight_decay": 0.05, "max_grad_norm": 0.5,
+    }  # fmt: skip
+    words = ["--lora-alpha", 12, "--use-rslora", "--use-dora"]
+    for name, value in settings.items():
+        words += [] if value is True or name == "alpha" else [f"--{name.replace('_', '-')}", value]
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    assert run("plan", "--gpu", "v100-16g", *WORK, *words, "--probe", "never", "--out", old) == 0
+    plan = read_plan(old)
+    assert settings.items() <= plan.contract.model_dump().items()
+    assert plan.knobs.lora == "stock", "the lean forward has neither"
+    assert [row.value for row in plan.price_list] == ["4", "8"]
+    assert run("port", "--plan", old, "--gpu", "t4", "--probe", "never", "--quiet", "--out", new) == 0
+    assert read_plan(new).contract == plan.contract

@@ -19,11 +19,14 @@ CONTRACTS = [
     Contract(effective_batch=12),
     Contract(effective_batch=7),
     Contract(lora_dropout=0.05),
+    Contract(use_dora=True, allow_nf4=True),
 ]
 
 
 @pytest.mark.parametrize("gpu", gpu_names())
-@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: f"batch {c.effective_batch}, dropout {c.lora_dropout}")
+@pytest.mark.parametrize(
+    "contract", CONTRACTS, ids=lambda c: f"batch {c.effective_batch}, dropout {c.lora_dropout}" + c.use_dora * ", DoRA"
+)
 def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, contract):
     job = make_job(gpu=load_gpu(gpu), contract=contract)
     grid, stock = settings(job), stock_settings(job)
@@ -37,7 +40,7 @@ def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, 
         == {knobs.micro_batch for knobs in stock}
         == set(divisors(contract.effective_batch))
     )
-    assert {knobs.lora for knobs in grid} == {"stock" if contract.lora_dropout else "lean"}
+    assert {knobs.lora for knobs in grid} == {"stock" if contract.lora_dropout or contract.use_dora else "lean"}
     modern = job.gpu.capability >= (8, 0)
     assert {knobs.attention for knobs in grid} == {"flash" if modern else "efficient"}
     assert {knobs.base_precision for knobs in [*grid, *stock]} == {"bf16" if modern else "fp16"}

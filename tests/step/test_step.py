@@ -7,6 +7,7 @@ from functools import cache, cached_property
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from rounding import UNITS, distance, doubled, noise, sum_error
 from tiny import FAMILIES, tiny_model
 
@@ -42,11 +43,11 @@ class Case:
     gradient is then their difference, and not rounding.
     """
 
-    def __init__(self, name: str, *, dtype: str = "fp32") -> None:
+    def __init__(self, name: str, *, dtype: str = "fp32", **contract) -> None:
         self.model = tiny_model(name)
         self.arithmetic = doubled if dtype == "fp64" else nullcontext
         dtype = "fp32" if dtype == "fp64" else dtype
-        self.contract = Contract(rank=4, effective_batch=4)
+        self.contract = Contract(rank=4, effective_batch=4, **contract)
         self.stock = stock_knobs(micro_batch=2, effective_batch=4, layers=self.model.layers, base_precision=dtype)
         self.peft_model = build_model(self.model, self.contract, base_precision=dtype, device=torch.device("cpu"))
         for parameter in trainable(self.peft_model):  # B starts at zero, which would hide half of the gradients
@@ -105,6 +106,16 @@ def test_a_cost_knob_leaves_loss_and_gradients_as_the_stock_recipe_has_them(prec
     assert distance([other_loss], [loss]) < precise.bound
     assert gradient.norm() > 0.1
     assert distance(other, gradient) < precise.bound
+
+
+def test_the_lean_forward_scales_rank_stabilised_adapters_as_the_stock_one_does():
+    case, plain = made("tiny-qwen2.5-vl", dtype="fp64", use_rslora=True), made("tiny-qwen2.5-vl", dtype="fp64")
+    layers = [layer for layer in case.peft_model.modules() if isinstance(layer, LoraLayer)]
+    assert {scale for layer in layers for scale in layer.scaling.values()} == {case.contract.alpha / case.contract.rank**0.5}
+    loss, gradient = case.of_stock
+    other_loss, other = case.gradients(case.stock.replace(lora="lean"))
+    assert distance([other_loss], [loss]) < case.bound
+    assert distance(other, gradient) < case.bound < distance(gradient, plain.of_stock[1]), "another scale, other gradients"
 
 
 def test_the_bound_is_one_of_roundings(precise):

@@ -165,6 +165,7 @@ def test_options_of_train_are_passed_on_with_paths_that_hold_in_any_folder(scrip
     (tmp_path / "weights").mkdir()
     files = ["--data", "my data", "--eval-data", "held", "--cache", "features", "--weights", "weights"]
     numbers = ["--steps", "9", "--save-every", "3", "--eval-every", "2", "--track", "wandb", "--track", "mlflow"]
+    numbers += ["--early-stopping", "3", "--sample-captions", "1"]
     (called,) = cluster(script(*files, *numbers), FAILS).of("srun")
     given = list(zip(called[2::2], called[3::2], strict=True))[2:]
     assert given == [
@@ -174,12 +175,16 @@ def test_options_of_train_are_passed_on_with_paths_that_hold_in_any_folder(scrip
         ("--save-every", "3"),
         ("--eval-data", f"{tmp_path}/held"),
         ("--eval-every", "2"),
+        ("--early-stopping", "3"),
+        ("--sample-captions", "1"),
         ("--cache", f"{tmp_path}/features"),
         ("--tracker", "wandb"),
         ("--tracker", "mlflow"),
     ]
     (called,) = cluster(script("--weights", "random"), FAILS).of("srun")
     assert called[-2:] == ["--weights", "random"]
+    (called,) = cluster(script("--eval-data", "held", "--keep-best"), FAILS).of("srun")
+    assert called[-1] == "--keep-best"
 
 
 def test_the_script_needs_no_newer_bash_than_a_cluster_has(script):

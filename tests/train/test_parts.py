@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+import torch
 from patience import HANG_SECONDS
 from rounding import arithmetic
 
@@ -19,7 +20,7 @@ from budgetft.train.loader import prefetched
 from budgetft.train.log import Log
 from budgetft.train.numerics import WINDOW, FiniteWatch
 from budgetft.train.record import Record
-from budgetft.train.rng import seed_step
+from budgetft.train.rng import seed_all, seed_step
 from budgetft.train.schedule import learning_rate, step_examples, total_steps
 
 
@@ -59,6 +60,26 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
     assert 0 < rates[-1] < 0.001
     assert [learning_rate(step, 2, contract.replace(warmup_ratio=1.0)) for step in (1, 2)] == [0.5, 1.0]
     assert learning_rate(1, 1, contract.replace(warmup_ratio=0.0)) == 1.0
+
+
+def test_each_schedule_is_that_of_transformers_but_for_its_first_warm_step():
+    """Theirs warms up from 0, ours from one part of the way: their step s + 1 is our step s there."""
+    from torch import nn
+    from torch.optim import SGD
+    from transformers import get_scheduler
+
+    contract, steps, warmup = Contract(learning_rate=1.0, warmup_ratio=0.2), 20, 4
+    for name in ("cosine", "linear", "constant", "constant_with_warmup"):
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        rates = []
+        for _ in range(steps + 1):
+            rates.append(theirs.get_last_lr()[0])
+            optimizer.step()
+            theirs.step()
+        ours = [learning_rate(step, steps, contract.replace(lr_schedule=name)) for step in range(1, steps + 1)]
+        assert ours[:warmup] == arithmetic(rates[1 : warmup + 1])
+        assert ours[warmup:] == arithmetic(rates[warmup:steps], scale=1.0)
 
 
 def test_micro_batches_keep_the_order():
@@ -142,6 +163,14 @@ def test_what_a_step_draws_follows_from_seed_and_number_alone():
     random.gauss(0, 1)  # leaves a second number waiting
     assert draw(1, 7) == first
     assert first not in (draw(1, 8), draw(2, 7))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_every_seed_of_a_contract_seeds_every_generator_and_every_order(seed):
+    contract = Contract(seed=seed, effective_batch=4)
+    seed_all(contract.seed)
+    seed_step(contract.seed, 10**9, rank=1000)
+    assert sorted(step_examples(1, 4, contract)) == [0, 1, 2, 3]
 
 
 def test_two_processes_cannot_hold_one_folder(tmp_path):

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from patience import until
 from runs import plan_of, train_plan
+from safetensors.torch import load_file
 from warm import warm
 
 import budgetft
@@ -90,6 +92,23 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(plan, reference, tra
     assert losses(run) == losses(reference), f"killed after step {last}"
     assert (run / ADAPTER).read_bytes() == (reference / ADAPTER).read_bytes()
     assert summary.steps == STEPS
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_a_run_of_dora_goes_on_from_a_checkpoint_to_the_same_bytes_at_the_largest_seed_too(dataset, train, tmp_path, init):
+    contract = {"use_dora": True, "use_rslora": True, "init_lora": init, "seed": 2**32 - 1, "lora_dropout": 0.1}
+    plan = plan_of(dataset, **contract, lr_schedule="linear", knobs={"lora": "stock"})
+    train(plan, steps=4, out=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(plan, steps=4, on_progress=interrupt_after(2))
+    train(plan, resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert (tmp_path / "run" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
+    tensors = load_file(tmp_path / "run" / ADAPTER)
+    start = load_file(tmp_path / "run" / "checkpoints" / "step-2" / ADAPTER)
+    lengths = [name for name in tensors if name.endswith("lora_magnitude_vector")]
+    assert len(lengths) * 3 == len(tensors)
+    assert any(not torch.equal(tensors[name], start[name]) for name in lengths), "they are learned"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

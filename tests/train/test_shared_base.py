@@ -183,3 +183,14 @@ def test_a_preflight_that_one_process_cannot_make_ends_both_before_the_first_ste
     assert done.returncode != 0
     assert done.stderr.count("error: out of memory in phase 'backward' of the pre-flight") == 2, "one waited for the other"
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_dora_reads_weights_that_are_shared_out_as_it_reads_whole_ones(
+    make_deep_plan, train, launch, doubles, same_run, tmp_path, deep
+):
+    plan = make_deep_plan(micro_batch=1, effective_batch=3, use_dora=True, knobs={"lora": "stock"})
+    train(plan, steps=3, out=tmp_path / "alone", weights=str(deep))
+    done = launch(plan, "--steps", "3", shared=True, doubles=True, weights=str(deep))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_run.losses(tmp_path / "run", tmp_path / "alone")
+    assert same_run.adapters(tmp_path / "run", tmp_path / "alone")

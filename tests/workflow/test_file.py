@@ -113,12 +113,17 @@ def test_lists_and_switches_become_options(tmp_path):
         [plan]
         gpu = "t4"
         allow-nf4 = false
+        use-dora = true
+        seed = 4294967295
+        warmup_ratio = 0.1
+        init-lora = "gaussian"
         [train]
         tracker = ["wandb", "mlflow"]
     """
     told = commands(read(tmp_path, text))
     assert "--no-external --skip-bad" in told["data"]
     assert "nf4" not in told["plan"]
+    assert "--use-dora --seed=4294967295 --warmup-ratio=0.1 --init-lora=gaussian" in told["plan"]
     assert "--tracker=wandb --tracker=mlflow" in told["train"]
 
 

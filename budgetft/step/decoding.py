@@ -103,6 +103,27 @@ def prepare_for_generation(step: Step) -> None:
         _group_on_the_fly(base.model.visual)
 
 
+@contextmanager
+def generating(step: Step) -> Iterator[None]:
+    """Inside, the model of ``step`` is as :func:`prepare_for_generation` makes it; after it, it trains as before."""
+    base, visual = step.base, step.base.model.visual
+    configs = (base.config, base.model.config, base.model.language_model.config)
+    attention = [config._attn_implementation for config in configs]
+    generation, tower = base.generation_config, visual.__dict__.get("forward")
+    try:
+        prepare_for_generation(step)
+        yield
+    finally:
+        base.generation_config, base.model.rope_deltas = generation, None
+        for config, name in zip(configs, attention, strict=True):
+            config._attn_implementation = name
+        if tower is not None:
+            visual.forward = tower
+        for parameter in step.parameters:
+            parameter.requires_grad_(True)
+        step.peft_model.train()
+
+
 def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: list[int], pad_id: int) -> torch.Tensor:
     """The tokens (B, N) that follow ``prompts``, padded after an end; on the device. No logits are kept."""
     from transformers import GenerationConfig
