@@ -66,6 +66,9 @@ class Knobs(Value):
     """Blocks that compute in fp32 because they overflow fp16, by module name: not searched, but found in the weights. In a
     name, ``*`` stands for every number."""
 
+    deterministic: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    """The same bits in every run on one GPU, by torch's deterministic algorithms: not searched, but asked for."""
+
     @field_validator("fp32_blocks")
     @classmethod
     def _block_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -120,6 +123,10 @@ def parse_knob(text: str) -> tuple[str, Any]:
         if raw not in choices:
             raise unknown_name(f"value for knob {name}:", raw, choices)
         return name, raw
+    if name == "deterministic":
+        if raw not in ("true", "false"):
+            raise UsageError(f"knob deterministic must be true or false, not {raw!r}")
+        return name, raw == "true"
     if name == "fp32_blocks":
         return name, tuple(part.strip() for part in raw.split(",") if part.strip())
     if not (raw.isascii() and raw.isdigit()):
@@ -143,6 +150,7 @@ def describe(knobs: Knobs) -> str:
         knobs.optimizer: knobs.optimizer != "adamw",
         "activations on the host": knobs.offload == "activations",
         f"{len(knobs.fp32_blocks)} blocks in fp32": bool(knobs.fp32_blocks),
+        "deterministic": knobs.deterministic,
     }
     unusual = "".join(f", {name}" for name, used in levers.items() if used)
     return f"micro_batch {knobs.micro_batch}, checkpointed {knobs.checkpointed_layers}, {kind}{unusual}"

@@ -84,6 +84,7 @@ def launch(
     keep_best: Annotated[bool | None, typer.Option("--keep-best/--no-keep-best", help="As for budgetft train.")] = None,
     early_stopping: Annotated[int | None, typer.Option(min=0, help="As for budgetft train.")] = None,
     sample_captions: Annotated[int | None, typer.Option(min=0, help="As for budgetft train.")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="As for budgetft train.")] = False,
     cache: Annotated[Path | None, typer.Option(help="As for budgetft train.")] = None,
     tracker: Annotated[list[str] | None, typer.Option("--tracker", "--track", help="As for budgetft train.")] = None,
 ) -> None:
@@ -116,6 +117,7 @@ def launch(
     )
     if keep_best is not None:
         train.append("--keep-best" if keep_best else "--no-keep-best")
+    train += ["--deterministic"] if deterministic else []
     for name in tracker or ():
         train += ["--tracker", name]
     text = SCRIPT.format(

@@ -48,6 +48,9 @@ def plan(
     warmup_ratio: options.WarmupRatio = None,
     weight_decay: options.WeightDecay = None,
     max_grad_norm: options.MaxGradNorm = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Runs on one GPU have the same bits; what that costs is measured.")
+    ] = False,
     cache: Annotated[
         str | None,
         typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
@@ -121,6 +124,7 @@ def plan(
             workload_under=_workloads(data, image, images, text_tokens, supervised_tokens, architecture),
             data=None if data is None else str(data.resolve()),
             cache=cache,
+            deterministic=deterministic,
             probe=probe,
             max_probes=max_probes,
             sampler=sampler,

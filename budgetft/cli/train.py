@@ -74,6 +74,13 @@ def train(
         int | None,
         typer.Option(min=0, help="Caption so many held-out examples after each evaluation, into samples.jsonl; 0: none."),
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="The same bits in every run on one GPU, a little slower; without it they agree to rounding. A CPU needs none.",
+        ),
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
     cache: Annotated[
         Path | None,
@@ -117,6 +124,7 @@ def train(
             keep_best=keep_best,
             early_stopping=early_stopping,
             sample_captions=sample_captions,
+            deterministic=deterministic,
             trackers=tracker or (),
         )
     if json_output:

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from budgetft.cards import driver_version, first_visible
@@ -256,10 +257,14 @@ def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> int:
 
     import torch
 
+    from budgetft.step.determinism import deterministic
+
     knobs = Knobs.read(first["knobs"], source="request")
+    kept = ExitStack()  # for as long as the process lives
     ended = {"evidence": job.evidence, "budget_bytes": job.budget_bytes}
     try:
         answer({"hello": True})
+        kept.enter_context(deterministic(knobs.deterministic))
         probing = Probing(job, knobs, on_phase)
         answer({"ready": True})
         for line in lines:

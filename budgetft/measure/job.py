@@ -40,6 +40,8 @@ class Job(Value):
     contract: Contract
     fp32_blocks: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     """Blocks of the model's weights that overflow fp16: every setting that computes in fp16 has them in fp32."""
+    deterministic: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    """Every setting computes the same bits each time."""
     workload: Workload
     device: Device = "cuda"
     host: Gpu | None = None
@@ -75,7 +77,8 @@ class Job(Value):
     def build_key(self, knobs: Knobs) -> str:
         """Probes with the same key can share a loaded model."""
         tower = "no tower" if knobs.vision == "cached" else "tower"
-        return f"{knobs.base_precision}/{knobs.allocator}/{tower}"
+        kind = "/deterministic" if knobs.deterministic else ""
+        return f"{knobs.base_precision}/{knobs.allocator}/{tower}{kind}"
 
     def loaded_key(self) -> str:
         """Jobs with the same key can share a loaded model with its adapters: their shapes and effective batches may differ."""
@@ -109,6 +112,7 @@ def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | N
         model=model or load_planned_model(plan),
         contract=plan.contract,
         fp32_blocks=plan.knobs.fp32_blocks,
+        deterministic=plan.knobs.deterministic,
         workload=plan.workload,
         device=device,
         host=host,

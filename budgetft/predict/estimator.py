@@ -98,7 +98,9 @@ class Estimator:
     @staticmethod
     def combination(knobs: Knobs) -> Knobs:
         """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
-        return knobs.replace(micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded")
+        return knobs.replace(
+            micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded", deterministic=False
+        )
 
     def _found_or_traced(self, combination: Knobs) -> Law:
         """Of this software: from a recording, or stored; with ``at_once``, of other software; else traced here."""

@@ -16,7 +16,7 @@ from budgetft.knobs import Allocator
 from budgetft.value import Value
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 5
+LAW_VERSION = 6
 """Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
 LARGEST_MICRO_BATCH = 64
 """The allocator is replayed up to here; a law says nothing of larger ones."""

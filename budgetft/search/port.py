@@ -90,6 +90,7 @@ def port_plan(request: PortRequest) -> Port:
         origin=f"ported from {plan.gpu.name} ({plan.evidence.kind}); ",
         base_precision=_precision(request),
         fp32_blocks=plan.knobs.fp32_blocks,
+        deterministic=plan.knobs.deterministic,
     )
     try:
         made = make_plan(planning)

@@ -74,6 +74,8 @@ class PlanRequest:
     """Of a ported plan, in words: where its evidence is from."""
     base_precision: Type | None = None
     """None: what the card runs natively."""
+    deterministic: bool = False
+    """Every run of the plan on one GPU has the same bits; what that costs is measured where there is a GPU."""
     fp32_blocks: tuple[str, ...] = ()
     """Blocks that are known to overflow fp16; looked for anew where the weights are at hand."""
 
@@ -153,6 +155,8 @@ class Found:
     estimator: Estimator | Transferred
     weighed: Weighed | None
     prices: tuple[PriceRow, ...]
+    cost: str = ""
+    """Of computing the same bits each time, in words."""
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -241,11 +245,28 @@ def _search(request: PlanRequest, place: Place | None) -> Found:
             planner.prober = prober
             planner.ledger = None if request.ledger is None else Ledger(request.ledger)
             choice = planner.plan()
+            cost = _cost_of_determinism(request, job, choice, planner)
             prices = _pricing(request, job, choice, planner).rows()
     else:
-        choice = planner.plan()
+        choice, cost = planner.plan(), ""
         prices = _pricing(request, job, choice, planner).rows()
-    return Found(request=request, job=job, choice=choice, estimator=estimator, weighed=weighed, prices=prices)
+    return Found(request=request, job=job, choice=choice, estimator=estimator, weighed=weighed, prices=prices, cost=cost)
+
+
+def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> str:
+    """How much slower the winner is than without, by one probe more; in words."""
+    speed_with = choice.winner.estimate.samples_per_second
+    if not request.deterministic or planner.prober is None or not speed_with:
+        return ""
+    outcome = planner.prober.probe(choice.winner.knobs.replace(deterministic=False))
+    if planner.ledger is not None:
+        planner.ledger.append(job, outcome)
+    if not outcome.samples_per_second:
+        return ""
+    share = speed_with / outcome.samples_per_second - 1
+    text = f"; deterministic: {speed_with:.2f} samples/s, {outcome.samples_per_second:.2f} without ({share:+.0%})"
+    request.on_event(Event(stage="confirm", text=text.removeprefix("; ")))
+    return text
 
 
 def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> Pricing:
@@ -297,6 +318,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
         model=request.model,
         contract=contract,
         fp32_blocks=request.fp32_blocks,
+        deterministic=request.deterministic,
         workload=request.workload_under(contract),
         device="cuda" if place is None else place.device,
         host=None if place is None else place.host,
@@ -326,7 +348,7 @@ def _plan(
             outcomes=choice.outcomes,
             confirmed=choice.confirmed,
             wall_seconds=round(time.monotonic() - started, 1),
-            statement=request.origin + (unprobed if place is None else place.statement),
+            statement=request.origin + (unprobed if place is None else place.statement) + found.cost,
             predictions=choice.predictions,
             workers=choice.workers,
         ),

@@ -138,6 +138,7 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
             loss_chunk=loss_chunk,
             vision_group=vision_group,
             fp32_blocks=job.fp32_blocks_of(precision, vision),
+            deterministic=job.deterministic,
         )
         for micro_batch in micro_batches(job)
         for checkpointed in checkpoint_choices(job.model.layers)
@@ -163,6 +164,6 @@ def stock_settings(job: Job) -> list[Knobs]:
             effective_batch=effective,
             layers=job.model.layers,
             base_precision=base_precision(job),
-        )
+        ).replace(deterministic=job.deterministic)
         for micro_batch in micro_batches(job)
     ]

@@ -71,10 +71,11 @@ class _LoraLinear(torch.autograd.Function):
         x_TI = x.reshape(-1, x.shape[-1])
         grad_TO = grad.reshape(-1, grad.shape[-1])
         a_half_RI = a_RI.to(x.dtype)
-        low_TR = x_TI @ a_half_RI.t()
-        grad_low_TR = (grad_TO @ b_OR.to(x.dtype)) * ctx.scale
+        # Scaled before the products are rounded: fp16 has few bits left for the small gradients of a B near 0.
+        low_TR = (x_TI @ a_half_RI.t()).mul_(ctx.scale)
+        grad_low_TR = grad_TO @ (b_OR.to(x.dtype) * ctx.scale)
         grad_a_RI = (grad_low_TR.t() @ x_TI).to(a_RI.dtype)
-        grad_b_OR = (grad_TO.t() @ low_TR).to(b_OR.dtype) * ctx.scale
+        grad_b_OR = (grad_TO.t() @ low_TR).to(b_OR.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad_TO @ frozen_weight(ctx.base)).addmm_(grad_low_TR, a_half_RI).view(x.shape)

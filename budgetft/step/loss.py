@@ -7,6 +7,7 @@ backward needs, and it can be computed chunk by chunk during forward.
 Shapes: B examples, S tokens, N supervised tokens, C tokens of a chunk, D hidden, V vocabulary.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -33,9 +34,13 @@ def chunked_loss(
     sample_weights_N: torch.Tensor | None = None,
     *,
     chunk: int = LOSS_CHUNK,
+    divisor: float = 1.0,
 ) -> torch.Tensor:
-    """The same sum; logits of at most ``chunk`` tokens exist at once, and backward needs none of them."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N, chunk)
+    """The same sum over ``divisor``; logits of at most ``chunk`` tokens exist at once, and backward needs none of them.
+
+    Divided here, and not after, the gradient is rounded as often as the stock recipe's.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N, chunk, divisor)
 
 
 def weighted_full_loss(
@@ -93,7 +98,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         sample_weights_N: torch.Tensor | None,
         chunk_tokens: int,
+        divisor: float,
     ) -> torch.Tensor:
+        # Of the division a power of two is left for the end, where it is exact: what is rounded stays as large as it was.
+        left = 2.0 ** math.floor(math.log2(divisor))
+        scale = GRADIENT_SCALE * left / divisor
         hidden_ND = hidden_ND.to(weight_VD.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradient_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device)
@@ -108,17 +117,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total -= (log_p_C if sample_weights_N is None else log_p_C * sample_weights_N[chunk]).sum()
                 del log_p_C
                 slope_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=torch.float32))
-                slope_CV = slope_CV.mul_(GRADIENT_SCALE).to(weight_VD.dtype)
+                slope_CV = slope_CV.mul_(scale).to(weight_VD.dtype)
                 del log_p_CV
                 gradient_ND[chunk] = torch.mm(slope_CV, weight_VD)
                 del slope_CV
         if sample_weights_N is not None:  # here, in fp32, whatever their size
             gradient_ND.mul_(sample_weights_N[:, None])
-        ctx.save_for_backward(gradient_ND.div_(GRADIENT_SCALE))
+        ctx.save_for_backward(gradient_ND.div_(GRADIENT_SCALE * left))
         ctx.hidden_dtype = hidden_ND.dtype
-        return total
+        return total.div_(divisor)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None, None
+        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None, None, None

@@ -156,10 +156,12 @@ class Step:
                     hidden_ND = self._hidden(inputs)
                     self._enter("loss")
                     head_VD = self.base.lm_head.weight
-                    compute = supervised_loss
+                    answers = inputs.targets_N, inputs.sample_weights_N
                     if self.knobs.loss == "chunked":
-                        compute = partial(chunked_loss, chunk=self.knobs.loss_chunk)
-                    loss = compute(hidden_ND, head_VD, inputs.targets_N, inputs.sample_weights_N) / total_supervised
+                        chunk = self.knobs.loss_chunk
+                        loss = chunked_loss(hidden_ND, head_VD, *answers, chunk=chunk, divisor=total_supervised)
+                    else:
+                        loss = supervised_loss(hidden_ND, head_VD, *answers) / total_supervised
                     del hidden_ND
             self._enter("backward")
             self.scaler.scale(loss).backward()

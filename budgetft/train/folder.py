@@ -40,6 +40,7 @@ class Identity(Value):
     keep_best: bool | None = None
     early_stopping: int | None = None
     sample_captions: int | None = None
+    deterministic: bool | None = None
 
     @property
     def given_weights(self) -> str:
@@ -67,6 +68,7 @@ class Identity(Value):
         keep_best: bool | None = None,
         early_stopping: int | None = None,
         sample_captions: int | None = None,
+        deterministic: bool | None = None,
     ) -> "Identity":
         """This with what the run is given beside; what is left out is that of ``known``, the run that is resumed, and 0 or
         False drops it.
@@ -92,6 +94,7 @@ class Identity(Value):
             heldout=folder,
             heldout_every=None if folder is None else heldout_every or before.heldout_every or HELDOUT_EVERY,
             cache=before.cache if cache is None else str(cache.absolute()),
+            deterministic=(before.deterministic if deterministic is None else deterministic) or None,
             **asked,
         )
 

@@ -15,6 +15,7 @@ from budgetft.data.given import Given
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.outcome import Outcome, Phase
 from budgetft.plan import Plan, write_plan, write_text_atomically
+from budgetft.step.determinism import deterministic as deterministic_algorithms
 from budgetft.step.step import Step
 from budgetft.train import rng
 from budgetft.train.agree import check_same
@@ -65,6 +66,7 @@ def run_training(
     keep_best: bool | None = None,
     early_stopping: int | None = None,
     sample_captions: int | None = None,
+    deterministic: bool | None = None,
     trackers: Sequence[Any] = (),
 ) -> Summary:
     """Train as ``plan`` says, into the run folder ``out``; returns what is written to ``out/summary.json``.
@@ -82,6 +84,9 @@ def run_training(
     ``Path("none")`` drops that of a resumed run. With it, ``keep_best`` makes the adapter that of the step with the lowest
     such loss; the run ends when ``early_stopping`` evaluations in a row bring no lower one; and of ``sample_captions``
     examples captions go to ``out/samples.jsonl`` after each. A resumed run keeps the three; False and 0 drop them.
+
+    On a CPU, runs of one plan have the same bits; on a GPU they agree to rounding, and with ``deterministic`` to the bit, a
+    little slower (a resumed run keeps it).
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
     ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
@@ -107,36 +112,57 @@ def run_training(
                 return Summary.read(read_json(folder.summary), source=str(folder.summary))
         identity = job.identity.beside(
             known, heldout=heldout, heldout_every=heldout_every, cache=cache,
-            keep_best=keep_best, early_stopping=early_stopping, sample_captions=sample_captions,
+            keep_best=keep_best, early_stopping=early_stopping, sample_captions=sample_captions, deterministic=deterministic,
         )  # fmt: skip
-        check_samples(job, identity.sample_captions, shared=ranks.shared)
-        held_out = None if identity.heldout is None else held_out_job(read_dataset(Path(identity.heldout)), job, on_note)
-        features = None if identity.cache is None else Path(identity.cache)
-        features_of, heldout_features = (
-            None if one is None else planned_features(one, features, device=device, on_note=on_note, fills=ranks.first)
-            for one in (job, held_out)
-        )
-        # First: it must see the card before this process does.
-        memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate, on_note=on_note)
-        accelerator, connection_bytes = connect(memory, ranks, trackers, out)
-        processor, step = load_step(job, memory, ranks, on_note)
-        training = Training(
-            job=job, identity=identity, folder=folder, memory=memory, processor=processor, step=step, ranks=ranks,
-            pace=Pace(save_every),
-            on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
-            accelerator=accelerator, predicted_peak_bytes=tell_peak(step, plan, ranks, connection_bytes, on_note),
+        with deterministic_algorithms(plan.knobs.deterministic or bool(identity.deterministic)):
+            calls = {"on_note": on_note, "on_progress": on_progress, "on_refused": on_refused}
+            return _run(job, identity, folder, ranks, Pace(save_every), resume, device, trackers, **calls)
+
+
+def _run(
+    job: Job,
+    identity: Identity,
+    folder: RunFolder,
+    ranks: Ranks,
+    pace: Pace,
+    resume: bool,
+    device: Device,
+    trackers: Sequence[Any],
+    *,
+    on_note: Callable[[str], None],
+    on_progress: Callable[[Record], None],
+    on_refused: Callable[[Outcome], None],
+) -> Summary:
+    """The run itself, of a request that was settled, in its folder."""
+    plan, out = job.plan, folder.path
+    check_samples(job, identity.sample_captions, shared=ranks.shared)
+    held_out = None if identity.heldout is None else held_out_job(read_dataset(Path(identity.heldout)), job, on_note)
+    features = None if identity.cache is None else Path(identity.cache)
+    features_of, heldout_features = (
+        None if one is None else planned_features(one, features, device=device, on_note=on_note, fills=ranks.first)
+        for one in (job, held_out)
+    )
+    # First: it must see the card before this process does.
+    memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate, on_note=on_note)
+    accelerator, connection_bytes = connect(memory, ranks, trackers, out)
+    processor, step = load_step(job, memory, ranks, on_note)
+    training = Training(
+        job=job, identity=identity, folder=folder, memory=memory, processor=processor, step=step, ranks=ranks,
+        pace=pace,
+        on_note=on_note, on_progress=on_progress, on_refused=on_refused, features_of=features_of,
+        accelerator=accelerator, predicted_peak_bytes=tell_peak(step, plan, ranks, connection_bytes, on_note),
+    )  # fmt: skip
+    if held_out is not None:
+        training.heldout = HeldOut(
+            job=held_out, processor=processor, step=step, memory=memory, every=identity.heldout_every or HELDOUT_EVERY,
+            on_note=on_note, on_fallback=training.fell_back, features_of=heldout_features, ranks=ranks,
+            samples=wanted_samples(identity, folder, held_out, processor, step, memory, on_note) if ranks.first else None,
         )  # fmt: skip
-        if held_out is not None:
-            training.heldout = HeldOut(
-                job=held_out, processor=processor, step=step, memory=memory, every=identity.heldout_every or HELDOUT_EVERY,
-                on_note=on_note, on_fallback=training.fell_back, features_of=heldout_features, ranks=ranks,
-                samples=wanted_samples(identity, folder, held_out, processor, step, memory, on_note) if ranks.first else None,
-            )  # fmt: skip
-        try:
-            return training.run(resume)
-        finally:
-            with unharmed(on_note):
-                training.accelerator.end_training()
+    try:
+        return training.run(resume)
+    finally:
+        with unharmed(on_note):
+            training.accelerator.end_training()
 
 
 class _Stopped(Exception):

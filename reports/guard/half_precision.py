@@ -4,7 +4,7 @@
     python reports/guard/half_precision.py --device cuda --out reports/guard/half_precision-h200.json
 
 The reference is the stock recipe with the same weights, rounded to the type, in fp64. An error is the norm of the difference over
-the norm of the reference, all adapters together; of several batches the root of the mean of squares. Cases: a B as after the first
+the norm of the reference, of all A and of all B; of both, and of several batches, the root of the mean of squares. Cases: a B as after the first
 steps and as after many, LoRA's scale (alpha over rank) 2 and 8, and in fp16 the gradient scale at its start and fallen to 1.
 On a GPU the model has the 3B's widths and vocabulary with four layers and four blocks; on the CPU it is the tiny one. Before it was
 run: a knob may be at most 10 % further from fp64 than the stock recipe. Exit code 1 when one is.
@@ -88,8 +88,8 @@ class Case:
                 ours.copy_(drawn)
                 theirs.copy_(drawn.double())
 
-    def gradients(self, step: Step, knobs: Knobs, seed: int, gradient_scale: float) -> torch.Tensor:
-        """All adapters' gradients in fp64."""
+    def gradients(self, step: Step, knobs: Knobs, seed: int, gradient_scale: float) -> list[torch.Tensor]:
+        """Every adapter's gradient in fp64."""
         batch = synthetic_batch(self.shapes, self.model, seed=seed)
         arithmetic = doubled() if step is self.reference else nullcontext()
         with arithmetic:
@@ -97,9 +97,9 @@ class Case:
             step.scaler = torch.amp.GradScaler(self.device.type, init_scale=gradient_scale, enabled=gradient_scale != 1)
             inputs = step.prepare(batch)
             step.micro(inputs, total_supervised=100)
-            found = torch.cat([parameter.grad.flatten().double() for parameter in step.parameters])  # type: ignore
+            found = [parameter.grad.double() / gradient_scale for parameter in step.parameters]  # type: ignore
         step.optimizer.zero_grad(set_to_none=True)
-        return found / gradient_scale
+        return found
 
 
 def errors(case: Case, std: float, gradient_scale: float, device: torch.device) -> dict[str, float]:
@@ -112,8 +112,22 @@ def errors(case: Case, std: float, gradient_scale: float, device: torch.device) 
             if change.get("attention") == "flash" and device.type == "cpu":
                 continue
             found = case.gradients(case.step, case.stock.replace(**change), seed, gradient_scale)
-            squares.setdefault(name, []).append(float(((found - truth).norm() / truth.norm()) ** 2))
+            squares.setdefault(name, []).append(error_of(found, truth) ** 2)
     return {name: math.sqrt(sum(each) / len(each)) for name, each in squares.items()}
+
+
+def error_of(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    """Of the A and the B of all adapters, each by norms, the root of the mean of both squares: the gradient of A is as small as
+    B is, and would be lost in one norm of all."""
+    pairs = list(zip(found, truth, strict=True))
+    parts = []
+    for of_b in (False, True):
+        some = [(ours, theirs) for ours, theirs in pairs if (theirs.shape[0] > theirs.shape[1]) is of_b]
+        off, size = (
+            sum(float(each.square().sum()) for each in all_) for all_ in ([o - t for o, t in some], [t for _, t in some])
+        )
+        parts.append(off / size)
+    return math.sqrt(sum(parts) / len(parts))
 
 
 def main() -> None:
