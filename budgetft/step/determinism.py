@@ -11,7 +11,7 @@ from typing import Any
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 FIXED = ":4096:8"
-"""Workspaces that cuBLAS does not choose by itself, as torch's notes on reproducibility ask: 32 MiB, as a Hopper GPU has anyway."""
+"""cuBLAS does not choose its workspaces then, as torch's notes on reproducibility ask: 32 MiB, what a Hopper GPU has anyway."""
 
 
 def fix_workspace(environment: MutableMapping[str, str]) -> None:

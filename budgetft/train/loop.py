@@ -27,7 +27,7 @@ from budgetft.train.heldout import HeldOut, held_out_job
 from budgetft.train.job import Job, settle
 from budgetft.train.loader import Micro, ids_of, make_micro, prefetched, step_micro_batches
 from budgetft.train.log import Log, Unwritten
-from budgetft.train.memory import Device, Memory, open_memory
+from budgetft.train.memory import Device, Memory, free_memory, open_memory
 from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import check_given, connect, load_step, start_trackers, tell_peak
@@ -116,7 +116,10 @@ def run_training(
         )  # fmt: skip
         with deterministic_algorithms(plan.knobs.deterministic or bool(identity.deterministic)):
             calls = {"on_note": on_note, "on_progress": on_progress, "on_refused": on_refused}
-            return _run(job, identity, folder, ranks, Pace(save_every), resume, device, trackers, **calls)
+            try:
+                return _run(job, identity, folder, ranks, Pace(save_every), resume, device, trackers, **calls)
+            finally:
+                free_memory()  # of the model, which refers to itself: a program that trains twice has it once
 
 
 def _run(

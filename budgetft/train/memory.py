@@ -1,5 +1,6 @@
 """The run's memory: capped at the plan's budget, and read after every step. One class for a card, one for the CPU."""
 
+import gc
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -217,6 +218,13 @@ def open_memory(
     for note in _choose_allocator(expandable, share):
         on_note(note)
     return CudaMemory(target, "; this platform has no expandable segments: the default allocator" if lacks else "")
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more but itself, on a GPU to the card."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def held_share(planned: Estimate, budget_bytes: int) -> float:

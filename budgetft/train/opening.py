@@ -129,4 +129,5 @@ def start_trackers(accelerator: Any, job: Job) -> None:
     """Only once a run is known to hold: trackers make files, and a refused run leaves none."""
     if accelerator.log_with:
         facts = {**job.plan.contract.model_dump(), **job.plan.knobs.model_dump(), "model": job.model.name}
-        accelerator.init_trackers("budgetft", config={**facts, "targets": ",".join(job.plan.contract.targets)})
+        listed = {name: ",".join(value) for name, value in facts.items() if isinstance(value, tuple)}
+        accelerator.init_trackers("budgetft", config={**facts, **listed})

@@ -1,11 +1,11 @@
-"""kill -9 at random moments of plan, train, predict and data cache: nothing is lost but the work in flight.
+"""kill -9 at random moments of every command that works for long: nothing is lost but the work in flight.
 
-A training run computes what came after its last checkpoint again, to the same bits.
-
-    PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 72] [--out reports/guard/kills.json]
+    PYTHONPATH=.:tests/train python reports/guard/kills.py [--kills 200] [--out reports/guard/kills.json]
 
 Each command is started, killed after a random time, and started again until it ends by itself; then what it left is held
-against that of an undisturbed process. Evidence: predicted (the CPU and its byte meter; no card took part).
+against that of an undisturbed process. Of a training in two processes one of them or the launcher is killed, at random.
+A training run computes what came after its last checkpoint again, to the same bits.
+Evidence: predicted (the CPU and its byte meter; no card took part).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from budgetft.data.examples import Example, write_dataset
 from budgetft.measure.ledger import Ledger
 from budgetft.plan import read_plan
 
-COMMANDS = ("plan", "train", "predict", "cache")
+COMMANDS = ("plan", "train", "predict", "cache", "convert", "merge", "pair", "run")
 MODEL = "tiny-qwen2.5-vl"
 BUDGETFT = (sys.executable, "-m", "budgetft")
 SMALL_SHARDS = (
@@ -46,6 +47,27 @@ class Command:
         self.arguments = arguments
         self.program = program
         self.environment = {**os.environ, "BUDGETFT_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run_group(self, draw: random.Random, kill_after: float | None = None) -> bool:
+        """The same of a launcher and its processes: one of them all is killed. Whether all ended by themselves."""
+        with tempfile.TemporaryFile() as told:
+            process = subprocess.Popen([*self.program, *self.arguments()], env=self.environment, stdout=told, stderr=told)
+            try:
+                code = process.wait(kill_after)
+            except subprocess.TimeoutExpired:
+                others = descendants(process.pid)
+                victim = draw.choice([process.pid, *others])
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                process.wait(120 if victim != process.pid else 5)  # a launcher ends the others itself
+                for other in others:
+                    with suppress(ProcessLookupError):
+                        os.kill(other, signal.SIGKILL)
+                return False
+            if code:
+                told.seek(0)
+                raise SystemExit(f"exit code {code}: {told.read().decode()[-3000:]}")
+        return True
 
     def run(self, kill_after: float | None = None, ready: Callable[[], bool] = lambda: True) -> tuple[bool, float]:
         """Whether the process ended by itself, and its seconds; an end with an error stops the script.
@@ -66,6 +88,19 @@ class Command:
                 told.seek(0)
                 raise SystemExit(f"exit code {code}: {told.read().decode()[-3000:]}")
         return code == 0, time.monotonic() - began
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that ``pid`` started, and those that they did."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def disturbed(command: Command, seconds: float, kills: int, draw: random.Random, check: Callable[[], None]) -> int:
@@ -208,6 +243,167 @@ def kill_caches(folder: Path, kills: int, draw: random.Random) -> dict:
             "compared": f"every byte of the features of {len(expected)} images; {partly} kills left a part"}  # fmt: skip
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder; what a kill left beside the work in hidden names is not read by anything."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.startswith(".")}
+
+
+def kill_writers(
+    name: str, arguments: Callable[[Path], list[str]], folder: Path, kills: int, draw: random.Random, what: str
+) -> dict:
+    """A command that makes a folder: it is there whole or not at all."""
+    whole = folder / "whole"
+    _, seconds = Command(lambda: arguments(whole), folder / "own").run()
+    expected = contents(whole)
+    done, ends, lost = 0, 0, 0
+    while done < kills:
+        out = folder / f"out-{ends}"
+
+        def check(out: Path = out) -> None:
+            nonlocal lost
+            lost += out.exists() and contents(out) != expected
+
+        command = Command(lambda out=out: arguments(out), folder / "own")
+        for _ in range(min(6, kills - done)):
+            if out.exists() or command.run(draw.uniform(0.3, 1.0) * seconds)[0]:
+                break
+            done += 1
+            check()
+        if not out.exists():
+            command.run()
+        ends += 1
+        lost += contents(out) != expected
+    return {
+        "command": name,
+        "kills": done,
+        "ends": ends,
+        "lost": lost,
+        "compared": f"every byte of {what}; none was there in part",
+    }
+
+
+def kill_conversions(folder: Path, kills: int, draw: random.Random) -> dict:
+    drawings = folder / "drawings"
+    drawings.mkdir()
+    for number in range(60):
+        noise = np.random.default_rng(number).integers(0, 256, (112, 112, 3), np.uint8)
+        Image.fromarray(noise).save(drawings / f"{number}.png")
+    rows = [{"image": f"drawings/{n % 60}.png", "caption": f"noise number {n}"} for n in range(4000)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def arguments(out: Path) -> list[str]:
+        return ["data", "convert", str(folder / "rows.jsonl"), "--out", str(out)]
+
+    return kill_writers("convert", arguments, folder, kills, draw, "a dataset of 4,000 examples")
+
+
+def save_base(folder: Path) -> Path:
+    """Random weights of the tiny model."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from budgetft.model import load_model
+    from budgetft.step.build import model_config
+
+    torch.manual_seed(3)
+    AutoModelForImageTextToText.from_config(model_config(load_model(MODEL)), dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def kill_merges(folder: Path, plan: Path, kills: int, draw: random.Random) -> dict:
+    base, run = save_base(folder / "base"), folder / "run"
+    fixed = ["--out", str(run), "--steps", "2", "--device", "cpu", "--weights", str(base), "--quiet"]
+    Command(lambda: ["train", "--plan", str(plan), *fixed], folder / "own").run()
+    return kill_writers("merge", lambda out: ["merge", str(run), "--out", str(out)], folder, kills, draw, "a merged checkpoint")
+
+
+def kill_pairs(folder: Path, plan: Path, kills: int, draw: random.Random, steps: int) -> dict:
+    launch = [*("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "budgetft"]
+    program = (sys.executable, "-m", "accelerate.commands.launch", *launch)
+    small = read_plan(plan)
+    half = small.knobs.replace(micro_batch=1, grad_accum=small.contract.effective_batch)
+    (folder / "plan.json").write_text(small.replace(knobs=half).model_dump_json())
+
+    def arguments(run: Path) -> list[str]:
+        fixed = ["train", "--plan", str(folder / "plan.json"), "--out", str(run), "--steps", str(steps), "--save-every", "4"]
+        fixed += ["--device", "cpu", "--weights", "random", "--quiet"]
+        return [*fixed, *(["--resume"] if (run / "run.json").is_file() else [])]
+
+    whole = folder / "whole"
+    began = time.monotonic()
+    Command(lambda: arguments(whole), folder / "own", program).run_group(draw)
+    seconds, done, ends, differing = time.monotonic() - began, 0, 0, 0
+    while done < kills:
+        run = folder / f"run-{ends}"
+        command = Command(lambda run=run: arguments(run), folder / "own", program)
+        for _ in range(min(5, kills - done)):
+            if command.run_group(draw, draw.uniform(0.4, 0.95) * seconds):
+                break
+            done += 1
+        if not (run / "summary.json").is_file():
+            command.run_group(draw)
+        ends += 1
+        adapters = [(each / "adapter" / "adapter_model.safetensors").read_bytes() for each in (run, whole)]
+        differing += adapters[0] != adapters[1] or losses(run) != losses(whole)
+    return {"command": "train in two", "kills": done, "ends": ends, "lost": differing,
+            "compared": f"adapter bytes and the losses of {steps} steps"}  # fmt: skip
+
+
+WORKFLOW = """
+[data]
+from = "convert"
+file = "{rows}"
+
+[plan]
+gpu = "v100-16g"
+model = "tiny-qwen2.5-vl"
+budget = "700MiB"
+rank = 4
+effective-batch = 4
+probe = "never"
+
+[train]
+weights = "random"
+steps = 8
+device = "cpu"
+
+[predict]
+max-new-tokens = 8
+device = "cpu"
+
+[report]
+"""
+
+
+def kill_workflows(folder: Path, kills: int, draw: random.Random) -> dict:
+    draw_examples(folder / "drawn", 8)
+    drawings = folder / "drawings"
+    drawings.mkdir()
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 256, (112, 112, 3), np.uint8)
+        Image.fromarray(noise).save(drawings / f"{number}.png")
+    rows = [{"image": f"drawings/{n}.png", "caption": f"noise number {n}"} for n in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "flow.toml").write_text(WORKFLOW.format(rows=folder / "rows.jsonl"))
+
+    def results(out: Path) -> tuple[bytes, list[tuple[int, float]], list[tuple[str, str]]]:
+        adapter = (out / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+        return adapter, losses(out / "run"), texts(next(out.rglob("predictions.jsonl")))
+
+    whole = folder / "whole"
+    _, seconds = Command(lambda: ["run", str(folder / "flow.toml"), "--out", str(whole)], folder / "own").run()
+    expected, done, ends, differing = results(whole), 0, 0, 0
+    while done < kills:
+        out = folder / f"out-{ends}"
+        command = Command(lambda out=out: ["run", str(folder / "flow.toml"), "--out", str(out)], folder / "own")
+        done += disturbed(command, seconds, min(5, kills - done), draw, lambda: None)
+        ends += 1
+        differing += results(out) != expected
+    return {"command": "run", "kills": done, "ends": ends, "lost": differing, "compared": "adapter bytes, losses and captions"}
+
+
 def draw_noise(folder: Path, count: int) -> Path:
     """A dataset of ``count`` different images."""
     drawings = folder.with_name("drawings")
@@ -221,7 +417,7 @@ def draw_noise(folder: Path, count: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=72, help="in equal parts")
+    parser.add_argument("--kills", type=int, default=200, help="in equal parts")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="the others are run undisturbed")
     parser.add_argument("--steps", type=int, default=40, help="of a training")
     parser.add_argument("--seed", type=int, default=0)
@@ -232,7 +428,7 @@ def main() -> None:
     draw = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name in ("plans", "trainings", "predictions", "caches"):
+        for name in ("plans", "trainings", "predictions", "caches", "conversions", "merges", "pairs", "workflows"):
             (folder / name).mkdir()
         data = draw_examples(folder / "data", 24).folder
         whole_plan, whole_run = folder / "plans" / "whole.json", folder / "trainings" / "whole"
@@ -242,8 +438,15 @@ def main() -> None:
             "train": lambda: kill_trainings(folder / "trainings", whole_plan, kills["train"], draw, chosen.steps),
             "predict": lambda: kill_predictions(folder / "predictions", whole_run, data, kills["predict"], draw),
             "cache": lambda: kill_caches(folder / "caches", kills["cache"], draw),
+            "convert": lambda: kill_conversions(folder / "conversions", kills["convert"], draw),
+            "merge": lambda: kill_merges(folder / "merges", whole_plan, kills["merge"], draw),
+            "pair": lambda: kill_pairs(folder / "pairs", whole_plan, kills["pair"], draw, 12),
+            "run": lambda: kill_workflows(folder / "workflows", kills["run"], draw),
         }
-        needed = COMMANDS if chosen.commands != ["cache"] else ["cache"]
+        alone = {"cache", "convert", "run"}
+        needed = [
+            name for name in COMMANDS if name in chosen.commands or (name in ("plan", "train") and set(chosen.commands) - alone)
+        ]
         rows = []
         for name in needed:
             rows.append(calls[name]())
