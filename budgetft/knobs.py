@@ -118,17 +118,17 @@ def parse_knob(text: str) -> tuple[str, Any]:
         raise UsageError(f"cannot read knob {text!r}", hint="write --knob name=value, for example --knob micro_batch=8")
     if name not in Knobs.model_fields:
         raise unknown_name("knob", name, Knobs.model_fields)
-    choices = get_args(Knobs.model_fields[name].annotation)
-    if choices:
-        if raw not in choices:
-            raise unknown_name(f"value for knob {name}:", raw, choices)
-        return name, raw
     if name == "deterministic":
         if raw not in ("true", "false"):
             raise UsageError(f"knob deterministic must be true or false, not {raw!r}")
         return name, raw == "true"
     if name == "fp32_blocks":
         return name, tuple(part.strip() for part in raw.split(",") if part.strip())
+    choices = get_args(Knobs.model_fields[name].annotation)
+    if choices:
+        if raw not in choices:
+            raise unknown_name(f"value for knob {name}:", raw, choices)
+        return name, raw
     if not (raw.isascii() and raw.isdigit()):
         raise UsageError(f"knob {name} must be a whole number, not {raw!r}")
     return name, int(raw)
@@ -137,6 +137,11 @@ def parse_knob(text: str) -> tuple[str, Any]:
 def differences(knobs: Knobs, other: Knobs) -> dict[str, Any]:
     """The fields in which ``knobs`` differs from ``other``, with the values in ``knobs``."""
     return {name: getattr(knobs, name) for name in Knobs.model_fields if getattr(knobs, name) != getattr(other, name)}
+
+
+def shown(value: Any) -> str:
+    """The value of a knob for people: of names, how many."""
+    return (f"{len(value)} blocks" if value else "none") if isinstance(value, tuple) else str(value)
 
 
 def describe(knobs: Knobs) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from budgetft.knobs import Knobs, describe, differences, is_stock
+from budgetft.knobs import Knobs, describe, differences, is_stock, shown
 from budgetft.outcome import Estimate, Outcome
 from budgetft.units import format_gib, format_seconds
 
@@ -107,7 +107,7 @@ class ProbeLines:
             return describe(knobs)
         before = self._before
         changes = {name: value for name, value in differences(knobs, before).items() if name != "grad_accum"}
-        told = ", ".join(f"{name} {getattr(before, name)} to {value}" for name, value in changes.items())
+        told = ", ".join(f"{name} {shown(getattr(before, name))} to {shown(value)}" for name, value in changes.items())
         return told or "the same again, in a fresh process"
 
     def _learn(self, event: "Event", outcome: Outcome) -> None:

@@ -72,6 +72,10 @@ def print_plan(plan: Plan, path: str) -> None:
         print(f"  stages        {'; '.join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)}")
     print(f"  speed         {rate(estimate)}")
     print(f"  stock recipe  {_compared(plan)}")
+    if plan.precision is not None:
+        print(f"  precision     {plan.precision.describe()}")
+    if plan.model.base is not None:
+        print(f"  weights       {plan.model.base.describe()}: train takes no others")
     if plan.features is not None:
         print(f"  features      {plan.features.describe()}")
     if plan.padding is not None and plan.padding.padded > 0:

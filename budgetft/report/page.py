@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from budgetft.errors import UsageError
-from budgetft.knobs import Knobs, differences, is_stock
+from budgetft.knobs import Knobs, differences, is_stock, shown
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan, write_text_atomically
 from budgetft.report import charts
@@ -162,7 +162,9 @@ def _taught(story: Story) -> str:
 
 def _changed(knobs: Knobs, before: Knobs) -> str:
     changes = {name: value for name, value in differences(knobs, before).items() if name != "grad_accum"}
-    return ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing: the same again, in a fresh process"
+    return (
+        ", ".join(f"{name} {shown(value)}" for name, value in changes.items()) or "nothing: the same again, in a fresh process"
+    )
 
 
 def _pair(probe: Probe) -> str:
@@ -239,7 +241,7 @@ def _stock(story: Story) -> str:
         for name, e, colour in (("stock recipe", baseline.estimate, "stock"), ("plan", plan.estimate, "plan"))
     ]
     knobs = [
-        [escape(name), escape(str(getattr(baseline.knobs, name))), escape(str(value))]
+        [escape(name), escape(shown(getattr(baseline.knobs, name))), escape(shown(value))]
         for name, value in differences(plan.knobs, baseline.knobs).items()
     ]
     return (
@@ -306,6 +308,8 @@ def _setup(story: Story) -> str:
         ("contract", f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
          f" at most {contract.max_pixels} pixels and {contract.max_length} tokens; {', '.join(contract.targets)}{unusual}"),
         ("stages", stages or "evaluation and merge were not planned"),
+        *([("weights", plan.model.base.describe())] if plan.model.base is not None else []),
+        *([("precision", plan.precision.describe())] if plan.precision is not None else []),
         ("worst example", f"{images}, {shape.text_tokens} text tokens,"
          f" {shape.supervised_tokens} supervised"),
         ("data", (Path(plan.data).name if plan.data else "a shape that was typed in") + counted),

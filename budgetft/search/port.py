@@ -7,7 +7,7 @@ from typing import Literal
 
 from budgetft.errors import NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
-from budgetft.knobs import Knobs, Precision, differences
+from budgetft.knobs import Knobs, Precision, differences, shown
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.model import Model
@@ -126,7 +126,7 @@ def explain(before: Knobs, after: Knobs, estimator: Estimator | Transferred) -> 
             accumulated = {"grad_accum": after.grad_accum} if name == "micro_batch" else {}
             alone = there.replace(**{name: getattr(after, name)}, **accumulated)
             reason = _effect(estimator.estimate(there), estimator.estimate(alone))
-        changes.append(Change(knob=name, before=str(getattr(before, name)), after=str(getattr(after, name)), reason=reason))
+        changes.append(Change(knob=name, before=shown(getattr(before, name)), after=shown(getattr(after, name)), reason=reason))
     return changes
 
 

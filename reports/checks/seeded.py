@@ -39,8 +39,8 @@ STEP = (
     Fault(
         name="In backward the lean LoRA rounds to bf16 in the first layer, for which no gradient of its input is asked",
         file="budgetft/step/lora.py",
-        old="        grad_low_TR = (grad_TO @ b_OR.to(x.dtype)) * ctx.scale\n",
-        new="        grad_low_TR = (grad_TO @ b_OR.to(x.dtype)) * ctx.scale\n"
+        old="        grad_low_TR = grad_TO @ (b_OR.to(x.dtype) * ctx.scale)\n",
+        new="        grad_low_TR = grad_TO @ (b_OR.to(x.dtype) * ctx.scale)\n"
         "        if not ctx.needs_input_grad[0]:\n"
         "            grad_low_TR = grad_low_TR.bfloat16().to(x.dtype)\n",
         first=("tests/step/test_step.py",),
@@ -72,15 +72,15 @@ PREDICT = (
     Fault(
         name="What the allocator adds is interpolated by the share of the other axis",
         file="budgetft/predict/law.py",
-        old="        column, across = _place(x, log2(micro_batch))\n        row, along = _place(",
-        new="        column, along = _place(x, log2(micro_batch))\n        row, across = _place(",
+        old="    column, across = _place([log2(size) for size in micro_batches], log2(micro_batch))\n    row, along = _place(",
+        new="    column, along = _place([log2(size) for size in micro_batches], log2(micro_batch))\n    row, across = _place(",
         first=("tests/predict/test_law.py", "tests/predict/test_ground_truth.py"),
     ),
     Fault(
         name="A setting is predicted to fit with no margin for what the prediction may be off",
         file="budgetft/predict/estimator.py",
-        old="fits=process * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes",
-        new="fits=process <= self.job.budget_bytes",
+        old="return process_bytes * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes",
+        new="return process_bytes <= self.job.budget_bytes",
         first=("tests/predict/test_estimator.py", "tests/search/test_planner.py"),
     ),
 )

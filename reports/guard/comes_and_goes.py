@@ -5,9 +5,9 @@
 The neighbour leaves between nothing and 1.5 times what a planned micro-batch takes, for a random time, then gives all back.
 A model of the 3B's widths with two layers and two blocks, as on a V100, micro-batches of 8, under a cap of 8 GiB; every five
 steps the run gives back what its allocator keeps, so that there is something to take. A run that ends because not even one
-example has room goes on with `--resume`. Before it was run: every run comes to its end, with the losses of the undisturbed one to
-1e-3 (fp16 rounds otherwise in other micro-batches), and at most 20 of 200 steps begin with a size that has no room. Exit code 1
-when not.
+example has room goes on with `--resume`. Before it was run: every run comes to its end, with the losses of the undisturbed
+one to 1e-3 (fp16 rounds otherwise in other micro-batches), and at most 20 of 200 steps begin with a size that has no room. Exit
+code 1 when not.
 """
 
 import argparse

@@ -146,7 +146,8 @@ def kill_plans(folder: Path, data: Path, kills: int, draw: random.Random) -> dic
                 rows = [outcome.model_dump_json() for _, outcome in Ledger(cache / "ledger.sqlite3").rows()]
             lost += rows[: len(seen)] != seen
             seen[:] = rows
-            lost += out.exists()  # a plan is there whole or not at all, and this one was not finished
+            if out.exists():  # whole, or not at all: the kill came after it was written
+                read_plan(out)
 
         command = Command(lambda out=out: plan_arguments(data, out), cache)
         done += disturbed(command, seconds, min(6, kills - done), draw, check)

@@ -19,6 +19,7 @@ from budgetft.workload import Shape
 CONTRACT = Contract(rank=8, effective_batch=4)
 OURS = Knobs(micro_batch=2, grad_accum=2, checkpointed_layers=2, base_precision="fp32")
 STOCK = stock_knobs(micro_batch=2, effective_batch=4, layers=2, base_precision="fp32")
+FP32_BLOCKS = ("model.language_model.layers.0.self_attn", "model.language_model.layers.1.mlp", "model.visual.blocks.0.mlp")
 SETTINGS = {
     "stock": STOCK,
     "ours": OURS,
@@ -36,6 +37,10 @@ SETTINGS = {
     "layer inputs on the host": OURS.replace(offload="activations"),
     "layer inputs on the host, fused": OURS.replace(offload="activations", pointwise="fused"),
     "small chunks and groups": OURS.replace(loss_chunk=7, vision_group=1),
+    "blocks in fp32": OURS.replace(base_precision="bf16", fp32_blocks=FP32_BLOCKS, checkpointed_layers=1),
+    "blocks in fp32, fused": OURS.replace(
+        base_precision="bf16", fp32_blocks=FP32_BLOCKS, pointwise="fused", checkpointed_layers=0
+    ),
     "without accumulation": OURS.replace(grad_accum=1, micro_batch=4),
 }
 
