@@ -192,3 +192,21 @@ def test_a_plan_file_keeps_the_base(make_plan, weights, tmp_path):
     write_plan(own, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == own
     assert '"base"' not in plan.model_dump_json()
+
+
+def test_trackers_get_plain_values_of_a_plan_with_blocks_in_fp32(make_plan):
+    from budgetft.train.job import settle
+    from budgetft.train.opening import start_trackers
+
+    given = {}
+
+    class Accelerator:
+        log_with = ("any",)
+
+        def init_trackers(self, name, config):
+            given.update(config)
+
+    plan = make_plan(knobs={"fp32_blocks": ("model.language_model.layers.0.mlp", "model.language_model.layers.1.mlp")})
+    start_trackers(Accelerator(), settle(plan, data=None, weights="random", steps=1))
+    assert given["fp32_blocks"].count(",") == 1
+    assert all(isinstance(value, bool | int | float | str) for value in given.values())
