@@ -47,7 +47,7 @@ def train(
         typer.Option(
             min=1,
             help="Steps between checkpoints; when left out, as often as takes about 2 % of the time. A killed run goes on from"
-            " the newest to the same bits; Ctrl-C, SIGTERM and errors save the last finished step.",
+            " the newest (on a CPU to the same bits); Ctrl-C, SIGTERM and errors save the last finished step.",
         ),
     ] = None,
     eval_data: Annotated[
@@ -78,7 +78,7 @@ def train(
         bool | None,
         typer.Option(
             "--deterministic/--no-deterministic",
-            help="The same bits in every run on one GPU, a little slower; without it they agree to rounding. A CPU needs none.",
+            help="The same bits in every run on one GPU, but slower; without it they agree to rounding. A CPU needs none.",
         ),
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",

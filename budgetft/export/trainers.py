@@ -15,6 +15,7 @@ from budgetft.model import Model
 from budgetft.outcome import Estimate
 from budgetft.plan import Candidate, Plan
 from budgetft.units import format_gib
+from budgetft.weights import split_revision
 
 Trainer = Literal["transformers", "llamafactory", "swift"]
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
@@ -169,7 +170,7 @@ def _transformers(plan: Plan, knobs: Knobs, output: str, dataset: str | None) ->
 def _llamafactory(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
     contract = plan.contract
     fields = {
-        "model_name_or_path": _weights(plan),
+        **_weights(plan, "model_name_or_path"),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
@@ -194,7 +195,7 @@ def _llamafactory(plan: Plan, knobs: Knobs, output: str, dataset: str | None) ->
 def _swift(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
     contract = plan.contract
     fields = {
-        "model": _weights(plan),
+        **_weights(plan, "model"),
         "tuner_type": "lora",
         "lora_rank": contract.rank,
         "lora_alpha": contract.alpha,
@@ -215,11 +216,13 @@ def _swift(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
     return _yaml(fields | ({"dataset": [dataset]} if dataset else {}))
 
 
-def _weights(plan: Plan) -> str:
-    name = plan.model.weights or plan.model.hub_id
-    if name is None:
+def _weights(plan: Plan, name: str) -> dict[str, str]:
+    """The model, as the field ``name``, and its revision where it is one of the hub's."""
+    weights = plan.model.weights or plan.model.hub_id
+    if weights is None:
         raise UsageError(f"the plan names no weights for {plan.model.name}", hint="plan for a model with a hub id or a folder")
-    return name
+    bare, revision = split_revision(weights)
+    return {name: bare, **({"model_revision": revision} if revision else {})}
 
 
 def _yaml(fields: dict[str, Any]) -> str:

@@ -85,8 +85,8 @@ def run_training(
     such loss; the run ends when ``early_stopping`` evaluations in a row bring no lower one; and of ``sample_captions``
     examples captions go to ``out/samples.jsonl`` after each. A resumed run keeps the three; False and 0 drop them.
 
-    On a CPU, runs of one plan have the same bits; on a GPU they agree to rounding, and with ``deterministic`` to the bit, a
-    little slower (a resumed run keeps it).
+    On a CPU, runs of one plan have the same bits; on a GPU they agree to rounding, and with ``deterministic`` to the bit, but
+    slower (a resumed run keeps it).
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
     ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.

@@ -133,3 +133,11 @@ def test_the_command_writes_the_file_and_the_lora_config_beside_it(tmp_path, cap
     told = capsys.readouterr().err
     assert "warning: no cap" in told
     assert "it has no" in told
+
+
+@pytest.mark.parametrize(("kind", "field"), [("llamafactory", "model_name_or_path"), ("swift", "model")])
+def test_a_model_of_the_hub_is_named_with_its_commit_in_a_field_of_its_own(plan, kind, field):
+    pinned = plan.replace(model=plan.model.replace(weights=f"org/name@{'a' * 40}"))
+    fields = yaml.safe_load(export_plan(pinned, MODEL, kind).text)
+    assert (fields[field], fields["model_revision"]) == ("org/name", "a" * 40)
+    assert "model_revision" not in yaml.safe_load(export_plan(plan, MODEL, kind).text)
