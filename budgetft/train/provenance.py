@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import budgetft
+from budgetft import __version__
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, describe
@@ -26,7 +26,7 @@ class Provenance(Value):
     """What an adapter was trained from, on and how."""
 
     version: Literal[1] = 1
-    budgetft: str = budgetft.__version__
+    budgetft: str = __version__
     model: str
     base: BaseWeights | None
     """None: random weights."""

@@ -1,6 +1,9 @@
 """Planning with a prober that looks its answers up: what is probed, in which order, and what comes out."""
 
 import os
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +15,7 @@ from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Stack
 from budgetft.search.planner import Planner
 from budgetft.search.ranking import settle
+from budgetft.search.run import _cost_of_determinism
 from budgetft.search.space import settings, stock_settings
 from budgetft.units import GIB, MIB, format_gib
 
@@ -446,3 +450,19 @@ def test_a_storage_that_fails_in_the_middle_is_told_and_the_ledger_keeps_what_wa
         planner.plan()
     assert "plan again" in (caught.value.hint or "")
     assert len(ledger) == len(prober.asked) >= 1
+
+
+def test_what_determinism_costs_is_probed_once_and_told(make_planner):
+    planner, prober, _ = make_planner()
+    choice = planner.plan()
+    asked, told = len(prober.asked), []
+    slower = replace(choice, winner=choice.winner.replace(estimate=choice.winner.estimate.replace(samples_per_second=1.0)))
+    request = SimpleNamespace(deterministic=True, on_event=lambda event: told.append(event.text))
+    text = _cost_of_determinism(request, planner.job, slower, planner)
+    assert len(prober.asked) == asked + 1
+    found = re.fullmatch(r"; deterministic: 1\.00 samples/s, ([\d.]+) without \((-\d+)%\)", text)
+    assert found is not None
+    assert int(found[2]) == round(100 * (1 / float(found[1]) - 1))
+    assert told == [text.removeprefix("; ")]
+    request.deterministic = False
+    assert _cost_of_determinism(request, planner.job, slower, planner) == ""
