@@ -97,7 +97,11 @@ def test_what_only_describes_a_job_leaves_it_the_same(make_job):
     job = make_job()
     same = [
         make_job(),
-        job.replace(gpu=job.gpu.replace(title="another title", sources={**job.gpu.sources, "fp16_tflops": "a newer page"})),
+        job.replace(
+            gpu=job.gpu.replace(
+                title="another title", fp32_tflops=99.0, sources={**job.gpu.sources, "fp16_tflops": "a newer page"}
+            )
+        ),
         job.replace(model=job.model.replace(hub_id="someone/else")),
         job.replace(workload=job.workload.replace(fingerprint="f" * 64)),
     ]
