@@ -89,11 +89,7 @@ class Job(Value):
     def fingerprint(self) -> str:
         """SHA-256 of everything that an outcome depends on besides knobs and software; sources and titles do not count."""
         aside = {
-            "gpu": {
-                "sources",
-                "title",
-                "fp32_tflops",
-            },  # what is only predicted with: outcomes of before it was known count too
+            "gpu": {"sources", "title", "fp32_tflops"},  # outcomes from before that rate was known count too
             "host": True,
             "model": {"hub_id"},
             "workload": {"fingerprint"},
