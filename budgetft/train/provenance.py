@@ -85,7 +85,8 @@ class Provenance(Value):
             "Data": f"{self.examples} examples, fingerprint {self.data_fingerprint}",
             "Plan": f"fingerprint {self.plan_fingerprint}",
             "LoRA": f"rank {contract.rank}, alpha {contract.alpha}, dropout {contract.lora_dropout:g}, on "
-            + ", ".join(contract.targets),
+            + ", ".join(contract.targets)
+            + "".join(f"; {name} {value}".removesuffix(" True") for name, value in contract.unusual.items()),
             "Steps": f"{self.steps} of {contract.effective_batch} examples, learning rate {contract.learning_rate:g}, seed"
             f" {contract.seed}",
             "Images": f"at most {contract.max_pixels} pixels",
