@@ -1,6 +1,5 @@
 """What generates: base weights with or without an adapter, under which budget, contract and knobs."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from budgetft.train.folder import ADAPTER_WEIGHTS, RunFolder
 from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
 from budgetft.train.numerics import restore_islands
+from budgetft.train.provenance import adapter_sha256
 from budgetft.value import read_json
 from budgetft.weights import BaseWeights, checkpoint_folder, open_checkpoint, refuse_other
 
@@ -144,10 +144,7 @@ def build_step(source: Source, memory: Memory) -> Step:
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:
     """SHA-256 of the tensors in the adapter folder; None without one."""
-    if adapter is None:
-        return None
-    with (adapter / ADAPTER_WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if adapter is None else adapter_sha256(adapter)
 
 
 def _load_adapter(peft_model: Any, folder: Path) -> None:
