@@ -205,6 +205,12 @@ def _tensors(path: Path, whole: bool) -> list[str]:
     return lines
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_header(path: Path, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
     """(where the data start, what the header says of each tensor). Raises ``UsageError``."""
     try:

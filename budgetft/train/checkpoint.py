@@ -1,6 +1,5 @@
 """Everything a run needs to go on as if nothing had happened, in plain formats: safetensors and JSON, no pickle."""
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -13,6 +12,7 @@ from budgetft.step.optimizer import own_states, set_states, state_shapes
 from budgetft.step.step import Step
 from budgetft.train.folder import ADAPTER_WEIGHTS, write_folder
 from budgetft.value import Value, read_json
+from budgetft.weights import file_sha256
 
 KEPT = 2
 ADAPTER, OPTIMIZER, STATE = "adapter", "optimizer.safetensors", "state.json"
@@ -55,7 +55,7 @@ def write_checkpoint(checkpoints: Path, step: Step, *, finished_steps: int, plan
             examples_seen=finished_steps * step.contract.effective_batch,
             plan_fingerprint=plan_fingerprint,
             scaler=step.scaler.state_dict(),
-            sha256={name: _sha256(folder / name) for name in _data_files(folder)},
+            sha256={name: file_sha256(folder / name) for name in _data_files(folder)},
         )
         (folder / STATE).write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -171,7 +171,7 @@ def _damage(folder: Path, number: int, state: State) -> str | None:
             return f"{STATE} names {name!r}, which is outside it"
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             return f"{name} is not what was written"
     return None
 
@@ -179,11 +179,6 @@ def _damage(folder: Path, number: int, state: State) -> str | None:
 def _data_files(folder: Path) -> list[str]:
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in files if name.endswith((".safetensors", ".json")))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names(step: Step) -> list[str]:

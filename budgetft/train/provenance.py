@@ -1,6 +1,5 @@
 """How an adapter came to be: kept beside it for machines, and as the card that people and the hub read."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +12,7 @@ from budgetft.train.folder import ADAPTER_WEIGHTS, Identity
 from budgetft.train.record import Summary
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
-from budgetft.weights import BaseWeights
+from budgetft.weights import BaseWeights, file_sha256
 
 if TYPE_CHECKING:
     from budgetft.train.job import Job
@@ -125,5 +124,4 @@ def provenance_of(job: "Job", identity: Identity, summary: Summary) -> Provenanc
 
 def adapter_sha256(adapter: Path) -> str:
     """SHA-256 of the file of tensors in the folder ``adapter``."""
-    with (adapter / ADAPTER_WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(adapter / ADAPTER_WEIGHTS)

@@ -284,14 +284,19 @@ def kill_writers(
     }
 
 
-def kill_conversions(folder: Path, kills: int, draw: random.Random) -> dict:
+def write_rows(folder: Path, *, pictures: int, rows: int) -> None:
+    """``rows.jsonl``, of images with captions, and the images."""
     drawings = folder / "drawings"
     drawings.mkdir()
-    for number in range(60):
+    for number in range(pictures):
         noise = np.random.default_rng(number).integers(0, 256, (112, 112, 3), np.uint8)
         Image.fromarray(noise).save(drawings / f"{number}.png")
-    rows = [{"image": f"drawings/{n % 60}.png", "caption": f"noise number {n}"} for n in range(4000)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = [{"image": f"drawings/{n % pictures}.png", "caption": f"noise number {n}"} for n in range(rows)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+def kill_conversions(folder: Path, kills: int, draw: random.Random) -> dict:
+    write_rows(folder, pictures=60, rows=4000)
 
     def arguments(out: Path) -> list[str]:
         return ["data", "convert", str(folder / "rows.jsonl"), "--out", str(out)]
@@ -379,14 +384,7 @@ device = "cpu"
 
 
 def kill_workflows(folder: Path, kills: int, draw: random.Random) -> dict:
-    draw_examples(folder / "drawn", 8)
-    drawings = folder / "drawings"
-    drawings.mkdir()
-    for number in range(8):
-        noise = np.random.default_rng(number).integers(0, 256, (112, 112, 3), np.uint8)
-        Image.fromarray(noise).save(drawings / f"{number}.png")
-    rows = [{"image": f"drawings/{n}.png", "caption": f"noise number {n}"} for n in range(8)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder, pictures=8, rows=8)
     (folder / "flow.toml").write_text(WORKFLOW.format(rows=folder / "rows.jsonl"))
 
     def results(out: Path) -> tuple[bytes, list[tuple[int, float]], list[tuple[str, str]]]:
