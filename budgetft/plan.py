@@ -10,10 +10,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from budgetft.contract import Contract
+from budgetft.duration import RunTime, time_under
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
+from budgetft.once import OneTime
 from budgetft.outcome import Estimate, Evidence, Outcome, speed_text
 from budgetft.precision import Precision
 from budgetft.units import format_gib
@@ -63,6 +65,10 @@ class Proof(Value):
     """Of each outcome, made before it, terms left out; empty in plans of before this was kept."""
     workers: tuple[str, ...] = ()
     """Who made each outcome, where several workers share the study; empty where one planned alone."""
+    calibration: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """By which predictions were made; ``assumed``: the GPU has never been calibrated. None: older plans."""
+    uncertainty_share: float | None = Field(default=None, ge=0, exclude_if=lambda share: share is None)
+    """Half-width of the interval around a predicted peak, as a share of it."""
 
 
 class Candidate(Value):
@@ -142,6 +148,18 @@ class StagePeak(Value):
         return f"{self.stage} {peak}{on_host}{fewer} ({self.evidence})"
 
 
+class Pictures(Value):
+    """Which images of the data the contract makes smaller, and what it would take to keep them."""
+
+    examples: int = Field(ge=1)
+    shrunk: int = Field(ge=0)
+    """Examples with an image that is made smaller than the model's own limit would make it."""
+    pixels: int = Field(ge=1)
+    """``max_pixels`` that would keep every image as large as the model takes it."""
+    keeping: PriceRow | None = None
+    """The best setting there, by prediction; None: not looked for, or an example would be longer than ``max_length``."""
+
+
 class Padding(Value):
     """Share of padding among the tokens that are computed, at the plan's micro-batch, by batching."""
 
@@ -175,11 +193,20 @@ class Plan(Value):
     """What overflows fp16 in its weights; None where they were not at hand, or it computes in another type."""
     data: str | None = None
     features: Features | None = None
+    pictures: Pictures | None = Field(default=None, exclude_if=lambda pictures: pictures is None)
+    """None where a shape was typed in, and in older plans."""
+    once: tuple[OneTime, ...] = Field(default=(), exclude_if=lambda costs: not costs)
+    """What a run costs beside its steps; empty in older plans."""
     environment: dict[str, str]
 
     def stage(self, name: str) -> StagePeak | None:
         """The stage called ``name``; None in a plan of before it was planned."""
         return next((each for each in self.stages if each.stage == name), None)
+
+    def run_time(self, examples: int | None = None, epochs: int | None = None) -> RunTime | None:
+        """Of the plan's own data and epochs unless given; None where the speed or the number of examples is not known."""
+        contract = self.contract if epochs is None else self.contract.replace(epochs=epochs)
+        return time_under(contract, self.estimate, examples or self.workload.examples)
 
     def over_baseline_text(self) -> str:
         """How many times as fast as the baseline, for people; empty where that is not known."""

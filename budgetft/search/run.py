@@ -28,6 +28,7 @@ from budgetft.plan import Plan, PriceRow, Proof, Target, refer
 from budgetft.precision import Precision
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import known_machine, measure_machine
+from budgetft.search.answers import with_answers
 from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.overflows import Search, planned_precision
 from budgetft.search.planner import Choice, Event, Planner
@@ -179,8 +180,11 @@ def make_plan(request: PlanRequest) -> Plan:
     plan = _plan(found, place, started, checkpoint, precision)
     if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
         features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
-        return plan.replace(features=features)
-    return plan
+        plan = plan.replace(features=features)
+    at_hand = checkpoint is not None
+    pricing = _pricing(replace(request, ranges={}), found.job, found.choice, None)
+    data = None if request.lessons is not None else request.data  # a ported plan is of data that need not be here
+    return with_answers(plan, pricing, data=data, at_hand=at_hand)
 
 
 def _precision(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
@@ -270,15 +274,15 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     return text
 
 
-def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> Pricing:
+def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner | None) -> Pricing:
     return Pricing(
         job=job,
         choice=choice,
         ranges=request.ranges,
         job_under=lambda contract: make_job(request, contract, None),
         speeds=choice.speeds,
-        prober=planner.prober,
-        ledger=planner.ledger,
+        prober=None if planner is None else planner.prober,
+        ledger=None if planner is None else planner.ledger,
         on_event=request.on_event,
     )
 
@@ -352,6 +356,8 @@ def _plan(
             statement=request.origin + (unprobed if place is None else place.statement) + found.cost,
             predictions=choice.predictions,
             workers=choice.workers,
+            calibration=calibration.name,
+            uncertainty_share=found.estimator.uncertainty_of(winner.knobs),
         ),
         baseline=choice.baseline,
         over_baseline=_over_baseline(found),
