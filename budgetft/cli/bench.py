@@ -35,9 +35,9 @@ def bench(
     json_output: options.Json = False,
 ) -> None:
     """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
+    from budgetft.cache import cache_folder
     from budgetft.cli.progress import planning
     from budgetft.gpu import load_gpu
-    from budgetft.predict.store import cache_folder
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
     from budgetft.workload import Workload

@@ -75,12 +75,12 @@ def plan(
 ) -> None:
     """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
     read_settings(os.environ)  # torch would abort as it is loaded
+    from budgetft.cache import cache_folder
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
     from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, write_plan
-    from budgetft.predict.store import cache_folder
     from budgetft.search.run import PlanRequest, make_plan
 
     if data is not None and image is not None:

@@ -15,6 +15,7 @@ from budgetft.cards import first_visible, memory_of, takes_expandable_segments, 
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.installed import install_line
 from budgetft.knobs import Allocator, computed_in
 from budgetft.knobs import Precision as Type
 from budgetft.measure.child import current_stack
@@ -141,7 +142,7 @@ def check_packages(contract: Contract, place: Place | None) -> None:
     if wanted and find_spec("bitsandbytes") is None:
         raise UsageError(
             "four-bit weights and the eight-bit optimizer need bitsandbytes, which is not installed",
-            hint='pip install "budgetft[nf4]", or plan without --allow-nf4 and --allow-adamw8bit',
+            hint=f"{install_line('nf4')}, or plan without --allow-nf4 and --allow-adamw8bit",
         )
 
 
