@@ -1,7 +1,8 @@
 """A GPU: how much memory it has and what it can run. One TOML file each in ``profiles/gpus``."""
 
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator
 
 from budgetft.errors import UsageError
 from budgetft.gpu_size import CAPABILITIES, Size, parse_gpu_size
-from budgetft.gpu_text import Listed, Match, match, nearest_listed, other_maker, typed
+from budgetft.gpu_text import Listed, Match, match, nearest_listed, other_makers, typed
 from budgetft.profiles import profiles_folder
 from budgetft.units import GIB, MIB
 from budgetft.value import Value, read_toml
@@ -110,20 +111,36 @@ class Gpu(Value):
         return "bf16" if self.native_bf16 else "fp16"
 
 
+@cache
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((profiles_folder() / "gpus").glob("*.toml"))}
+
+
 def gpu_names() -> list[str]:
     """The names of all profiles."""
-    return sorted(path.stem for path in (profiles_folder() / "gpus").glob("*.toml"))
+    return sorted(_files())
 
 
 @cache
 def _profile(name: str) -> Gpu:
-    path = profiles_folder() / "gpus" / f"{name}.toml"
+    path = _files()[name]
     return Gpu.read({"name": name, **read_toml(path)}, source=str(path))
 
 
 def all_gpus() -> list[Gpu]:
-    """Every profile, by name; the files are read once in a process (20 ms for 80 of them)."""
+    """Every profile, by name. Each file is read once in a process."""
     return [_profile(name) for name in gpu_names()]
+
+
+@cache
+def _listed() -> tuple[Listed, ...]:
+    """What every profile is called: the beginning of its file, without the sources, which are most of it."""
+    found = []
+    for name, path in _files().items():
+        head = tomllib.loads(path.read_text(encoding="utf-8").partition("\n[sources]")[0])
+        called = (name, head["title"].partition(",")[0], *head.get("device_names", ()))
+        found.append(Listed(name=name, memory_mib=head["memory_mib"], called=called, seldom=head.get("seldom", False)))
+    return tuple(found)
 
 
 def load_gpu(name: str) -> Gpu:
@@ -147,15 +164,7 @@ def look_up(text: str) -> tuple[Gpu, str]:
         return Gpu.read({"name": Path(text).stem, **read_toml(Path(text))}, source=text), ""
     if (folded := text.strip().lower()) in gpu_names():
         return _profile(folded), ""
-    listed = [
-        Listed(
-            name=gpu.name,
-            memory_mib=gpu.memory_mib,
-            called=(gpu.name, gpu.title.split(",")[0], *gpu.device_names),
-            seldom=gpu.seldom,
-        )
-        for gpu in all_gpus()
-    ]
+    listed = _listed()
     meant = match(text, listed, elsewhere=_unlisted())
     if len(meant.found) == 1:
         return _profile(meant.found[0].name), _instead(text, meant)
@@ -173,7 +182,7 @@ def _instead(text: str, meant: Match) -> str:
 
 
 def _of_size(size: Size) -> tuple[Gpu, str]:
-    memory = f"{size.memory_bytes / GIB:.4g} GiB"
+    memory = f"{size.memory_bytes / GIB:.2f} GiB"
     sm = f"sm_{size.compute_capability.replace('.', '')}"
     family = CAPABILITIES[size.compute_capability]
     data = {
@@ -192,19 +201,22 @@ def _of_size(size: Size) -> tuple[Gpu, str]:
     return gpu, "; ".join([*notes, "its speed is not known, so that speeds are a wide range"])
 
 
-def _not_found(text: str, meant: Match, listed: list[Listed]) -> UsageError:
-    shown = repr(text.strip()[:60])
-    ways = "`budgetft gpus` lists all; for any other NVIDIA GPU type its memory: --gpu 24GiB"
+def _not_found(text: str, meant: Match, listed: Sequence[Listed]) -> UsageError:
+    shown, bare = repr(text.strip()[:60]), text.strip()
+    memory = f"--gpu {bare}GiB" if bare.isdecimal() and 1 <= int(bare) <= 300 else "for example --gpu 24GiB"
+    ways = f"`budgetft gpus` lists all; or give the memory of any NVIDIA GPU, {memory}"
     if meant.found:
-        return _ambiguous(shown, meant, typed(text).key)
+        return _ambiguous(shown, meant, typed(text).key, ways)
     if meant.of_other_memory:
         sizes = " or ".join(one.gigabytes for one in meant.of_other_memory)
         names = " or ".join(f"--gpu {one.name}" for one in meant.of_other_memory)
         return UsageError(f"{shown}: that GPU has {sizes} GB", hint=names)
-    if maker := other_maker(text):
+    if not bare:
+        return UsageError("--gpu names no GPU", hint=ways)
+    if makers := other_makers(text):
         return UsageError(
-            f"{shown} is of {maker}, which is not supported: budgetft needs an NVIDIA GPU with CUDA",
-            hint=f"plan for an NVIDIA GPU that you can rent or borrow, for example --gpu t4; {ways}",
+            f"{shown}: {makers} are not supported; budgetft needs an NVIDIA GPU with CUDA",
+            hint="plan for an NVIDIA GPU that you can rent or borrow, for example --gpu t4; `budgetft gpus` lists them",
         )
     if (known := _unlisted().get(typed(text).key)) is not None:
         return _without_profile(shown, *known)
@@ -212,23 +224,18 @@ def _not_found(text: str, meant: Match, listed: list[Listed]) -> UsageError:
     return UsageError(f"unknown GPU {shown}", hint=f"did you mean {near.name!r}? {ways}" if near else ways)
 
 
-def _ambiguous(shown: str, meant: Match, key: str) -> UsageError:
-    found = meant.found
-    sizes = sorted({one.memory_mib: one.gigabytes for one in found}.items())
-    same = frozenset.intersection(*(one.keys | one.shorts for one in found))
-    names = [one.name for one in sorted(found, key=lambda one: (one.memory_mib, one.name))]
-    if key in same and len(sizes) == len(found):
-        several = " or ".join(size for _, size in sizes)
-        return UsageError(f"{shown} is sold with {several} GB", hint=" or ".join(f"--gpu {name}" for name in names))
-    shortest = [one.name for one in sorted(found, key=lambda one: (len(one.name), one.name))]
-    few = (
-        f"{', '.join(names[:-1])} or {names[-1]}"
-        if len(names) <= 8
-        else f"{len(names)} GPUs, among them {', '.join(sorted(shortest[:8]))}"
-    )
-    return UsageError(
-        f"{shown} can be {few}", hint=f"type more of it, for example --gpu {shortest[0]}; `budgetft gpus` lists all"
-    )
+def _ambiguous(shown: str, meant: Match, key: str, ways: str) -> UsageError:
+    found = sorted(meant.found, key=lambda one: (one.memory_mib, one.name))
+    names, sizes = [one.name for one in found], [one.gigabytes for one in found]
+    if all(key in one.keys for one in found) and len(set(sizes)) == len(sizes):
+        return UsageError(f"{shown} is sold with {_or(sizes)} GB", hint=_or([f"--gpu {name}" for name in names]))
+    shortest = sorted(names, key=lambda name: (len(name), name))
+    few = _or(names) if len(names) <= 8 else f"{len(names)} GPUs, among them {', '.join(sorted(shortest[:8]))}"
+    return UsageError(f"{shown} can be {few}", hint=f"type more of it, for example --gpu {shortest[0]}; {ways}")
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 @cache

@@ -12,11 +12,12 @@ _NOISE = set(
     re.findall(
         r"\w+",
         "nvidia geforce tesla gpu graphics card generation edition design with the series vram memory rtx gtx cuda tm r"
+        " jetson agx workstation server"
         " hbm2 hbm2e hbm3 hbm3e gddr5 gddr6 gddr6x gddr7",
     )
 )
 _LAPTOP = {"laptop", "mobile", "notebook"}
-_GENERATION = {"quadro", "ada", "pro", "blackwell", "jetson", "agx", "workstation", "server"}
+_GENERATION = {"quadro", "ada", "pro", "blackwell"}
 """Words that people leave out: RTX 6000 may be of three generations."""
 _MEMORY = re.compile(r"(?<![a-z0-9.])(\d{1,3}(?:\.\d+)?)[\s-]*(?:gib|gb|g)(?![a-z0-9])")
 _MEBIBYTES = re.compile(r"(?<![a-z0-9.])(\d{4,6})[\s-]*mib(?![a-z0-9])")
@@ -99,20 +100,20 @@ def match(text: str, listed: Iterable[Listed], *, elsewhere: Collection[str] = (
     ``elsewhere``: keys of GPUs that exist but are not listed, so that ``P4`` is no beginning of ``P40``.
     """
     name, known = typed(text), list(listed)
-    if not name.key:
-        return Match()
-    for keys in (lambda one: one.keys, lambda one: one.shorts):
-        if whole := [one for one in known if name.key in keys(one)]:
-            return _narrowed(whole, name.memory_mib)
-    if glued := _glued(name.key, known):
-        return glued
-    if name.key in elsewhere:
-        return Match()
+    if name.key:
+        for keys in (lambda one: one.keys, lambda one: one.shorts):
+            if whole := [one for one in known if name.key in keys(one)]:
+                return _narrowed(whole, name.memory_mib)
+        if glued := _glued(name.key, known):
+            return glued
+        if name.key in elsewhere:
+            return Match()
     plain = re.sub(r"[^a-z0-9]", "", text.casefold())
     begun = [
         one
         for one in known
-        if any(key.startswith(name.key) for key in one.keys) or re.sub(r"[^a-z0-9]", "", one.name).startswith(plain)
+        if (name.key and any(key.startswith(name.key) for key in one.keys))
+        or (plain and re.sub(r"[^a-z0-9]", "", one.name).startswith(plain))
     ]
     return _narrowed(begun, name.memory_mib) if begun else Match()
 
@@ -151,26 +152,23 @@ def nearest_listed(text: str, listed: Iterable[Listed]) -> Listed | None:
     return next(one for ratio, one in likeness if ratio == best) if best >= 0.6 else None
 
 
-_OTHER_MAKERS: Mapping[str, str] = {
-    "AMD": r"amd|radeon|instinct|firepro|ryzen|rocm|vega|navi|strix|gfx\d+|mi\d{2,3}[a-z]*|rx ?\d{3,4}.*|\d{4} ?(xtx|xt|gre)"
-    r"|w[5-7]\d00",
-    "Intel": r"intel|arc|gaudi ?\d?|habana|iris|xe|uhd|xpu|ponte|a(310|350|370|380|550|580|730|750|770)m?|b(50|60|570|580)",
-    "Apple": r"apple|mac|macbook|metal|mps|m[1-5]( ?(pro|max|ultra))?",
-    "Google": r"tpu|v[2-6][ep]|trillium|ironwood",
-    "AWS": r"trainium\d?|inferentia\d?|trn\d|inf\d",
-    "Huawei": r"ascend|910[a-d]?",
-    "Qualcomm": r"qualcomm|snapdragon|adreno",
+_OTHERS: Mapping[str, str] = {
+    "AMD GPUs": r"amd|radeon|instinct|firepro|ryzen|rocm|vega|navi|strix|gfx\d+|mi\d{2,3}[a-z]*|rx ?\d{3,4}.*"
+    r"|\d{4} ?(xtx|xt|gre)|w[5-7]\d00",
+    "Intel GPUs": r"intel|arc|gaudi ?\d?|habana|iris|xe|uhd|xpu|ponte|a(310|350|370|380|550|580|730|750|770)m?"
+    r"|b(50|60|570|580)",
+    "Apple GPUs": r"apple|mac|macbook|metal|mps|m[1-5]( ?(pro|max|ultra))?",
+    "Google TPUs": r"tpu|v[2-6][ep]|trillium|ironwood",
+    "AWS accelerators": r"trainium\d?|inferentia\d?|trn\d|inf\d",
+    "Huawei accelerators": r"ascend|910[a-d]?",
+    "Qualcomm GPUs": r"qualcomm|snapdragon|adreno",
+    "CPUs": r"cpu|xeon|epyc|threadripper",
 }
 
 
-def other_maker(text: str) -> str | None:
-    """Whose GPU or accelerator ``text`` names, if it is one that has no CUDA."""
+def other_makers(text: str) -> str | None:
+    """What kind of GPU or accelerator without CUDA ``text`` names, if it is one."""
     plain = " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
-    return next(
-        (
-            maker
-            for maker, names in _OTHER_MAKERS.items()
-            if re.search(rf"(^| )({names})( |$)", plain) and "nvidia" not in plain
-        ),
-        None,
-    )
+    if "nvidia" in plain:
+        return None
+    return next((kind for kind, names in _OTHERS.items() if re.search(rf"(^| )({names})( |$)", plain)), None)
