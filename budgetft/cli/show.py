@@ -5,6 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.cards import launch_command
+from budgetft.cli.show_goal import goal_lines
 from budgetft.knobs import Knobs, describe
 from budgetft.outcome import Estimate
 from budgetft.plan import Plan
@@ -88,6 +89,8 @@ def print_plan(plan: Plan, path: str) -> None:
         print(
             f"  price         {row.axis} {row.value}: {row.speed_text()}, {format_gib(row.process_peak_bytes)} ({row.evidence})"
         )
+    for line in goal_lines(plan):
+        print(line)
     start = "budgetft" if cards == 1 else f"{launch_command(cards, share=plan.gpu.shared)} -m budgetft"
     print(f"\nwritten to {path}; next: {start} train --plan {path} --out runs/first")
 
