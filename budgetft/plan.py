@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
 from budgetft.errors import UsageError
+from budgetft.goal import Goal
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
@@ -186,6 +187,8 @@ class Plan(Value):
     stages: tuple[StagePeak, ...] = Field(default=(), exclude_if=lambda stages: not stages)
     """Training, evaluation and merge; empty in plans of before they were planned."""
     price_list: tuple[PriceRow, ...] = ()
+    goal: Goal | None = Field(default=None, exclude_if=lambda goal: goal is None)
+    """The time that its contract was chosen for; None where the contract was given."""
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
     padding: Padding | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
+from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.model import Model, load_model, model_names
@@ -106,6 +107,26 @@ MaxGradNorm = Annotated[
         metavar="FLOAT",
         help="Gradients whose norm is larger are scaled down to it; 1.",
     ),
+]
+Hours = Annotated[
+    str | None,
+    typer.Option(
+        help="A time, as 10, 90min or 04:00:00: plan the largest contract of the ranges whose run ends in it, and list what"
+        " else would be possible. Without ranges: refuse what takes longer."
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    typer.Option(help="With --hours: what is to be large first, of the ranges given: pixels,rank,frames when left out."),
+]
+Sure = Annotated[
+    bool,
+    typer.Option(
+        "--sure", help="With --hours: the slow end of a predicted time must be in time (9 in 10), not its middle (1 in 2)."
+    ),
+]
+ExamplesOf = Annotated[
+    int | None, typer.Option("--examples", min=1, max=MOST_EXAMPLES, help="With --hours and --image: examples of an epoch.")
 ]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]

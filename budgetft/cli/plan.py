@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from budgetft.allocator import read_settings
 from budgetft.cli import options
+from budgetft.duration import parse_hours
 from budgetft.errors import UsageError
 
 if TYPE_CHECKING:
     from budgetft.contract import Contract
     from budgetft.model import Model
+    from budgetft.plan import Plan
+    from budgetft.search.run import PlanRequest
     from budgetft.workload import Workload
 
 
@@ -48,6 +52,10 @@ def plan(
     warmup_ratio: options.WarmupRatio = None,
     weight_decay: options.WeightDecay = None,
     max_grad_norm: options.MaxGradNorm = None,
+    hours: options.Hours = None,
+    prefer: options.Prefer = None,
+    sure: options.Sure = False,
+    examples: options.ExamplesOf = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Runs on one GPU have the same bits; what that costs is measured.")
     ] = False,
@@ -86,6 +94,7 @@ def plan(
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
+    goal = _goal(hours, prefer, sure, examples, typed=image is not None)
     card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
@@ -133,9 +142,43 @@ def plan(
             on_event=on_event,
         )
         own.mkdir(parents=True, exist_ok=True)
-        made = make_plan(request)
+        made = make_plan(request) if goal is None else _towards(goal, request)
     write_plan(made, out)
     print(made.model_dump_json(indent=2)) if json_output else print_plan(made, str(out))
+
+
+def _goal(hours: str | None, prefer: str | None, sure: bool, examples: int | None, *, typed: bool) -> "Asked | None":
+    """What was asked of the time; options that belong to it are refused without it."""
+    if hours is None:
+        given = [name for name, value in (("--prefer", prefer), ("--sure", sure), ("--examples", examples)) if value]
+        if given:
+            raise UsageError(f"{given[0]} goes with --hours, which was not given", hint="say in what time: --hours 10")
+        return None
+    if typed and examples is None:
+        raise UsageError("how many examples an epoch has is not known of a typed shape", hint="give --examples N")
+    if not typed and examples is not None:
+        raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
+    return Asked(hours=parse_hours(hours), prefer=prefer, sure=sure, examples=examples)
+
+
+class Asked(NamedTuple):
+    """``--hours`` and what goes with it."""
+
+    hours: float
+    prefer: str | None
+    sure: bool
+    examples: int | None
+
+
+def _towards(goal: Asked, request: "PlanRequest") -> "Plan":
+    """The plan of the largest contract that ends in time; of pixels, steps finer than doublings are tried."""
+    from budgetft.goal import pixel_steps
+    from budgetft.search.goal import GoalRequest, plan_goal
+
+    ranges, pixels = dict(request.ranges), "max_pixels"
+    if pixels in ranges:
+        ranges[pixels] = pixel_steps(request.contract.max_pixels, ranges[pixels][-1], request.model.pixel_step)
+    return plan_goal(GoalRequest(planning=replace(request, ranges=ranges), **goal._asdict()))
 
 
 def _sample(folder: Path, say: Callable[[str], None]) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from budgetft.cards import launch_command
 from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
+from budgetft.cli.show_goal import goal_lines
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, duration_text, run_time, time_under
 from budgetft.gpu import Gpu
@@ -95,6 +96,8 @@ def print_plan(plan: Plan, path: str, *, price_per_hour: float | None = None) ->
         _line(name, text)
     for row in plan.price_list:
         _line("Trade-off" if row is plan.price_list[0] else "", trade_off(row, plan))
+    for line in goal_lines(plan):
+        put(line)
     start = "budgetft" if plan.gpu.cards == 1 else f"{launch_command(plan.gpu.cards, share=plan.gpu.shared)} -m budgetft"
     put(f"\nwritten to {path}; why: budgetft report {path}")
     put(f"next: {start} train --plan {path} --out runs/first")

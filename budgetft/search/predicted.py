@@ -1,5 +1,7 @@
 """The fastest setting by prediction alone, some of its knobs given, and how it compares with the stock recipe."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from budgetft.errors import UsageError
@@ -16,10 +18,16 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    wanted = _wanted(estimator.job, given)
+    return fastest_of(estimator, _wanted(estimator.job, given))
+
+
+def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: float = math.inf) -> Candidate:
+    """As :func:`fastest`, of the settings ``wanted``. ``most_bytes``: that a process peak may have, whatever the budget."""
     seconds = estimator.clock(wanted).seconds(estimator.speeds)
     for _, knobs in sorted(zip(seconds, wanted, strict=True), key=lambda each: each[0]):
-        if estimator.may_fit(knobs) and (estimate := estimator.estimate(knobs)).fits:
+        if not estimator.may_fit(knobs) or estimator.least_bytes(knobs) > most_bytes:
+            continue
+        if (estimate := estimator.estimate(knobs)).fits and estimate.process_peak_bytes <= most_bytes:
             return Candidate(knobs=knobs, estimate=estimate)
     smallest: Candidate | None = None
     for knobs in sorted(wanted, key=estimator.least_bytes):
@@ -28,7 +36,7 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
         candidate = Candidate(knobs=knobs, estimate=estimator.estimate(knobs))
         if smallest is None or candidate.estimate.process_peak_bytes < smallest.estimate.process_peak_bytes:
             smallest = candidate
-    assert smallest is not None  # _wanted refuses to want nothing
+    assert smallest is not None  # something is wanted
     return smallest
 
 

@@ -172,7 +172,7 @@ def make_plan(request: PlanRequest) -> Plan:
     place = find_place(request)
     check_packages(request.contract, place)
     checkpoint = base_here(request.model.weights or request.model.hub_id)
-    precision = _precision(request, place, checkpoint)
+    precision = precision_of(request, place, checkpoint)
     if precision is not None:
         request = replace(request, fp32_blocks=precision.islands)
     either = request.cards > 1 and request.shared is None
@@ -187,7 +187,7 @@ def make_plan(request: PlanRequest) -> Plan:
     return with_answers(plan, pricing, data=data, at_hand=at_hand)
 
 
-def _precision(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
+def precision_of(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
     """What overflows fp16 in the weights, where they are at hand and something is computed in fp16."""
     job = make_job(request, request.contract, place)
     chosen = request.base_precision or base_precision(job)
@@ -228,7 +228,7 @@ def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
 
 def _search(request: PlanRequest, place: Place | None) -> Found:
     job = make_job(request, request.contract, place)
-    _measure_first(request, job, place)
+    measure_first(request, job, place)
     estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
     if weighed is not None:
@@ -287,7 +287,7 @@ def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner | 
     )
 
 
-def _measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
+def measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
     """Before the first probe on a GPU: what it and its host do in ten seconds, unless that is known already."""
     if place is None or place.device != "cuda" or place.stack is None:
         return
