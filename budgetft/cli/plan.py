@@ -1,25 +1,20 @@
 """``budgetft plan``: find the fastest setting that stays under the budget, and write it down with its proof."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from budgetft.allocator import read_settings
+from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, sample_data, workload_of
 from budgetft.cli import options
 from budgetft.errors import UsageError
-
-if TYPE_CHECKING:
-    from budgetft.contract import Contract
-    from budgetft.model import Model
-    from budgetft.workload import Workload
 
 
 def plan(
     gpu: options.Gpu_,
-    model: options.Model_ = options.DEFAULT_MODEL,
+    model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
     cards: Annotated[
@@ -27,9 +22,9 @@ def plan(
     ] = 1,
     data: options.Data = None,
     image: options.Image = None,
-    images: options.Images = 1,
-    text_tokens: options.TextTokens = 256,
-    supervised_tokens: options.SupervisedTokens = 160,
+    images: options.Images = IMAGES,
+    text_tokens: options.TextTokens = TEXT_TOKENS,
+    supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
     max_pixels: options.MaxPixels = None,
     max_length: options.MaxLength = None,
     frames_per_example: options.FramesPerExample = None,
@@ -113,7 +108,8 @@ def plan(
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
-            data = _sample(own / "sample", say)
+            data = sample_data(own, say)
+        work = data or Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         request = PlanRequest(
             gpu=card,
             budget_bytes=options.budget_bytes(budget, card),
@@ -121,7 +117,7 @@ def plan(
             model=architecture,
             contract=contract,
             ranges=ranges,
-            workload_under=_workloads(data, image, images, text_tokens, supervised_tokens, architecture),
+            workload_under=lambda changed: workload_of(work, architecture, changed),
             data=None if data is None else str(data.resolve()),
             cache=cache,
             deterministic=deterministic,
@@ -136,39 +132,3 @@ def plan(
         made = make_plan(request)
     write_plan(made, out)
     print(made.model_dump_json(indent=2)) if json_output else print_plan(made, str(out))
-
-
-def _sample(folder: Path, say: Callable[[str], None]) -> Path:
-    """The drawn sample dataset, made once; a whole one is recognised by being readable."""
-    from budgetft.data.examples import read_dataset
-    from budgetft.data.sample import write_sample
-    from budgetft.errors import UsageError
-
-    try:
-        read_dataset(folder)
-    except UsageError:
-        say(f"no --data and no --image: planning for the drawn sample dataset in {folder}")
-        write_sample(folder, overwrite=folder.exists())
-    return folder
-
-
-def _workloads(
-    data: Path | None, image: str | None, images: int, text: int, supervised: int, model: "Model"
-) -> Callable[["Contract"], "Workload"]:
-    """The shapes of the typed image or of the data, under whatever contract they are asked for."""
-
-    def typed(contract: "Contract") -> "Workload":
-        from budgetft.workload import Workload
-
-        assert image is not None
-        return Workload.uniform(options.typed_shape(image, images, text, supervised, model=model, contract=contract))
-
-    def measured(contract: "Contract") -> "Workload":
-        from budgetft.data.examples import read_dataset
-        from budgetft.data.processor import load_processor
-        from budgetft.data.stats import measure_workload
-
-        assert data is not None
-        return measure_workload(read_dataset(data), load_processor(model), model, contract)
-
-    return measured if image is None else typed

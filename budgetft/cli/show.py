@@ -5,41 +5,32 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.cards import launch_command
-from budgetft.knobs import Knobs, describe
+from budgetft.knobs import describe
 from budgetft.outcome import Estimate
 from budgetft.plan import Plan
 from budgetft.units import format_gib
 
 if TYPE_CHECKING:
-    from budgetft.predict.estimator import Estimator
+    from budgetft.results import Estimated
 
 
-def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", json_output: bool) -> None:
+def print_estimate(found: "Estimated", *, json_output: bool) -> None:
     """One estimate on stdout."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
-    job, share = estimator.job, estimator.uncertainty_of(knobs)
-    traced_on = estimator.foreign.get(estimator.combination(knobs))
     if json_output:
-        about = {
-            "model": job.model.name,
-            "gpu": job.gpu.name,
-            "budget_bytes": job.budget_bytes,
-            "knobs": knobs.model_dump(mode="json"),
-            "uncertainty_share": share,
-            "calibration": estimator.calibration.name,
-            "traced_on": traced_on,
-        }
-        print(json.dumps({**estimate.model_dump(mode="json"), **about}, indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
         return
-    print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
-    print(f"  knobs         {describe(knobs)}")
+    estimate = found.estimate
+    print(f"{found.model} on {found.gpu}, budget {format_gib(found.budget_bytes)}: predicted, nothing was run")
+    print(f"  knobs         {describe(found.knobs)}")
     verdict = "fits" if estimate.fits else "does not fit"
-    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
+    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {found.uncertainty_share:.0%}: {verdict}")
     print(f"  speed         {rate(estimate)}")
-    print(f"  calibration   {estimator.calibration.name}")
-    if traced_on:
-        print(f"  traced on     {traced_on}, not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew")
+    print(f"  calibration   {found.calibration}")
+    if found.traced_on:
+        wider = f"{FOREIGN_STACK_SHARE:.0%} wider"
+        print(f"  traced on     {found.traced_on}, not what is installed here: {wider}; `plan` traces anew")
     print_terms(estimate)
 
 
