@@ -19,6 +19,7 @@ from budgetft.model import Model, load_model
 from budgetft.once import OneTime
 from budgetft.outcome import Estimate, Evidence, Outcome, speed_text
 from budgetft.precision import Precision
+from budgetft.shown import Rows, Shown, contract_text, shape_text, time_of
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 from budgetft.weights import BaseWeights
@@ -72,7 +73,7 @@ class Proof(Value):
     """Half-width of the interval around a predicted peak, as a share of it."""
 
 
-class Candidate(Value):
+class Candidate(Shown, Value):
     """A setting with what is known of it."""
 
     knobs: Knobs
@@ -170,7 +171,7 @@ class Padding(Value):
     """Ordinary ones, by which it was computed."""
 
 
-class Plan(Value):
+class Plan(Shown, Value):
     """See the module; the field order is the order of the file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -217,6 +218,34 @@ class Plan(Value):
         if not ours or not theirs:
             return ""
         return speed_text(ours / theirs, *(self.over_baseline or (None, None)), unit=" times")
+
+    def hours(self, examples: int | None = None, epochs: int | None = None) -> RunTime:
+        """The time of the run, by its own data and epochs unless others are given; prints as epochs, steps and minutes.
+
+        Raises ``UsageError`` where the speed is not known, or examples are not given and the plan is of no data.
+        """
+        return time_of(self.estimate, self.contract, self.workload.examples if examples is None else examples, epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as its file has it."""
+        return self.model_dump(mode="json")
+
+    def _title(self) -> str:
+        cards = f"{self.gpu.cards} x " if self.gpu.cards > 1 else ""
+        return f"plan for {self.model.name} on {cards}{self.gpu.name}"
+
+    def _verdict(self) -> str:
+        room = f"{format_gib(self.estimate.process_peak_bytes)} of {format_gib(self.gpu.budget_bytes)}"
+        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text(' examples/s')}"
+
+    def _rows(self) -> Rows:
+        rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]
+        if self.workload.examples is not None and self.examples_per_second:
+            rows.append(("time", f"{self.hours()} for {self.workload.examples:,} examples"))
+        if self.baseline is not None and (ratio := self.over_baseline_text()):
+            rows.append(("baseline", f"{ratio} as fast as Hugging Face Trainer defaults, {self.baseline._verdict()}"))
+        rows.append(("evidence", f"{self.evidence.kind}: {self.evidence.statement}"))
+        return rows
 
     def is_own(self, row: PriceRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""

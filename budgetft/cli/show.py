@@ -1,6 +1,5 @@
 """Plans and estimates for people: the reader's questions in order, one line each, readable in a log file too."""
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,14 @@ from budgetft.cli.show_goal import goal_lines
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, duration_text, run_time, time_under
 from budgetft.gpu import Gpu
-from budgetft.knobs import Knobs
 from budgetft.outcome import Estimate, Evidence, Term
 from budgetft.plan import FRAMES, Pictures, Plan, PriceRow
+from budgetft.shown import contract_text
 from budgetft.units import GIB, format_gib
 from budgetft.wording import pixels_words, settings_words
 
 if TYPE_CHECKING:
-    from budgetft.predict.estimator import Estimator
+    from budgetft.results import Estimated
 
 KINDS = {
     "predicted": "predicted, nothing was run",
@@ -32,65 +31,38 @@ SMALL = GIB // 20
 """Bytes under which a part of the peak is told with the others."""
 
 
-def print_estimate(
-    knobs: Knobs,
-    estimate: Estimate,
-    *,
-    estimator: "Estimator",
-    examples: int | None = None,
-    price_per_hour: float | None = None,
-    json_output: bool = False,
-) -> None:
-    """One estimate on stdout; the time is of the epochs of its contract over ``examples``, the data's when left out."""
+def print_estimate(found: "Estimated", *, gpu: Gpu, layers: int, price_per_hour: float | None = None) -> None:
+    """One estimate on stdout; ``layers`` are those of the language model."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
-    job, share = estimator.job, estimator.uncertainty_of(knobs)
-    traced_on = estimator.foreign.get(estimator.combination(knobs))
-    examples = examples or job.workload.examples
-    time = time_under(job.contract, estimate, examples)
-    if json_output:
-        about = {
-            "model": job.model.name,
-            "gpu": job.gpu.name,
-            "budget_bytes": job.budget_bytes,
-            "contract": job.contract.model_dump(mode="json"),
-            "knobs": knobs.model_dump(mode="json"),
-            "uncertainty_share": share,
-            "calibration": estimator.calibration.name,
-            "traced_on": traced_on,
-            "time": None if time is None else time.model_dump(mode="json") | {"steps": time.steps},
-        }
-        print(json.dumps({**estimate.model_dump(mode="json"), **about}, indent=2))
-        return
-    uncalibrated = is_uncalibrated(estimator.calibration.name)
-    _title(job.model.name, job.contract, job.gpu, job.budget_bytes, estimate.evidence)
-    _line("Fits" if estimate.fits else "Too much", _room(estimate, job.budget_bytes, share))
-    _line("Time", time_text(estimate, job.contract, examples, uncalibrated=uncalibrated))
-    _price(time, price_per_hour)
+    estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
+    _title(found.model, found.contract, gpu, found.budget_bytes, estimate.evidence)
+    _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
+    _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
+    _price(time_under(found.contract, estimate, found.examples), price_per_hour)
     _line("Speed", rate(estimate))
-    _line("Settings", "; ".join(settings_words(knobs, job.model.layers)))
+    _line("Settings", "; ".join(settings_words(found.knobs, layers)))
+    _line("Kept fixed", contract_text(found.contract))
     _line("Memory", memory_text(estimate.terms))
-    _line(
-        "Calibration", estimator.calibration.name if not uncalibrated else "none of this GPU: budgetft gpus --calibrate there"
-    )
-    if traced_on:
+    _line("Calibration", "none of this GPU: budgetft gpus --calibrate makes one there" if uncalibrated else found.calibration)
+    if found.traced_on:
         wider = f"not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew"
-        _line("Traced on", f"{traced_on}, {wider}")
+        _line("Traced on", f"{found.traced_on}, {wider}")
 
 
-def print_plan(plan: Plan, path: str, *, price_per_hour: float | None = None) -> None:
+def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_hour: float | None = None) -> None:
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
-    estimate, proof = plan.estimate, plan.evidence
+    estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
     _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.budget_bytes, estimate.evidence, plan.gpu.cards)
     _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
-    _line("Time", time_text(estimate, plan.contract, plan.workload.examples, uncalibrated=uncalibrated))
-    _price(plan.run_time(), price_per_hour)
+    _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
+    _price(plan.run_time(examples), price_per_hour)
     _line("Speed", rate(estimate))
     if plan.pictures is not None and plan.pictures.shrunk:
         _line("Images", pictures_text(plan.pictures, plan))
     _line("Settings", "; ".join(settings_words(plan.knobs, None)))
-    _line("Kept fixed", kept_fixed(plan.contract))
+    _line("Kept fixed", contract_text(plan.contract))
     _line("Baseline", compared(plan))
     for name, text in _facts(plan):
         _line(name, text)
@@ -221,17 +193,6 @@ def trade_off(row: PriceRow, plan: Plan) -> str:
              "rank": lambda: f"--rank {row.value}",
              FRAMES: lambda: f"{row.value} frames an example"}.get(row.axis, lambda: f"{row.axis} {row.value}")()  # fmt: skip
     return f"{value}: {_row_text(row, plan)}" + (", the plan" if plan.is_own(row) else "")
-
-
-def kept_fixed(contract: Contract) -> str:
-    """What no search changes, in words."""
-    unusual = "".join(f", {name} {value}".removesuffix(" True") for name, value in contract.unusual.items())
-    epochs = "1 epoch" if contract.epochs == 1 else f"{contract.epochs} epochs"
-    return (
-        f"rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
-        f" learning rate {contract.learning_rate:g}, {epochs}, images up to {pixels_words(contract.max_pixels)},"
-        f" up to {contract.max_length} tokens{unusual}"
-    )
 
 
 def memory_text(terms: tuple[Term, ...]) -> str:
