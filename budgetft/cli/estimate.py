@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
-from budgetft.cli import options
+from budgetft.cli import options, peers
 from budgetft.errors import UsageError
 
 
@@ -41,6 +41,12 @@ def estimate(
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
     knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
+    trainer: peers.Trainer = None,
+    micro_batch: peers.MicroBatch = None,
+    liger: peers.Liger = False,
+    attn: peers.Attn = None,
+    gradient_checkpointing: peers.GradientCheckpointing = None,
+    load_in_4bit: peers.LoadIn4bit = None,
     json_output: options.Json = False,
 ) -> None:
     """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
@@ -56,6 +62,15 @@ def estimate(
     if data is not None and examples is not None:
         raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
     given = dict(parse_knob(text) for text in knob or [])
+    asked = peers.Asked(
+        trainer=trainer,
+        micro_batch=micro_batch,
+        liger=liger,
+        attn=attn,
+        gradient_checkpointing=gradient_checkpointing,
+        load_in_4bit=load_in_4bit,
+    )
+    asked.check(given, allow_adamw8bit=allow_adamw8bit)
     card, architecture = load_gpu(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
@@ -92,6 +107,8 @@ def estimate(
         workload=workload_of(work, architecture, contract),
         evidence="predicted",
     )
+    if asked.trainer is not None:
+        return peers.estimate_peer(asked, job, json_output=json_output)
     with waiting() as tell:
         found = estimated(Estimator(job, at_once=True, on_trace=tell), given)
     if examples is not None:
