@@ -165,12 +165,12 @@ def _warnings(draft: Draft, own: Candidate, trainer: str, peer: Peer) -> list[st
 
 
 def _compared(draft: Draft, own: Candidate) -> str:
-    """The trainer's speed beside the plan's, both of one kind of evidence: as probed, or else both as predicted."""
+    """The trainer's speed beside the plan's; empty where one is predicted and the other measured, perhaps on another GPU."""
     plan, theirs = draft.plan, own.estimate
     ours = plan.estimate
-    if not ours.samples_per_second or not theirs.samples_per_second:
+    if not ours.samples_per_second or not theirs.samples_per_second or ours.evidence != theirs.evidence:
         return ""
-    if ours.evidence == theirs.evidence != "predicted":
+    if theirs.evidence != "predicted":
         low = high = ours.samples_per_second / theirs.samples_per_second
     else:
         from budgetft.measure.job import planned_job

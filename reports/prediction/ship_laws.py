@@ -74,8 +74,8 @@ def ship_peers(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -
     job = job_of(model, gpu, contract.replace(allow_nf4=True), workload)
     estimator = Estimator(job)
     for name, peer in PEERS.items():
-        for liger in (False, True) if peer.liger_name else (False,):
-            knobs = estimator.combination(knobs_of(setup_of(name, gpu, model, liger=liger), job, 1))
+        for options in ({}, {"liger": True} if peer.liger_name else {"load_in_4bit": False}):
+            knobs = estimator.combination(knobs_of(setup_of(name, gpu, model, **options), job, 1))
             key = law_key(model, job.contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
             if not renewed(key, ".json"):
                 keep_law(key, estimator.law(knobs), FOLDER)
