@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def estimate(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = options.DEFAULT_MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     data: options.Data = None,
     image: options.Image = None,
     images: options.Images = 1,
@@ -47,7 +48,6 @@ def estimate(
     """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
     from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate
-    from budgetft.gpu import load_gpu
     from budgetft.knobs import parse_knob
     from budgetft.measure.job import Job
     from budgetft.predict.estimator import Estimator
@@ -56,7 +56,7 @@ def estimate(
     from budgetft.workload import Workload
 
     given = dict(parse_knob(text) for text in knob or [])
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     width, height = parse_size(image or "448x448")
@@ -87,9 +87,10 @@ def estimate(
         workload = Workload.uniform(options.typed_shape(*typed, model=architecture, contract=contract))
     else:
         workload = _measured(data, architecture, contract)
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     job = Job(
         gpu=card,
-        budget_bytes=options.budget_bytes(budget, card),
+        budget_bytes=budget_bytes,
         model=architecture,
         contract=contract,
         workload=workload,
@@ -98,7 +99,7 @@ def estimate(
     with waiting() as tell:
         estimator = Estimator(job, at_once=True, on_trace=tell)
         best = fastest(estimator, given)
-    print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)
+    print_estimate(best.knobs, best.estimate, estimator=estimator, display_bytes=display_bytes, json_output=json_output)
 
 
 def _measured(data: Path, model: "Model", contract: "Contract") -> "Workload":

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def plan(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = options.DEFAULT_MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     cards: Annotated[
         int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
     ] = 1,
@@ -79,14 +80,13 @@ def plan(
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
-    from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, write_plan
     from budgetft.search.run import PlanRequest, make_plan
 
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
-    card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
+    card, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -110,13 +110,15 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
             data = _sample(own / "sample", say)
         request = PlanRequest(
             gpu=card,
-            budget_bytes=options.budget_bytes(budget, card),
+            budget_bytes=budget_bytes,
+            display_bytes=display_bytes,
             cards=cards,
             model=architecture,
             contract=contract,

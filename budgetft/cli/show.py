@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from budgetft.predict.estimator import Estimator
 
 
-def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", json_output: bool) -> None:
+def print_estimate(
+    knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", display_bytes: int = 0, json_output: bool
+) -> None:
     """One estimate on stdout."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
@@ -25,6 +27,7 @@ def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", 
             "model": job.model.name,
             "gpu": job.gpu.name,
             "budget_bytes": job.budget_bytes,
+            "display_bytes": display_bytes,
             "knobs": knobs.model_dump(mode="json"),
             "uncertainty_share": share,
             "calibration": estimator.calibration.name,
@@ -32,7 +35,7 @@ def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", 
         }
         print(json.dumps({**estimate.model_dump(mode="json"), **about}, indent=2))
         return
-    print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
+    print(f"{job.model.name} on {job.gpu.name}, budget {_budget(job.budget_bytes, display_bytes)}: predicted, nothing was run")
     print(f"  knobs         {describe(knobs)}")
     verdict = "fits" if estimate.fits else "does not fit"
     print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
@@ -41,6 +44,11 @@ def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", 
     if traced_on:
         print(f"  traced on     {traced_on}, not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew")
     print_terms(estimate)
+
+
+def _budget(budget_bytes: int, display_bytes: int) -> str:
+    kept = f" (keeps {format_gib(display_bytes)} for the display)" if display_bytes else ""
+    return format_gib(budget_bytes) + kept
 
 
 def print_terms(estimate: Estimate) -> None:
@@ -60,8 +68,9 @@ def print_plan(plan: Plan, path: str) -> None:
     estimate = plan.estimate
     cards = plan.gpu.cards
     base = "that share the frozen layers out" if plan.gpu.shared else "with the whole base"
+    budget = _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes)
     several = f", each of {cards} cards {base}" if cards > 1 else ""
-    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}{several}")
+    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {budget}{several}")
     print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
     if plan.evidence.workers:
         made = Counter(plan.evidence.workers).most_common()
