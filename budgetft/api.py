@@ -103,6 +103,7 @@ def port(
     gpu: str | Gpu,
     *,
     budget: str | int | None = None,
+    display_bytes: int = 0,
     precision: Literal["keep", "native"] = "keep",
     probe: Probe = "auto",
     model: str | None = None,
@@ -112,6 +113,7 @@ def port(
 ) -> "Port":
     """``plan`` for another card or budget, from the same evidence and at most three probes: the plan, and what changed.
 
+    ``display_bytes``: what the budget leaves to a display, for the plan to say.
     ``precision``: keep the plan's 16-bit type, or take what the card runs natively. Raises ``UsageError`` when the
     plan's type only runs emulated there, ``NothingFits`` with what to give up.
     """
@@ -123,6 +125,7 @@ def port(
         model=load_planned_model(plan, name=model),
         gpu=card,
         budget_bytes=_budget(budget, card),
+        display_bytes=display_bytes,
         precision=precision,
         probe=probe,
         on_event=on_event,

@@ -31,12 +31,15 @@ SMALL = GIB // 20
 """Bytes under which a part of the peak is told with the others."""
 
 
-def print_estimate(found: "Estimated", *, gpu: Gpu, layers: int, price_per_hour: float | None = None) -> None:
+def print_estimate(
+    found: "Estimated", *, gpu: Gpu, layers: int, display_bytes: int = 0, price_per_hour: float | None = None
+) -> None:
     """One estimate on stdout; ``layers`` are those of the language model."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
     estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
-    _title(found.model, found.contract, gpu, found.budget_bytes, estimate.evidence)
+    _title(found.model, found.contract, gpu)
+    _budget(found.budget_bytes, display_bytes, estimate.evidence)
     _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
     _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
     _price(time_under(found.contract, estimate, found.examples), price_per_hour)
@@ -54,7 +57,8 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
     estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
-    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.budget_bytes, estimate.evidence, plan.gpu.cards)
+    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.cards)
+    _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
     _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
     _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
     _price(plan.run_time(examples), price_per_hour)
@@ -101,11 +105,15 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
-def _title(model: str, contract: Contract, gpu: Gpu, budget_bytes: int, evidence: Evidence, cards: int = 1) -> None:
+def _title(model: str, contract: Contract, gpu: Gpu, cards: int = 1) -> None:
     several = f"{cards} x " if cards > 1 else ""
     name = f"{model} · LoRA rank {contract.rank} · {several}{gpu.title.removeprefix('NVIDIA ')}"
     put(paint(name, "bold"))
-    put(f"{KINDS[evidence]}; budget {format_gib(budget_bytes)}\n")
+
+
+def _budget(budget_bytes: int, display_bytes: int, evidence: Evidence) -> None:
+    kept = f", after {format_gib(display_bytes)} for the display" if display_bytes else ""
+    put(f"{KINDS[evidence]}; budget {format_gib(budget_bytes)}{kept}\n")
 
 
 def _line(name: str, text: str) -> None:
