@@ -49,7 +49,8 @@ class RunTime(Value):
         assert self.low_seconds is not None
         assert self.high_seconds is not None
         low, high = duration_text(self.low_seconds), duration_text(self.high_seconds)
-        short = low.removesuffix(" min") if low.endswith(" min") and high.endswith(" min") and " h" not in low + high else low
+        units = [unit for unit in (" min", " s") if low.endswith(unit) and high.endswith(unit) and " h" not in low + high]
+        short = low.removesuffix(units[0]) if units else low
         return "" if low == high else f"{short} to {high}"
 
     def text(self) -> str:
