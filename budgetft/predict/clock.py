@@ -220,8 +220,11 @@ class MicroWork:
     def of(cls, law: Law, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
         """``fp32_ratio``: how many times as long a product takes in fp32 as in 16 bits; it then counts so many times."""
         sequence = law.sequence(checkpointed_layers)
-        at_zero_SF = np.array([[part.at_zero for part in _parts(each)] for each in sequence])
-        slope_SF = np.array([[part.slope for part in _parts(each)] for each in sequence])
+        rows: dict[int, Any] = law.kept.setdefault("work", {})  # one inner layer stands for many, in every sequence
+        for each in sequence:
+            if id(each) not in rows:
+                rows[id(each)] = tuple((part.at_zero, part.slope) for part in _parts(each))
+        at_zero_SF, slope_SF = np.array([rows[id(each)] for each in sequence]).transpose(2, 0, 1).copy()
         at_zero_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.at_zero for each in sequence])
         slope_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.slope for each in sequence])
         for rows in (at_zero_SF, slope_SF):

@@ -69,6 +69,7 @@ class Estimator:
         self._middle_Q = self.speeds.middle_Q
         self._rows: dict[tuple[Knobs, int], MicroWork] = {}
         self._on_trace = on_trace
+        self._combinations: dict[Knobs, Knobs] = {}
         self._laws: dict[Knobs, Law] = {}
         self._replays: dict[Knobs, Replays] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
@@ -95,8 +96,15 @@ class Estimator:
         layers, names = self.job.model.layers, combination.fp32_blocks
         return mixed_law(names, layers, lambda blocks: self.law(combination.replace(fp32_blocks=blocks)), static)
 
+    def combination(self, knobs: Knobs) -> Knobs:
+        """As :meth:`combined`, each found once."""
+        found = self._combinations.get(knobs)
+        if found is None:
+            found = self._combinations[knobs] = self.combined(knobs)
+        return found
+
     @staticmethod
-    def combination(knobs: Knobs) -> Knobs:
+    def combined(knobs: Knobs) -> Knobs:
         """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
         return knobs.replace(
             micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded", deterministic=False

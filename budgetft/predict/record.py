@@ -291,9 +291,7 @@ class _Recorder:
         size = merged[1] * step, merged[0] * step
         return Shape(images=(size,) * images, text_tokens=text, supervised_tokens=supervised)
 
-    def _traced(
-        self, shapes: Sequence[Shape], knobs: Knobs, layers: int, rank: int, *, model: Model | None = None
-    ) -> _Taken:
+    def _traced(self, shapes: Sequence[Shape], knobs: Knobs, layers: int, rank: int, *, model: Model | None = None) -> _Taken:
         """``model``: another than the recorder's, whose language model is the same."""
         contract, model = self.contract.replace(rank=rank), model or self.model
         knobs = knobs.replace(grad_accum=2, vision_group=ALL_AT_ONCE)

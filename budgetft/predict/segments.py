@@ -1,11 +1,46 @@
 """What a trace is made of: segments of one micro-batch's step, with every allocation, free and kernel of each."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from budgetft.predict.allocator import Event
 
 Label = tuple[str, int]
 """(phase, decoder layer); layer -1 before and between layers."""
+Place = tuple[int, int]
+"""(segment, how-manieth allocation in it)."""
+BEFORE: Place = (-1, -1)
+"""Of a tensor that was there before the step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pattern:
+    """The events of a step whatever their sizes: traces of one recording at any size share it."""
+
+    labels: tuple[Label, ...]
+    """By segment."""
+    ends: tuple[tuple[Place | None, ...], ...]
+    """By segment and event: None is an allocation, else the place of the tensor that ends."""
+    tensors: np.ndarray
+    """By event: which tensor it is about."""
+    kept: dict[Any, Any] = field(default_factory=dict)
+    """What was computed of it."""
+
+    @property
+    def begins(self) -> np.ndarray:
+        """By event: whether it is an allocation."""
+        if "begins" not in self.kept:
+            self.kept["begins"] = np.array([place is None for each in self.ends for place in each], dtype=bool)
+        return self.kept["begins"]
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Of the segments, among the events: one more than there are segments."""
+        if "bounds" not in self.kept:
+            self.kept["bounds"] = np.cumsum([0, *map(len, self.ends)])
+        return self.kept["bounds"]
 
 
 @dataclass(kw_only=True)
@@ -44,11 +79,38 @@ class Trace:
     segments: tuple[Segment, ...]
     static_events: tuple[Event, ...] = ()
     """What was there before, one allocation each, in the order in which a process makes them."""
+    recorded: tuple[Pattern, np.ndarray] | None = None
+    """Of a trace that is computed from a recording, whose segments have no events one by one: as :meth:`unrolled`."""
 
     @property
     def events(self) -> list[Event]:
         """Every allocation and end of a tensor, in order, for a replay through an allocator."""
+        if self.recorded is not None:
+            return list(zip(self.recorded[0].tensors.tolist(), self.recorded[1].tolist(), strict=True))
         return [event for segment in self.segments for event in segment.events]
+
+    def unrolled(self) -> tuple[Pattern, np.ndarray]:
+        """The pattern, and the bytes of every event, negative at the end of a tensor."""
+        if self.recorded is not None:
+            return self.recorded
+        places: dict[int, Place] = {}
+        ends: list[tuple[Place | None, ...]] = []
+        for number, segment in enumerate(self.segments):
+            here: list[Place | None] = []
+            allocations = 0
+            for tensor, size in segment.events:
+                if size > 0:
+                    places[tensor] = number, allocations
+                    allocations += 1
+                here.append(None if size > 0 else places.get(tensor, BEFORE))
+            ends.append(tuple(here))
+        events = self.events
+        pattern = Pattern(
+            labels=tuple(segment.label for segment in self.segments),
+            ends=tuple(ends),
+            tensors=np.array([tensor for tensor, _ in events], dtype=np.int64),
+        )
+        return pattern, np.array([size for _, size in events], dtype=np.int64)
 
     @property
     def peak_bytes(self) -> int:
