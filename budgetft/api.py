@@ -251,7 +251,7 @@ def _workload(work: Work, model: Model, contract: Contract) -> Workload:
 
 def _files(ledger: str | Path | None, storage: str | None) -> dict[str, Any]:
     """Where outcomes and trials are kept."""
-    from budgetft.predict.store import cache_folder
+    from budgetft.cache import cache_folder
 
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)

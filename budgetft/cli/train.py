@@ -135,10 +135,10 @@ def train(
 
 def _remember(plan: "Plan", outcome: "Outcome", ledger: Path | None, on_note: Note) -> None:
     """The next plan of this job must know; that it cannot be told is no reason to end a run."""
+    from budgetft.cache import cache_folder
     from budgetft.errors import BudgetftError
     from budgetft.measure.job import planned_job
     from budgetft.measure.ledger import Ledger
-    from budgetft.predict.store import cache_folder
 
     path = ledger or cache_folder() / "ledger.sqlite3"
     device = "cpu" if outcome.evidence == "predicted" else "cuda"

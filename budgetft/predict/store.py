@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from budgetft.cache import cache_folder
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
@@ -22,11 +22,6 @@ from budgetft.value import read_json
 from budgetft.workload import Shape
 
 Stored = TypeVar("Stored", Law, Recording)
-
-
-def cache_folder() -> Path:
-    """Where studies, ledgers, laws and the sample live unless told otherwise: ``$BUDGETFT_CACHE`` or the user's cache."""
-    return Path(os.environ.get("BUDGETFT_CACHE") or Path.home() / ".cache" / "budgetft")
 
 
 def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
