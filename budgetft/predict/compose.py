@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from budgetft.predict.law import Law, template_layers
-from budgetft.predict.segments import BEFORE, Pattern, Place, Trace
+from budgetft.predict.segments import BEFORE, Pattern, Trace
 
 ALIGNED_CELLS = 10**6
 """Segments with more pairs of events than this are not aligned one by one."""
@@ -130,19 +130,17 @@ def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micr
 class _Part:
     """A segment of a template: which of its events are allocations, and which end what."""
 
-    def __init__(self, ends: Sequence[Place | None], first: int) -> None:
-        self.begins = np.array([place is None for place in ends], dtype=bool)
+    def __init__(self, pattern: Pattern, segment: int, first: int) -> None:
+        here = slice(*pattern.bounds[segment : segment + 2])
+        self.begins, origin, ordinal = pattern.begins[here], pattern.origin[here], pattern.ordinal[here]
         self.at = np.flatnonzero(self.begins)
         self.numbers = first + np.arange(len(self.at))
         """Of its allocations, among all of the template."""
-        origins = sorted({place[0] for place in ends if place is not None and place != BEFORE})
+        ends = np.flatnonzero(~self.begins & (origin != BEFORE))
         self.of_origin = [
-            (
-                origin,
-                np.array([number for number, place in enumerate(ends) if place is not None and place[0] == origin]),
-                np.array([place[1] for place in ends if place is not None and place[0] == origin]),
-            )
-            for origin in origins
+            (int(each), which, ordinal[which])
+            for each in np.unique(origin[ends])
+            for which in [ends[origin[ends] == each]]
         ]
         """(segment, which events end tensors of it, and the how-manieth of its allocations these are)."""
 
@@ -154,9 +152,9 @@ class _Ordering:
         self.labels, self.stands_for, self.groups = pattern.labels, stands_for, groups
         self.roles = _roles(self.labels)
         self.alike = {role: segment for segment, role in self.roles.items()}
-        firsts = np.cumsum([0, *(sum(place is None for place in each) for each in pattern.ends)])
-        self.total = int(firsts[-1])
-        self.parts = [_Part(each, int(first)) for each, first in zip(pattern.ends, firsts, strict=False)]
+        before = np.concatenate([[0], np.cumsum(pattern.begins)])[pattern.bounds]
+        self.total = int(before[-1])
+        self.parts = [_Part(pattern, segment, int(before[segment])) for segment in range(len(pattern.labels))]
         self.made: dict[tuple[int, int | None], np.ndarray] = {}
         """By segment and layer of the full model: (groups, allocations), the events that these are; -1 where left out."""
 

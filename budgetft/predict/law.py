@@ -198,6 +198,14 @@ class Law(Value):
             found[1, tower] = peak[tower] + peak_slope[tower] * self.vision_group + net_slope[tower] * earlier
         return found
 
+    @property
+    def computes_fp32(self) -> bool:
+        """Whether some products are in fp32, which a GPU does at another rate."""
+        if "fp32" not in self.kept:
+            sequences = (self.sequence(self.layers if layout == "checkpointed" else 0) for layout in self.templates if layout != "mixed")
+            self.kept["fp32"] = any(each.fp32_flops != NO_FLOPS for sequence in sequences for each in sequence)
+        return self.kept["fp32"]
+
     @cached_property
     def kept(self) -> dict[Any, Any]:
         """What was computed of it; the segments of sequences stay here, so that their ids are theirs alone."""

@@ -20,7 +20,7 @@ import numpy as np
 from budgetft.model import Model
 from budgetft.predict.allocator import MINIMUM
 from budgetft.predict.law import Layout
-from budgetft.predict.segments import Pattern, Place, Segment, Trace
+from budgetft.predict.segments import Pattern, Segment, Trace
 from budgetft.value import Value
 from budgetft.workload import Shape
 
@@ -71,12 +71,17 @@ class Recording(Value):
         if (layout, runs, loss) not in self._unrolled:
             apart = {"vision": (self.towers, str(runs)), "loss": (self.losses, loss)}
             places = [apart.get(record.phase) for record in self.layouts[layout]]
-            records = [
-                record if place is None else place[0][place[1]]
-                for place, record in zip(places, self.layouts[layout], strict=True)
-            ]
-            self._unrolled[layout, runs, loss] = Unrolled.of(records)
+            own = zip(places, self.layouts[layout], strict=True)
+            records = [record if place is None else place[0][place[1]] for place, record in own]
+            for record in records:
+                if id(record) not in self._parts:
+                    self._parts[id(record)] = _Part(record)
+            self._unrolled[layout, runs, loss] = Unrolled.of([self._parts[id(record)] for record in records])
         return self._unrolled[layout, runs, loss]
+
+    @cached_property
+    def _parts(self) -> dict[int, "_Part"]:
+        return {}
 
     @cached_property
     def _unrolled(self) -> dict[tuple[str, int, str], "Unrolled"]:
@@ -160,10 +165,10 @@ class At:
     def trace(self, layout: Layout) -> Trace:
         """What a trace of the shortened model in ``layout`` gives, without the events of its segments one by one."""
         unrolled = self.recording.unrolled(layout, runs=len(self.point.runs), chunks=self.point.chunks)
-        changes = np.where(unrolled.begins, 1, -1) * self.bytes[unrolled.forms]
+        changes = np.where(unrolled.pattern.begins, 1, -1) * self.bytes[unrolled.forms]
         bounds = unrolled.pattern.bounds
         total = np.concatenate([[0], np.cumsum(changes)])
-        freed = np.bincount(unrolled.freed_group[unrolled.freed], weights=-changes[unrolled.freed])
+        freed = np.bincount(unrolled.freed_group, weights=-changes[unrolled.freed])
         work = np.rint(self.sizes[unrolled.work]).astype(np.int64).tolist()
         segments = tuple(
             Segment(
@@ -193,60 +198,65 @@ class Unrolled:
     work: np.ndarray
     """(segments, kinds of work): forms."""
     freed: np.ndarray
-    """By event: whether it ends what a decoder layer's forward allocated."""
+    """The events that end what a decoder layer's forward allocated."""
     freed_group: np.ndarray
+    """Of each of these, which of ``freed_groups``."""
     freed_groups: tuple[tuple[int, int], ...]
-    """(segment, layer) of the groups of such events; by event, the group."""
-
-    @property
-    def begins(self) -> np.ndarray:
-        return self.pattern.begins
+    """(segment, layer)."""
 
     @classmethod
-    def of(cls, records: Sequence[SegmentRecord]) -> "Unrolled":
-        ends: list[tuple[Place | None, ...]] = []
-        tensors, forms, groups = [], [], []
-        owners: list[tuple[list[int], list[int]]] = []
-        """Of each segment, the tensors that it allocates, and of these what outlives it."""
-        named: dict[tuple[int, int], int] = {}
-        form_of: list[int] = []
-        layer_of: list[int] = []
-        for number, record in enumerate(records):
-            here: list[Place | None] = []
-            made: list[int] = []
-            passing = {event[1] for event in record.events if isinstance(event, tuple) and event[0] == OWN}
-            for event in record.events:
-                if isinstance(event, int):
-                    tensor = len(form_of)
-                    form_of.append(event)
-                    layer_of.append(record.layer if record.phase == "forward" else -1)
-                    made.append(tensor)
-                    here.append(None)
-                    groups.append(-1)
-                else:
-                    place, ordinal = event
-                    if place == OWN:
-                        tensor = made[ordinal]
-                        here.append((number, ordinal))
-                    else:
-                        tensor = owners[place][1][ordinal]
-                        here.append((place, owners[place][0].index(tensor)))
-                    layer = layer_of[tensor]
-                    groups.append(named.setdefault((number, layer), len(named)) if layer >= 0 else -1)
-                tensors.append(tensor)
-                forms.append(form_of[tensor])
-            owners.append((made, [tensor for ordinal, tensor in enumerate(made) if ordinal not in passing]))
-            ends.append(tuple(here))
-        labels = tuple((record.phase, record.layer) for record in records)
-        group = np.array(groups)
+    def of(cls, parts: Sequence["_Part"]) -> "Unrolled":
+        """Of the segments of a step, in order."""
+        counts = [len(part.forms) for part in parts]
+        firsts = np.cumsum([0, *counts])
+        bounds = np.cumsum([0, *(len(part.begins) for part in parts)])
+        begins = np.concatenate([part.begins for part in parts])
+        origin = np.repeat(np.arange(len(parts)), np.diff(bounds))
+        segment, ordinal = origin.copy(), np.zeros(len(begins), dtype=np.int64)
+        for number, part in enumerate(parts):
+            ordinal[bounds[number] + np.flatnonzero(part.begins)] = np.arange(counts[number])
+            for place, which, ordinals in part.ends:
+                events = bounds[number] + which
+                origin[events] = number if place == OWN else place
+                ordinal[events] = ordinals if place == OWN else parts[place].staying[ordinals]
+        tensors = firsts[origin] + ordinal
+        layers = np.array([part.label[1] if part.label[0] == "forward" else -1 for part in parts])[origin]
+        freed = np.flatnonzero(~begins & (layers >= 0))
+        groups, group = np.unique(np.stack([segment[freed], layers[freed]]), axis=1, return_inverse=True)
         return cls(
-            pattern=Pattern(labels=labels, ends=tuple(ends), tensors=np.array(tensors)),
-            forms=np.array(forms),
-            work=np.array([record.work for record in records]),
-            freed=group >= 0,
-            freed_group=group,
-            freed_groups=tuple(named),
+            pattern=Pattern(
+                labels=tuple(part.label for part in parts),
+                bounds=bounds,
+                begins=begins,
+                origin=origin,
+                ordinal=ordinal,
+                tensors=tensors,
+            ),
+            forms=np.concatenate([part.forms for part in parts])[tensors],
+            work=np.array([part.work for part in parts]),
+            freed=freed,
+            freed_group=group.ravel(),
+            freed_groups=tuple((number, layer) for number, layer in groups.T.tolist()),
         )
+
+
+class _Part:
+    """A segment's record in arrays."""
+
+    def __init__(self, record: SegmentRecord) -> None:
+        self.label, self.work = (record.phase, record.layer), record.work
+        self.begins = np.array([isinstance(event, int) for event in record.events], dtype=bool)
+        self.forms = np.array([event for event in record.events if isinstance(event, int)], dtype=np.int64)
+        """Of its allocations."""
+        ends = [event for event in record.events if not isinstance(event, int)]
+        which = np.flatnonzero(~self.begins)
+        place, ordinal = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+        self.ends = [(int(each), which[place == each], ordinal[place == each]) for each in np.unique(place)]
+        """(place of the tensors, which events end them, their ordinals), as in the record."""
+        passing = np.zeros(len(self.forms), dtype=bool)
+        passing[ordinal[place == OWN]] = True
+        self.staying = np.flatnonzero(~passing)
+        """Of its allocations, those that outlive it."""
 
 
 @dataclass(frozen=True, kw_only=True)

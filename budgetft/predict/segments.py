@@ -9,10 +9,8 @@ from budgetft.predict.allocator import Event
 
 Label = tuple[str, int]
 """(phase, decoder layer); layer -1 before and between layers."""
-Place = tuple[int, int]
-"""(segment, how-manieth allocation in it)."""
-BEFORE: Place = (-1, -1)
-"""Of a tensor that was there before the step."""
+BEFORE = -1
+"""Instead of a segment's number: of a tensor that was there before the step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,26 +19,18 @@ class Pattern:
 
     labels: tuple[Label, ...]
     """By segment."""
-    ends: tuple[tuple[Place | None, ...], ...]
-    """By segment and event: None is an allocation, else the place of the tensor that ends."""
+    bounds: np.ndarray
+    """Of the segments, among the events: one more than there are segments."""
+    begins: np.ndarray
+    """By event: whether it is an allocation."""
+    origin: np.ndarray
+    """By event: the segment that allocated the tensor."""
+    ordinal: np.ndarray
+    """By event: which of that segment's allocations it was."""
     tensors: np.ndarray
-    """By event: which tensor it is about."""
+    """By event: the number of the tensor."""
     kept: dict[Any, Any] = field(default_factory=dict)
     """What was computed of it."""
-
-    @property
-    def begins(self) -> np.ndarray:
-        """By event: whether it is an allocation."""
-        if "begins" not in self.kept:
-            self.kept["begins"] = np.array([place is None for each in self.ends for place in each], dtype=bool)
-        return self.kept["begins"]
-
-    @property
-    def bounds(self) -> np.ndarray:
-        """Of the segments, among the events: one more than there are segments."""
-        if "bounds" not in self.kept:
-            self.kept["bounds"] = np.cumsum([0, *map(len, self.ends)])
-        return self.kept["bounds"]
 
 
 @dataclass(kw_only=True)
@@ -93,24 +83,26 @@ class Trace:
         """The pattern, and the bytes of every event, negative at the end of a tensor."""
         if self.recorded is not None:
             return self.recorded
-        places: dict[int, Place] = {}
-        ends: list[tuple[Place | None, ...]] = []
+        places: dict[int, tuple[int, int]] = {}
+        found: list[tuple[int, int]] = []
         for number, segment in enumerate(self.segments):
-            here: list[Place | None] = []
             allocations = 0
             for tensor, size in segment.events:
                 if size > 0:
                     places[tensor] = number, allocations
                     allocations += 1
-                here.append(None if size > 0 else places.get(tensor, BEFORE))
-            ends.append(tuple(here))
-        events = self.events
+                found.append(places.get(tensor, (BEFORE, 0)))
+        events = np.array(self.events, dtype=np.int64).reshape(-1, 2)
+        origin, ordinal = np.array(found, dtype=np.int64).reshape(-1, 2).T
         pattern = Pattern(
             labels=tuple(segment.label for segment in self.segments),
-            ends=tuple(ends),
-            tensors=np.array([tensor for tensor, _ in events], dtype=np.int64),
+            bounds=np.cumsum([0, *(len(segment.events) for segment in self.segments)]),
+            begins=events[:, 1] > 0,
+            origin=origin,
+            ordinal=ordinal,
+            tensors=events[:, 0],
         )
-        return pattern, np.array([size for _, size in events], dtype=np.int64)
+        return pattern, events[:, 1]
 
     @property
     def peak_bytes(self) -> int:
