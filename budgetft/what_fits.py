@@ -102,3 +102,13 @@ class FitTable(Value):
     def to_dict(self) -> dict[str, Any]:
         """As ``budgetft fit --json`` has it."""
         return self.model_dump(mode="json")
+
+
+def span_text(time: RunTime | None) -> str:
+    """The range of a time in a few letters: ``43-69m``, ``2.2-3.7h``, ``4-7d``; ``-`` where it is not known."""
+    if time is None:
+        return "-"
+    low, high = time.low_seconds or time.seconds, time.high_seconds or time.seconds
+    unit, size = next((each for each in (("m", 60.0), ("h", 3600.0)) if high < 100 * each[1]), ("d", 86400.0))
+    shown = [f"{end / size:.1f}" if end < 9.95 * size and unit != "m" else f"{end / size:,.0f}" for end in (low, high)]
+    return f"{shown[0]}{unit}" if shown[0] == shown[1] else f"{shown[0]}-{shown[1]}{unit}"

@@ -41,6 +41,16 @@ class Place(NamedTuple):
     calibration: Calibration
     speeds: Speeds
 
+    @property
+    def kernels(self) -> tuple:
+        return self.gpu.flash_attention, self.gpu.efficient_attention, self.gpu.base_precision
+
+    @property
+    def memory(self) -> tuple:
+        """All that decides what fits: kernels, and bytes."""
+        known = self.calibration
+        return self.kernels, self.budget_bytes, known.context_bytes, known.workspace_bytes, known.uncertainty_share
+
 
 def what_fits(
     gpus: Sequence[Gpu],
@@ -83,7 +93,12 @@ class _Fitting:
         self.model, self.method, self.asked, self.on_trace = model, method, asked, on_trace
         self.images = [self._seen(*size) for size in asked.images]
         self._recordings: dict[str, Recording | None] = {}
-        self._shared: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
+        self._groups: dict[tuple, tuple] = {}
+        self._firsts: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
+        self._own: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
+        self.known: dict[tuple, dict[int, int]] = {}
+        """Of the search for the largest picture, by kernels: bytes of what takes least by side, all GPUs' own aside."""
+        self._sides: dict[tuple, int | None] = {}
 
     def rows(self, places: Sequence[Place]) -> list[FitRow]:
         """For every GPU."""
@@ -91,7 +106,11 @@ class _Fitting:
 
     def _row(self, place: Place) -> FitRow:
         found = {size: self.candidate(place, size) for size in dict.fromkeys(self.images)}
-        largest, is_limit = _Largest(self, place, found).search()
+        search = _Largest(self, place, found)
+        if place.memory not in self._sides:  # memory decides that, not speed
+            self._sides[place.memory] = search.side()
+        side = self._sides[place.memory]
+        largest = None if side is None else search.size(side)
         return FitRow(
             model=self.model.name,
             parameters=self.model.parameters,
@@ -100,8 +119,8 @@ class _Fitting:
             budget_bytes=place.budget_bytes,
             method=self.method,
             cells=tuple(self._cell(size, found[size]) for size in self.images),
-            largest=None if largest is None else self._cell(largest[0], largest[1]),
-            largest_of_model=is_limit,
+            largest=None if largest is None else self._cell(largest, found.get(largest) or self.candidate(place, largest)),
+            largest_of_model=side == search.last,
             calibrated=place.calibration.name.split(" ")[0] != "assumed",
         )
 
@@ -147,19 +166,22 @@ class _Fitting:
 
     def estimator(self, place: Place, size: Size, *, whole: bool = True) -> tuple[Estimator, list[Knobs]]:
         """Of this GPU and picture, with the settings that are worth trying; ``whole``: not only with all layers checkpointed."""
-        gpu, asked = place.gpu, self.asked
-        shape = Shape(images=(size,), text_tokens=asked.text_tokens, supervised_tokens=asked.label_tokens)
-        job = Job(
-            gpu=gpu,
-            budget_bytes=place.budget_bytes,
-            model=self.model,
-            contract=self._contract(size),
-            workload=Workload.uniform(shape),
-            evidence="predicted",
-        )
-        kernels = gpu.flash_attention, gpu.efficient_attention, gpu.base_precision
-        key = size, whole, kernels, part_sizes(job), tuple(offloads(job, self.model.layers))
-        if key not in self._shared:
+        of = place.gpu.name, place.budget_bytes, size, whole
+        if of not in self._own:
+            first, wanted = self._first(place, size, whole)
+            own = first.on(place.gpu, place.budget_bytes, calibration=place.calibration, speeds=place.speeds)
+            self._own[of] = own, wanted
+        return self._own[of]
+
+    def _first(self, place: Place, size: Size, whole: bool) -> tuple[Estimator, list[Knobs]]:
+        """Of a GPU with the same kernels, for which the same settings are worth trying."""
+        of = place.kernels, place.budget_bytes, size
+        if of not in self._groups:
+            job = self._job(place, size)
+            self._groups[of] = place.kernels, size, part_sizes(job), tuple(offloads(job, self.model.layers))
+        key = self._groups[of], whole
+        if key not in self._firsts:
+            job = self._job(place, size)
             first = Estimator(
                 job,
                 calibration=place.calibration,
@@ -170,10 +192,19 @@ class _Fitting:
                 only=None if whole else ("checkpointed",),
             )
             given = {"base_precision": "nf4"} if self.method == "QLoRA" else {}
-            self._shared[key] = first, settings_with(job, given)
-        first, wanted = self._shared[key]
-        own = first.on(gpu, place.budget_bytes, calibration=place.calibration, speeds=place.speeds)
-        return own, wanted
+            self._firsts[key] = first, settings_with(job, given)
+        return self._firsts[key]
+
+    def _job(self, place: Place, size: Size) -> Job:
+        shape = Shape(images=(size,), text_tokens=self.asked.text_tokens, supervised_tokens=self.asked.label_tokens)
+        return Job(
+            gpu=place.gpu,
+            budget_bytes=place.budget_bytes,
+            model=self.model,
+            contract=self._contract(size),
+            workload=Workload.uniform(shape),
+            evidence="predicted",
+        )
 
     def candidate(self, place: Place, size: Size) -> Candidate:
         """The fastest setting that fits, else the smallest one."""
@@ -205,12 +236,13 @@ class _Largest:
         self.first = max(1, math.ceil(math.sqrt(least) / self.step))
         self.last = math.isqrt(min(most // self.step**2, positions))
         """Of the sides, in steps."""
-        self.least: dict[int, int] = {}
-        """By side: bytes of what takes least."""
+        self.known = fitting.known.setdefault(place.kernels, {})
+        self.own = place.calibration.context_bytes + place.calibration.workspace_bytes
+        self.tried = 0
         self.floors: dict[int, int] = {}
 
-    def search(self) -> tuple[tuple[Size, Candidate] | None, bool]:
-        """(the picture and its setting, whether the model takes no larger); None where not even the smallest fits."""
+    def side(self) -> int | None:
+        """Of the largest square that fits, in steps; None where not even the smallest does."""
         low, high = self.first - 1, self.last + 1  # fits up to low, does not from high on
         for (width, height), candidate in self.found.items():
             side = width // self.step
@@ -219,29 +251,27 @@ class _Largest:
         while high - low > 1:
             side = self._guess(low, high)
             low, high = (side, high) if self._fits(side) else (low, side)
-        if low < self.first:
-            return None, False
-        size = self._size(low)
-        if size not in self.found:
-            self.found[size] = self.fitting.candidate(self.place, size)
-        return (size, self.found[size]), low == self.last
+        return low if low >= self.first else None
 
-    def _size(self, side: int) -> Size:
+    def size(self, side: int) -> Size:
+        """Of the square, in pixels."""
         return side * self.step, side * self.step
 
     def _fits(self, side: int) -> bool:
-        self.least[side], fits = self.fitting.least_bytes(self.place, self._size(side))
+        least, fits = self.fitting.least_bytes(self.place, self.size(side))
+        self.known[side] = least - self.own
+        self.tried += 1
         return fits
 
     def _guess(self, low: int, high: int) -> int:
         """A side between ``low`` and ``high``: where a line in pixels through what is known nearest meets the budget."""
-        target = self.place.budget_bytes / (1 + self.place.calibration.uncertainty_share)
-        known = self.least or self._floors()
+        target = self.place.budget_bytes / (1 + self.place.calibration.uncertainty_share) - self.own
+        known = self.known or self._floors()
         one, *others = sorted(known, key=lambda side: abs(known[side] - target))
-        two, of_two = (others[0], known) if others else (max(self._floors()), self._floors())
-        first = one if others else min(self._floors())
+        of_two = known if others else self._floors()
+        first, two = (one, others[0]) if others else (min(of_two), max(of_two))
         slope = (of_two[two] - of_two[first]) / (two**2 - first**2)
-        if slope <= 0 or len(self.least) > PATIENCE:
+        if slope <= 0 or self.tried > PATIENCE:
             return (low + high) // 2
         pixels = one**2 + (target - known[one]) / slope
         return min(max(math.isqrt(max(0, int(pixels))), low + 1), high - 1)
@@ -252,5 +282,7 @@ class _Largest:
             asked = sorted({width // self.step for width, height in self.found if width == height})
             sides = asked[-2:] if len(asked) > 1 else [self.first, self.last]
             whole = len(asked) > 1
-            self.floors = {side: self.fitting.floor(self.place, self._size(side), whole=whole) for side in sides}
+            self.floors = {
+                side: self.fitting.floor(self.place, self.size(side), whole=whole) - self.own for side in sides
+            }
         return self.floors
