@@ -34,6 +34,8 @@ class Target(Value):
     name: str
     budget_bytes: int = Field(gt=0)
     """Of each card, where there are several."""
+    display_bytes: int = Field(default=0, ge=0, exclude_if=lambda kept: kept == 0)
+    """What the budget leaves to a display on the GPU."""
     profile: Gpu
     cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
     """Alike and in one machine: they share the micro-batches of a step."""

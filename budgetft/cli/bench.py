@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
@@ -38,12 +38,11 @@ def bench(
     """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
     from budgetft.cache import cache_folder
     from budgetft.cli.progress import planning
-    from budgetft.gpu import load_gpu
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
 
     check_folder(out)
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     sizes = []
     for text in image or ["448x448", "1288x728"]:
         contract, ranges = options.contract_from(

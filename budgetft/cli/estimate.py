@@ -11,10 +11,11 @@ from budgetft.errors import UsageError
 
 
 def estimate(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     data: options.Data = None,
     image: options.Image = None,
     images: options.Images = IMAGES,
@@ -47,7 +48,6 @@ def estimate(
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate
-    from budgetft.gpu import load_gpu
     from budgetft.knobs import parse_knob
     from budgetft.measure.job import Job
     from budgetft.predict.estimator import Estimator
@@ -56,7 +56,7 @@ def estimate(
     if data is not None and examples is not None:
         raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
     given = dict(parse_knob(text) for text in knob or [])
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     typed = Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
@@ -84,9 +84,10 @@ def estimate(
         name = next(iter(ranges)).replace("_", "-")
         raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
     work = typed if data is None else dataset(data)
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     job = Job(
         gpu=card,
-        budget_bytes=options.budget_bytes(budget, card),
+        budget_bytes=budget_bytes,
         model=architecture,
         contract=contract,
         workload=workload_of(work, architecture, contract),
@@ -99,4 +100,4 @@ def estimate(
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        print_estimate(found, gpu=card, layers=architecture.layers, price_per_hour=price_per_hour)
+        print_estimate(found, gpu=card, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour)

@@ -1,9 +1,8 @@
 """``budgetft fit``: what runs on a GPU, or where a model runs, in one table."""
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,14 +11,9 @@ from budgetft.cli import options
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 
-if TYPE_CHECKING:
-    from budgetft.gpu import Gpu
-
 
 def fit(
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", help="A GPU by name or memory (budgetft gpus); this machine's when left out.")
-    ] = None,
+    gpu: options.Gpu_ = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="One model: bundled, a folder or a hub id. Without --gpu: on every GPU that is known."),
@@ -35,30 +29,28 @@ def fit(
     rank: Annotated[int, typer.Option(min=1, max=1024, help="LoRA rank.")] = 16,
     effective_batch: Annotated[int, typer.Option(min=1, max=2**20, help="Examples per optimizer step.")] = 32,
     budget: options.Budget = None,
+    display: options.Display = None,
     price_per_hour: options.PricePerHour = None,
     html: Annotated[Path | None, typer.Option(help="Write the table as a page of its own, sortable and offline.")] = None,
     json_output: options.Json = False,
 ) -> None:
     """What can I run? Every model by LoRA and QLoRA on a GPU: fits, memory, time, largest picture. Nothing is run."""
-    from budgetft.asked import budget_bytes
     from budgetft.cli.progress import waiting
     from budgetft.cli.show_fit import print_fit
-    from budgetft.gpu import all_gpus, look_up
+    from budgetft.gpu import all_gpus
     from budgetft.model import load_model, model_names
     from budgetft.search.what_fits import what_fits
     from budgetft.units import parse_size
     from budgetft.what_fits import PICTURES, FitAsked
 
-    note = ""
-    if gpu is not None:
-        chosen, note = look_up(gpu)
-        gpus = [chosen]
-    elif model is None:
-        gpus = [_at_hand()]
+    if gpu is not None or model is None:
+        chosen = options.gpu_of(gpu)
+        gpus, budgets = [chosen], {chosen.name: options.budget_and_display(budget, chosen, display)[0]}
+    elif budget is not None or display is not None:
+        raise UsageError("--budget and --display are of one GPU", hint="give --gpu too, or leave them out")
     else:
         gpus = sorted(all_gpus(), key=lambda each: (each.memory_bytes, each.fp16_tflops or 0.0, each.name))
-    if budget is not None and len(gpus) > 1:
-        raise UsageError("--budget is of one GPU", hint="give --gpu too, or leave --budget out")
+        budgets = {each.name: each.budget_bytes for each in gpus}
     bundled = [name for name in model_names() if not name.startswith("tiny")]
     models = [load_model(name) for name in (bundled if model is None else [model])]
     one_size = len(gpus) > 1 or price_per_hour is not None
@@ -73,7 +65,7 @@ def fit(
         epochs=epochs,
     )
     with waiting() as tell:
-        table = what_fits(gpus, models, asked, budget_bytes=lambda each: budget_bytes(budget, each), on_trace=tell)
+        table = what_fits(gpus, models, asked, budget_bytes=lambda each: budgets[each.name], on_trace=tell)
     if html is not None:
         from budgetft.report.fit_page import write_fit_page
 
@@ -81,27 +73,4 @@ def fit(
     if json_output:
         print(json.dumps(table.to_dict(), indent=2))
     else:
-        print_fit(table, gpus, note=note, price_per_hour=price_per_hour, page=None if html is None else str(html))
-
-
-def _at_hand() -> "Gpu":
-    """The GPU of this machine that CUDA would use."""
-    from budgetft.cards import first_visible, memory_of
-    from budgetft.gpu import find_gpu, gpu_at_hand
-    from budgetft.units import MIB
-
-    card = first_visible(os.environ)
-    if card is None:
-        raise UsageError(
-            "no NVIDIA GPU was found here",
-            hint="name one: budgetft fit --gpu rtx3060-12g (budgetft gpus lists them, --gpu 24GiB is any);"
-            " or budgetft fit --model qwen3-vl-4b for one model on every GPU",
-        )
-    memory = memory_of(card)
-    known = gpu_at_hand(card.name, memory)
-    if known is not None:
-        return known
-    if card.capability is None:
-        raise UsageError(f"{card.name} has no profile", hint="budgetft gpus --detect writes one; then --gpu NAME.toml")
-    major, minor = card.capability
-    return find_gpu(f"{memory // MIB}MiB:sm_{major}{minor}")
+        print_fit(table, gpus, price_per_hour=price_per_hour, page=None if html is None else str(html))

@@ -1,7 +1,9 @@
 """Options that several commands share, and how they become values."""
 
 import math
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +12,11 @@ import typer
 
 from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
 from budgetft.asked import contract_of
+from budgetft.cards import gpu_here
 from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
+from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
 from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
@@ -40,7 +44,21 @@ def _init(text: str) -> str:
 
 
 Probe = Literal["auto", "always", "never"]
-Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
+Gpu_ = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help='The GPU as people call it ("RTX 3060"), any by its memory (24GiB, 24GiB:sm_75) or a TOML file;'
+        " this machine's when left out.",
+    ),
+]
+Display = Annotated[
+    bool | None,
+    typer.Option(
+        "--display/--no-display",
+        help="The GPU drives a display too: the default budget keeps room for it. Found out by itself for the GPU here.",
+    ),
+]
 Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; ORG/NAME@REVISION says the same.")]
 Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
@@ -167,6 +185,39 @@ def weights_at(name: str | None, revision: str | None, default: str | None) -> s
     if name is None and default is None:
         raise UsageError(f"--revision {revision}: there are no weights that it could be of", hint="give --weights ORG/NAME")
     return with_revision(name or split_revision(default or "")[0], revision)
+
+
+def gpu_of(text: str | None) -> Gpu:
+    """The GPU that ``--gpu`` names, else the one in this machine; what was assumed goes to stderr."""
+    if text is not None:
+        gpu, assumed = look_up(text)
+        if assumed:
+            print(f"note: {assumed}", file=sys.stderr)
+        return gpu
+    here = gpu_here(os.environ)
+    if here is None:
+        raise UsageError(
+            "no NVIDIA GPU is in this machine, or its driver does not answer, and --gpu is left out",
+            hint='name the GPU to plan for: --gpu "RTX 3060", or by its memory --gpu 24GiB; `budgetft gpus` lists them',
+        )
+    print(f"note: --gpu is left out: taking the GPU in this machine, {here.title} ({here.name})", file=sys.stderr)
+    return here
+
+
+def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tuple[int, int]:
+    """The budget in bytes, and what of it is kept for a display: none of a budget that was typed.
+
+    What is kept is said on stderr; at least half of the default budget is left.
+    """
+    from budgetft.display import display_reserve
+
+    budget = budget_bytes(text, gpu)
+    reserve = None if text is not None else display_reserve(gpu, display)
+    if reserve is None:
+        return budget, 0
+    print(f"note: {reserve.describe()}", file=sys.stderr)
+    kept = min(reserve.memory_bytes, budget // 2)
+    return budget - kept, kept
 
 
 def pixels_of(image: str) -> str:

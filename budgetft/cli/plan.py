@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def plan(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     cards: Annotated[
         int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
     ] = 1,
@@ -85,7 +86,6 @@ def plan(
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
-    from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, write_plan
     from budgetft.search.run import PlanRequest, make_plan
 
@@ -93,7 +93,7 @@ def plan(
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
     goal = _goal(hours, prefer, sure, examples, typed=image is not None)
-    card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
+    card, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -117,6 +117,7 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
@@ -124,7 +125,8 @@ def plan(
         work = data or Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         request = PlanRequest(
             gpu=card,
-            budget_bytes=options.budget_bytes(budget, card),
+            budget_bytes=budget_bytes,
+            display_bytes=display_bytes,
             cards=cards,
             model=architecture,
             contract=contract,

@@ -14,9 +14,9 @@ TIME = 8
 """Columns of a time such as ``9.7-15h``."""
 
 
-def print_fit(table: FitTable, gpus: Sequence[Gpu], *, note: str, price_per_hour: float | None, page: str | None) -> None:
+def print_fit(table: FitTable, gpus: Sequence[Gpu], *, price_per_hour: float | None, page: str | None) -> None:
     """The whole answer on stdout: what it is of, the table, how to read it, what to run next."""
-    for line in _title(table, gpus, note):
+    for line in _title(table, gpus):
         put(line)
     put()
     if len(gpus) > 1 and len(table.asked.images) == 1:
@@ -35,7 +35,7 @@ def print_fit(table: FitTable, gpus: Sequence[Gpu], *, note: str, price_per_hour
     put(_next(table))
 
 
-def _title(table: FitTable, gpus: Sequence[Gpu], note: str) -> list[str]:
+def _title(table: FitTable, gpus: Sequence[Gpu]) -> list[str]:
     asked, models = table.asked, table.models
     if len(gpus) == 1:
         budget = table.rows[0].budget_bytes
@@ -46,8 +46,7 @@ def _title(table: FitTable, gpus: Sequence[Gpu], note: str) -> list[str]:
     kind = "GPU not calibrated" if not any(calibrated) else "GPU calibrated" if all(calibrated) else "most GPUs not calibrated"
     lines = [paint(name, "bold"), f"predicted, nothing was run; {kind}"]
     example = f"an example is one picture and {asked.text_tokens} text tokens"
-    lines.append(f"LoRA rank {asked.rank}, effective batch {asked.effective_batch}; {example}")
-    return [*lines, note] if note else lines
+    return [*lines, f"LoRA rank {asked.rank}, effective batch {asked.effective_batch}; {example}"]
 
 
 def _by_size(table: FitTable, *, several: bool) -> list[str]:

@@ -138,9 +138,7 @@ class _Part:
         """Of its allocations, among all of the template."""
         ends = np.flatnonzero(~self.begins & (origin != BEFORE))
         self.of_origin = [
-            (int(each), which, ordinal[which])
-            for each in np.unique(origin[ends])
-            for which in [ends[origin[ends] == each]]
+            (int(each), which, ordinal[which]) for each in np.unique(origin[ends]) for which in [ends[origin[ends] == each]]
         ]
         """(segment, which events end tensors of it, and the how-manieth of its allocations these are)."""
 

@@ -202,7 +202,9 @@ class Law(Value):
     def computes_fp32(self) -> bool:
         """Whether some products are in fp32, which a GPU does at another rate."""
         if "fp32" not in self.kept:
-            sequences = (self.sequence(self.layers if layout == "checkpointed" else 0) for layout in self.templates if layout != "mixed")
+            sequences = (
+                self.sequence(self.layers if layout == "checkpointed" else 0) for layout in self.templates if layout != "mixed"
+            )
             self.kept["fp32"] = any(each.fp32_flops != NO_FLOPS for sequence in sequences for each in sequence)
         return self.kept["fp32"]
 

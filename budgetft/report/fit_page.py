@@ -79,7 +79,9 @@ def _row(row: FitRow, fixed: int, table: FitTable, *, several: bool, price: floa
 
 def _cells(cell: FitCell, image: tuple[int, int], price: float | None) -> str:
     kind = "ok" if cell.fits else "failed"
-    peak = f'<td class="number {kind}" data-name="{_size(image)}" data-sort="{cell.peak_bytes}">{cell.peak_bytes / GIB:.1f}</td>'
+    peak = (
+        f'<td class="number {kind}" data-name="{_size(image)}" data-sort="{cell.peak_bytes}">{cell.peak_bytes / GIB:.1f}</td>'
+    )
     if not cell.fits:
         return f'{peak}<td class="number failed" data-sort="inf">no</td><td class="number" data-sort="-1"></td>'
     seconds = "inf" if cell.time is None else f"{cell.time.seconds:.0f}"

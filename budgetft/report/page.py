@@ -15,7 +15,7 @@ from budgetft.report import charts
 from budgetft.report.charts import best_before, short
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
-from budgetft.report.verdict import headline, verdict
+from budgetft.report.verdict import headline, tiles, verdict
 from budgetft.units import GIB, format_gib
 
 WIDE, NARROW = 800, 340
@@ -63,9 +63,17 @@ def html_page(story: Story) -> str:
     )
     header = (
         f"<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n"
-        f'<p class="lead">{escape(headline(plan))}</p></header>\n'
+        f'<p class="lead">{escape(headline(plan))}</p>\n{_tiles(plan)}</header>\n'
     )
     return document(f"{title}: memory plan", header + "\n".join(sections), "style.css")
+
+
+def _tiles(plan: Plan) -> str:
+    cells = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(what)}</small></div>"
+        for name, value, what in tiles(plan)
+    )
+    return f'<div class="tiles">{cells}</div>'
 
 
 def document(title: str, body: str, *styles: str, script: str = "") -> str:

@@ -128,18 +128,14 @@ class _Fitting:
         estimate, asked = candidate.estimate, self.asked
         known = {}
         if estimate.fits:
-            time = run_time(
-                estimate, examples=asked.examples, epochs=asked.epochs, effective_batch=asked.effective_batch
-            )
+            time = run_time(estimate, examples=asked.examples, epochs=asked.epochs, effective_batch=asked.effective_batch)
             known = {
                 "examples_per_second": estimate.samples_per_second,
                 "speed_low": estimate.speed_low,
                 "speed_high": estimate.speed_high,
                 "time": time,
             }
-        return FitCell(
-            image=size, fits=estimate.fits, peak_bytes=estimate.process_peak_bytes, knobs=candidate.knobs, **known
-        )
+        return FitCell(image=size, fits=estimate.fits, peak_bytes=estimate.process_peak_bytes, knobs=candidate.knobs, **known)
 
     def _seen(self, width: int, height: int) -> Size:
         """The picture as the model's processor resizes it; no smaller than the model takes it."""
@@ -221,7 +217,9 @@ class _Fitting:
         """That without what the allocator adds: next to no work where ``size`` was estimated."""
         estimator, wanted = self.estimator(place, size, whole=whole)
         layers = self.model.layers
-        return min(estimator.least_bytes(each) for each in wanted if (each.micro_batch, each.checkpointed_layers) == (1, layers))
+        return min(
+            estimator.least_bytes(each) for each in wanted if (each.micro_batch, each.checkpointed_layers) == (1, layers)
+        )
 
 
 class _Largest:
@@ -282,7 +280,5 @@ class _Largest:
             asked = sorted({width // self.step for width, height in self.found if width == height})
             sides = asked[-2:] if len(asked) > 1 else [self.first, self.last]
             whole = len(asked) > 1
-            self.floors = {
-                side: self.fitting.floor(self.place, self.size(side), whole=whole) - self.own for side in sides
-            }
+            self.floors = {side: self.fitting.floor(self.place, self.size(side), whole=whole) - self.own for side in sides}
         return self.floors
