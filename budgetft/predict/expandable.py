@@ -51,7 +51,7 @@ def _grown(start: int, changes: list[int], tensors: list[int], page: int) -> int
     free: list[int] = []
     begin_at: dict[int, int] = {}  # of each free block: its size by where it begins, where it begins by where it ends
     ending_at: dict[int, int] = {}
-    held: dict[int, int] = {}
+    held = [0] * (max(tensors, default=-1) + 1)
     for change, tensor in zip(changes, tensors, strict=True):
         if change > 0:
             place = bisect_left(free, change << ADDRESS_BITS)
@@ -73,7 +73,7 @@ def _grown(start: int, changes: list[int], tensors: list[int], page: int) -> int
             else:
                 del ending_at[address + size]
             continue
-        address = held.pop(tensor)
+        address = held[tensor]
         stop = address - change
         if (before := ending_at.pop(address, None)) is not None:
             free.pop(bisect_left(free, begin_at.pop(before) << ADDRESS_BITS | before))

@@ -1,5 +1,7 @@
 """The page: one self-contained HTML file, and its charts as PNG beside it."""
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -74,15 +76,18 @@ def _tiles(plan: Plan) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def document(title: str, body: str, *styles: str) -> str:
-    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it."""
+def document(title: str, body: str, *styles: str, script: str = "") -> str:
+    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it, and at its end ``script``: with
+    one, that and no other may run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed, last = (f"; script-src 'sha256-{digest}'", f"<script>{script}</script>\n") if script else ("", "")
     style = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in styles)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n</body>\n</html>\n"
+        f"{body}\n</main>\n{last}</body>\n</html>\n"
     )
 
 

@@ -19,7 +19,7 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    return fastest_of(estimator, _wanted(estimator.job, given))
+    return fastest_of(estimator, settings_with(estimator.job, given))
 
 
 def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: float = math.inf) -> Candidate:
@@ -59,7 +59,7 @@ def estimated(estimator: Estimator, given: dict[str, Any]) -> Estimated:
     )
 
 
-def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
+def settings_with(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
     grid, contract, layers = settings(job), job.contract, job.model.layers
     asked = Knobs.make(**{**dict(grid[0]), **given})

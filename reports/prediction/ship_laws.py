@@ -47,7 +47,7 @@ def ship_recordings(model: Model, gpu: Gpu) -> None:
     for vision, base in (("frozen", {}), ("frozen", {"base_precision": "nf4"}), ("cached", {})):
         kept: Recording | None = None
         for offload in ("none",) if model.name.startswith("tiny") else ("none", "activations"):
-            knobs = Estimator.combination(settings(job, vision)[0].replace(**base, offload=offload))
+            knobs = Estimator.combined(settings(job, vision)[0].replace(**base, offload=offload))
             key = recording_key(model, contract, knobs, gpu)
             if not renewed(key, ".json.gz"):
                 made = record(model, contract, knobs, gpu=gpu, kept=kept, on_trace=lambda text: None)
