@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from budgetft.asked import LABEL_TOKENS, TEXT_TOKENS
 from budgetft.contract import Contract
+from budgetft.duration import parse_hours
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
@@ -69,6 +70,10 @@ def plan(
     cards: int = 1,
     contract: Contract | None = None,
     ranges: dict[str, list[int]] | None = None,
+    hours: float | str | None = None,
+    prefer: str | Sequence[str] | None = None,
+    sure: bool = False,
+    examples: int | None = None,
     probe: Probe = "auto",
     max_probes: int = 20,
     ledger: str | Path | None = None,
@@ -81,6 +86,10 @@ def plan(
     each or share its layers out, whichever is faster. ``ranges``: further values of contract fields to price. ``probe`` as on
     the command line; finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises
     ``NothingFits`` with the smallest budget that would work.
+
+    ``hours`` (or text such as 90min): the largest contract of ``ranges`` (max_pixels, rank, frames_per_example) whose run ends
+    in time, first by what ``prefer`` names first; ``sure`` counts the slow end of a predicted time. ``examples`` of an epoch
+    where ``work`` is a shape. The plan has a ``goal``. Raises ``NothingFits`` also where nothing ends in time.
     """
     from budgetft.search.run import PlanRequest, make_plan
 
@@ -99,7 +108,12 @@ def plan(
         on_event=on_event,
         **_files(ledger, storage),
     )
-    return make_plan(request)
+    if hours is None:
+        return make_plan(request)
+    from budgetft.search.goal import GoalRequest, plan_goal
+
+    limit = parse_hours(str(hours))
+    return plan_goal(GoalRequest(planning=request, hours=limit, prefer=prefer, sure=sure, examples=examples))
 
 
 def port(
