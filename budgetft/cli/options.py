@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from budgetft.asked import Typed, contract_of
 from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
-from budgetft.asked import contract_of
 from budgetft.cards import gpu_here
 from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
 
 
@@ -222,8 +221,7 @@ def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tupl
 
 def pixels_of(image: str) -> str:
     """What ``--max-pixels`` means when only ``--image`` was given: the image as it is."""
-    width, height = parse_size(image)
-    return str(width * height)
+    return str(Typed(image=image).pixels)
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:

@@ -133,7 +133,7 @@ def _number(value: float) -> str:
 def _legend(table: FitTable, price: float | None) -> list[str]:
     asked = table.asked
     run = f"{asked.epochs:,} epoch{'s' if asked.epochs > 1 else ''} of {asked.examples:,} examples"
-    lines = [f"GiB   peak GPU memory of the fastest settings that fit; no: it does not fit, with the least that it takes"]
+    lines = ["GiB   peak GPU memory of the fastest settings that fit; no: it does not fit, with the least that it takes"]
     lines.append(f"time  {run} (m minutes, h hours, d days), the range that is 80 % likely")
     if price is not None:
         lines.append(f"cost  of the same, at {price:g} an hour")

@@ -5,7 +5,6 @@ laws, replays of the allocator, what a step does. A GPU then costs little more t
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
