@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from budgetft.asked import LABEL_TOKENS, TEXT_TOKENS
 from budgetft.contract import Contract
+from budgetft.duration import parse_hours
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
-from budgetft.model import Model, load_model
+from budgetft.model import Model, load_model, model_names
 from budgetft.plan import Candidate, Plan, load_planned_model, read_plan, write_plan
 from budgetft.units import format_gib, parse_bytes
+from budgetft.what_fits import PICTURES, FitAsked, FitTable
 from budgetft.workload import Shape, Workload
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ __all__ = [
     "BudgetftError",
     "Candidate",
     "Contract",
+    "FitTable",
     "Gpu",
     "Knobs",
     "Model",
@@ -41,6 +45,7 @@ __all__ = [
     "Workload",
     "estimate",
     "export",
+    "fit",
     "load_gpu",
     "load_model",
     "merge",
@@ -65,6 +70,10 @@ def plan(
     cards: int = 1,
     contract: Contract | None = None,
     ranges: dict[str, list[int]] | None = None,
+    hours: float | str | None = None,
+    prefer: str | Sequence[str] | None = None,
+    sure: bool = False,
+    examples: int | None = None,
     probe: Probe = "auto",
     max_probes: int = 20,
     ledger: str | Path | None = None,
@@ -77,6 +86,10 @@ def plan(
     each or share its layers out, whichever is faster. ``ranges``: further values of contract fields to price. ``probe`` as on
     the command line; finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. Raises
     ``NothingFits`` with the smallest budget that would work.
+
+    ``hours`` (or text such as 90min): the largest contract of ``ranges`` (max_pixels, rank, frames_per_example) whose run ends
+    in time, first by what ``prefer`` names first; ``sure`` counts the slow end of a predicted time. ``examples`` of an epoch
+    where ``work`` is a shape. The plan has a ``goal``. Raises ``NothingFits`` also where nothing ends in time.
     """
     from budgetft.search.run import PlanRequest, make_plan
 
@@ -95,7 +108,12 @@ def plan(
         on_event=on_event,
         **_files(ledger, storage),
     )
-    return make_plan(request)
+    if hours is None:
+        return make_plan(request)
+    from budgetft.search.goal import GoalRequest, plan_goal
+
+    limit = parse_hours(str(hours))
+    return plan_goal(GoalRequest(planning=request, hours=limit, prefer=prefer, sure=sure, examples=examples))
 
 
 def port(
@@ -158,6 +176,47 @@ def estimate(
         evidence="predicted",
     )
     return fastest(Estimator(job, at_once=True), knobs)
+
+
+def fit(
+    gpu: str | Gpu | Sequence[str | Gpu],
+    model: str | Model | Sequence[str | Model] | None = None,
+    *,
+    images: Sequence[tuple[int, int]] = PICTURES,
+    text_tokens: int = TEXT_TOKENS,
+    label_tokens: int = LABEL_TOKENS,
+    rank: int = 16,
+    effective_batch: int = 32,
+    examples: int = 2000,
+    epochs: int = 3,
+    budget: str | int | None = None,
+) -> FitTable:
+    """What runs on ``gpu``: each model (every bundled one when left out) by LoRA and QLoRA, with pictures of ``images`` pixels.
+
+    Of each the peak memory, the speed, the time of ``epochs`` over ``examples``, and the largest square picture that fits.
+    ``gpu`` and ``model`` may be several, whose ``budget`` is each GPU's own. All of it is predicted; torch is not loaded.
+
+    >>> table = fit("rtx3060-12g")
+    >>> table.row("qwen3-vl-4b", "QLoRA").largest.image
+    """
+    from budgetft.search.what_fits import what_fits
+
+    gpus = [_gpu(each) for each in ([gpu] if isinstance(gpu, str | Gpu) else gpu)]
+    if model is None:
+        model = [name for name in model_names() if not name.startswith("tiny")]
+    models = [_model(each) for each in ([model] if isinstance(model, str | Model) else model)]
+    asked = FitAsked.make(
+        images=tuple((width, height) for width, height in images),
+        text_tokens=text_tokens,
+        label_tokens=label_tokens,
+        rank=rank,
+        effective_batch=effective_batch,
+        examples=examples,
+        epochs=epochs,
+    )
+    if not gpus or not models:
+        raise UsageError("name at least one GPU and one model")
+    return what_fits(gpus, models, asked, budget_bytes=lambda each: _budget(budget, each))
 
 
 def train(

@@ -10,14 +10,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
+from budgetft.asked import contract_of
 from budgetft.cards import gpu_here
 from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
+from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import format_gib, parse_bytes, parse_size
+from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
-from budgetft.workload import Shape
 
 
 def _number(told: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
@@ -124,6 +126,34 @@ MaxGradNorm = Annotated[
         help="Gradients whose norm is larger are scaled down to it; 1.",
     ),
 ]
+Hours = Annotated[
+    str | None,
+    typer.Option(
+        help="A time, as 10, 90min or 04:00:00: plan the largest contract of the ranges whose run ends in it, and list what"
+        " else would be possible. Without ranges: refuse what takes longer."
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    typer.Option(help="With --hours: what is to be large first, of the ranges given: pixels,rank,frames when left out."),
+]
+Sure = Annotated[
+    bool,
+    typer.Option(
+        "--sure", help="With --hours: the slow end of a predicted time must be in time (9 in 10), not its middle (1 in 2)."
+    ),
+]
+ExamplesOf = Annotated[
+    int | None, typer.Option("--examples", min=1, max=MOST_EXAMPLES, help="With --image: examples of an epoch, for the time.")
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number of at least 0", lambda value: value >= 0),
+        metavar="X",
+        help="What the GPU costs an hour, in any currency: prints what the run costs.",
+    ),
+]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
 Data = Annotated[
@@ -136,8 +166,6 @@ TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, w
 SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-DEFAULT_MODEL = "qwen2.5-vl-3b"
 
 
 def model_at(name: str, revision: str | None) -> Model:
@@ -192,16 +220,6 @@ def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tupl
     return budget - kept, kept
 
 
-def budget_bytes(text: str | None, gpu: Gpu) -> int:
-    """The budget in bytes; more than the card has is refused."""
-    if text is None:
-        return gpu.budget_bytes
-    size = parse_bytes(text)
-    if not 0 < size <= gpu.memory_bytes:
-        raise UsageError(f"--budget {text} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
-    return size
-
-
 def pixels_of(image: str) -> str:
     """What ``--max-pixels`` means when only ``--image`` was given: the image as it is."""
     width, height = parse_size(image)
@@ -231,15 +249,13 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
             chosen[name] = tuple(part.strip() for part in value.split(","))
         else:
             chosen[name] = value
-    if "rank" in chosen:
-        chosen = {"alpha": 2 * chosen["rank"], **chosen}
     for rank in (chosen.get("rank", 2), *ranges.get("rank", ())):
         if chosen.get("init_lora") == "orthogonal" and rank % 2:
             raise UsageError(f"--init-lora orthogonal needs an even --rank, not {rank}")
     for name, steps in ranges.items():
         for value in steps:
-            Contract.make(**{**chosen, name: value})
-    return Contract.make(**chosen), ranges
+            contract_of({**chosen, name: value})
+    return contract_of(chosen), ranges
 
 
 def _range(name: str, text: str) -> tuple[int, list[int]]:
@@ -255,25 +271,3 @@ def _range(name: str, text: str) -> tuple[int, list[int]]:
         steps.append(value)
         value *= 2
     return low, [*steps, high] if high > low else []
-
-
-def typed_shape(
-    image: str, images: int, text_tokens: int, supervised_tokens: int, *, model: Model, contract: Contract
-) -> Shape:
-    """The shape that the user typed, its images resized as the model's processor would."""
-    from budgetft.data.tokens import check_positions, resized_size
-
-    check_positions(model, contract)
-    width, height = parse_size(image)
-    size = resized_size(width, height, model, contract)
-    shape = Shape.make(images=(size,) * images, text_tokens=text_tokens, supervised_tokens=supervised_tokens)
-    tokens = shape.total_tokens(model.pixel_step)
-    if supervised_tokens >= text_tokens:
-        raise UsageError(f"--supervised-tokens {supervised_tokens} must be fewer than --text-tokens {text_tokens}")
-    if tokens > contract.max_length:
-        raise UsageError(
-            f"the example has {tokens} tokens ({shape.visual_tokens(model.pixel_step)} of them visual);"
-            f" the limit is {contract.max_length}",
-            hint="raise --max-length or lower --max-pixels; examples are never cut",
-        )
-    return shape
