@@ -131,8 +131,11 @@ def _costs(time: RunTime | None, price: float) -> str:
 def _legend(table: FitTable, price: float | None) -> list[str]:
     asked = table.asked
     run = f"{asked.epochs:,} epoch{'s' if asked.epochs > 1 else ''} of {asked.examples:,} examples"
-    lines = ["GiB   peak GPU memory of the fastest settings that fit; no: does not fit, with the least that it takes"]
-    lines.append(f"time  {run} (m minutes, h hours, d days), the range that is 80 % likely")
+    lines = [
+        "GiB   peak GPU memory of the fastest settings that fit",
+        "no    does not fit; the GiB are then the least that is possible",
+        f"time  {run}: m minutes, h hours, d days; 80 % likely",
+    ]
     if price is not None:
         lines.append(f"cost  of the same, at {price:g} an hour")
     lines.append("largest picture that fits, in squares; *: the model takes no larger")

@@ -48,7 +48,9 @@ def test_every_cell_is_the_estimate_of_its_setting(table):
 
 
 def test_pictures_are_what_the_model_makes_of_them(table):
-    assert {row.cells[1].image for row in table.rows} == {(1260, 700)}, "multiples of 28, and no more pixels than were asked for"
+    assert {row.cells[1].image for row in table.rows} == {(1260, 700)}, (
+        "multiples of 28, and no more pixels than were asked for"
+    )
     (row, _) = what_fits([find_gpu("rtx3090")], [load_model("qwen3-vl-4b")], FitAsked(images=((1288, 1288),))).rows
     assert row.cells[0].image == (1280, 1280), "multiples of 32"
 
@@ -154,9 +156,7 @@ def test_what_cannot_be_is_refused_by_name(changes, said):
 
 def test_spans_are_short_and_end_somewhere():
     def span(seconds: float, low: float | None = None, high: float | None = None) -> str:
-        return span_text(
-            api_time.replace(seconds=seconds, low_seconds=low, high_seconds=high)
-        )
+        return span_text(api_time.replace(seconds=seconds, low_seconds=low, high_seconds=high))
 
     api_time = api.fit(GPU, MODEL, images=[(448, 448)]).row(MODEL).cells[0].time
     assert api_time is not None
