@@ -84,7 +84,7 @@ class Estimator:
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def on(self, gpu: Gpu, budget_bytes: int, *, calibration: Calibration, speeds: Speeds) -> "Estimator":
-        """The same job on another GPU that runs the same kernels: laws, replays and clocks are shared, which is most of the work.
+        """The same job on another GPU that runs the same kernels: laws, replays and clocks are shared: most of the work.
 
         Raises ``ValueError`` for a GPU with other kernels.
         """

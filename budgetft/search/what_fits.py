@@ -160,7 +160,7 @@ class _Fitting:
         )
 
     def estimator(self, place: Place, size: Size, *, whole: bool = True) -> tuple[Estimator, list[Knobs]]:
-        """Of this GPU and picture, with the settings that are worth trying; ``whole``: not only with all layers checkpointed."""
+        """Of this GPU and picture, with the settings worth trying; ``whole``: not only with all layers checkpointed."""
         of = place.gpu.name, place.budget_bytes, size, whole
         if of not in self._own:
             first, wanted = self._first(place, size, whole)
