@@ -38,7 +38,7 @@ $(BIN)/python:
 # torch first, and from the constraints, so that the loose ranges of the project never decide which build is taken.
 $(VENV)/installed: $(BIN)/python pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch torchvision
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[offline]"
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

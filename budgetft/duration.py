@@ -56,6 +56,12 @@ class RunTime(Value):
         said = f"{_count(self.epochs, 'epoch')} = {_count(self.steps, 'step')}, about {duration_text(self.seconds)}"
         return f"{said} ({between})" if between else said
 
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<{self.text()} ({self.evidence})>"
+
     def price(self, price_per_hour: float) -> tuple[float, float | None, float | None]:
         """What it costs at ``price_per_hour``, with both ends of the range; the currency is whatever that was given in."""
         ends = (None if end is None else end / HOUR * price_per_hour for end in (self.low_seconds, self.high_seconds))

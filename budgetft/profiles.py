@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from budgetft.errors import BudgetftError
+from budgetft.installed import install_line
 
 
 @cache
@@ -15,5 +16,5 @@ def profiles_folder() -> Path:
             return folder
     raise BudgetftError(
         f"the profiles are missing from this installation ({here})",
-        hint="install budgetft again: pip install --force-reinstall budgetft",
+        hint=f"install budgetft again: {install_line(again=True)}",
     )

@@ -57,6 +57,7 @@ def build_app() -> "typer.Typer":
         estimate,
         evaluate,
         export,
+        fit,
         gpus,
         launch,
         merge,
@@ -83,6 +84,7 @@ def build_app() -> "typer.Typer":
             print(f"budgetft {__version__}")
             raise typer.Exit
 
+    app.command("fit")(fit.fit)
     app.command("plan")(plan.plan)
     app.command("port")(port.port)
     app.command("train")(train.train)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetft.asked import IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
 from budgetft.cli import options
 from budgetft.errors import UsageError
 from budgetft.plan import check_folder, write_text_atomically
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def bench(
-    gpu: options.Gpu_,
-    model: options.Model_ = options.DEFAULT_MODEL,
+    gpu: options.Gpu_ = None,
+    model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
     image: Annotated[list[str] | None, typer.Option(help="Size of every image, WxH; repeatable.")] = None,
-    images: options.Images = 1,
-    text_tokens: options.TextTokens = 256,
-    supervised_tokens: options.SupervisedTokens = 160,
+    images: options.Images = IMAGES,
+    text_tokens: options.TextTokens = TEXT_TOKENS,
+    supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
     effective_batch: options.EffectiveBatch = 32,
     cached: Annotated[bool, typer.Option("--cached", help="Also with vision features computed once.")] = False,
@@ -35,15 +36,13 @@ def bench(
     json_output: options.Json = False,
 ) -> None:
     """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
+    from budgetft.cache import cache_folder
     from budgetft.cli.progress import planning
-    from budgetft.gpu import load_gpu
-    from budgetft.predict.store import cache_folder
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
-    from budgetft.workload import Workload
 
     check_folder(out)
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     sizes = []
     for text in image or ["448x448", "1288x728"]:
         contract, ranges = options.contract_from(
@@ -51,9 +50,10 @@ def bench(
         )
         if ranges:
             raise UsageError("a bench measures one contract: give single values, not LOW..HIGH")
-        shape = options.typed_shape(text, images, text_tokens, supervised_tokens, model=architecture, contract=contract)
+        typed = Typed(image=text, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         width, height = parse_size(text)
-        sizes.append(Size(width=width, height=height, contract=contract, workload=Workload.uniform(shape)))
+        workload = workload_of(typed, architecture, contract)
+        sizes.append(Size(width=width, height=height, contract=contract, workload=workload))
     with planning(quiet=quiet) as (on_event, _):
         request = PlanRequest(
             gpu=card,

@@ -17,8 +17,8 @@ _AT_ONCE = 20
 
 def dataset(data: Path, *, quiet: bool = False, unlabelled: bool = False) -> Path:
     """The dataset folder of ``data``, converted into the cache if it is not one. What is done is told on stderr."""
+    from budgetft.cache import cache_folder
     from budgetft.data.opening import dataset_folder
-    from budgetft.predict.store import cache_folder
 
     def told(text: str) -> None:
         if not quiet:

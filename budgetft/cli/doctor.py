@@ -1,4 +1,4 @@
-"""``budgetft doctor``: what is wrong with this environment, and the line that mends it."""
+"""``budgetft doctor``: what is wrong with this environment, and the command that fixes it."""
 
 import json
 import sys
@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from budgetft.doctor.builds import choose_build
+from budgetft.cache import cache_folder
+from budgetft.cli.lines import put
+from budgetft.doctor.builds import choose_build, other_builds
+from budgetft.doctor.card import NO_DRIVER
 from budgetft.doctor.children import look
 from budgetft.doctor.examine import examine
 from budgetft.doctor.finding import EXIT_CODES, Finding, exit_code
@@ -15,7 +18,6 @@ from budgetft.doctor.recipe import write_recipe
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.plan import write_text_atomically
-from budgetft.predict.store import cache_folder
 
 _SIGNS = {"ok": "ok", "note": "note", "warning": "WARN", "problem": "BAD"}
 
@@ -50,10 +52,18 @@ def doctor(
 def _show(findings: list[Finding], code: int) -> None:
     for finding in findings:
         fix = f"; fix: {finding.fix}" if finding.fix else ""
-        print(f"{_SIGNS[finding.level]:<5} {finding.kind:<10} {finding.text}{fix}")
+        put(f"{_SIGNS[finding.level]:<5} {finding.kind:<10}  {finding.text}{fix}", hang=18)
     problems = sum(finding.level == "problem" for finding in findings)
     kind = next((kind for kind, number in EXIT_CODES.items() if number == code), None)
-    print("no problems" if kind is None else f"{problems} problem(s); mend {kind} first")
+    if kind is not None:
+        put(f"{problems} problem{'s' * (problems > 1)}; begin with {kind}")
+    elif any(finding.text.startswith(NO_DRIVER) for finding in findings):
+        put(
+            "no problems in what could be checked; not checked, for want of an NVIDIA driver: driver, GPU and its kernels. On a"
+            " cluster's login node that is as it should be; next: srun --gres=gpu:1 budgetft doctor"
+        )
+    else:
+        put("no problems")
 
 
 def _write_environment(gpu: str | None, path: Path, package: str | None) -> None:
@@ -69,5 +79,5 @@ def _write_environment(gpu: str | None, path: Path, package: str | None) -> None
     else:
         raise UsageError("no card here to write an environment for", hint="name one: budgetft doctor --gpu NAME --env FILE")
     build = choose_build(capability, driver)
-    write_text_atomically(path, write_recipe(name, build, package))
-    print(f"written to {path}: torch {build.torch} with CUDA {build.cuda} for {name}; next: bash {path}")
+    write_text_atomically(path, write_recipe(name, build, package, other_builds(capability, build)[:1]))
+    put(f"written to {path}: {build.name} for {name}; next: bash {path}")

@@ -1,21 +1,25 @@
 """Options that several commands share, and how they become values."""
 
 import math
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
+from budgetft.asked import contract_of
+from budgetft.cards import gpu_here
 from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
-from budgetft.gpu import Gpu
+from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import format_gib, parse_bytes, parse_size
+from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
-from budgetft.workload import Shape
 
 
 def _number(told: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
@@ -40,7 +44,21 @@ def _init(text: str) -> str:
 
 
 Probe = Literal["auto", "always", "never"]
-Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
+Gpu_ = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        help='The GPU as people call it ("RTX 3060"), any by its memory (24GiB, 24GiB:sm_75) or a TOML file;'
+        " this machine's when left out.",
+    ),
+]
+Display = Annotated[
+    bool | None,
+    typer.Option(
+        "--display/--no-display",
+        help="The GPU drives a display too: the default budget keeps room for it. Found out by itself for the GPU here.",
+    ),
+]
 Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; ORG/NAME@REVISION says the same.")]
 Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
@@ -126,7 +144,15 @@ Sure = Annotated[
     ),
 ]
 ExamplesOf = Annotated[
-    int | None, typer.Option("--examples", min=1, max=MOST_EXAMPLES, help="With --hours and --image: examples of an epoch.")
+    int | None, typer.Option("--examples", min=1, max=MOST_EXAMPLES, help="With --image: examples of an epoch, for the time.")
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        parser=_number("a number of at least 0", lambda value: value >= 0),
+        metavar="X",
+        help="What the GPU costs an hour, in any currency: prints what the run costs.",
+    ),
 ]
 AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
 AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
@@ -140,8 +166,6 @@ TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, w
 SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-DEFAULT_MODEL = "qwen2.5-vl-3b"
 
 
 def model_at(name: str, revision: str | None) -> Model:
@@ -163,14 +187,37 @@ def weights_at(name: str | None, revision: str | None, default: str | None) -> s
     return with_revision(name or split_revision(default or "")[0], revision)
 
 
-def budget_bytes(text: str | None, gpu: Gpu) -> int:
-    """The budget in bytes; more than the card has is refused."""
-    if text is None:
-        return gpu.budget_bytes
-    size = parse_bytes(text)
-    if not 0 < size <= gpu.memory_bytes:
-        raise UsageError(f"--budget {text} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
-    return size
+def gpu_of(text: str | None) -> Gpu:
+    """The GPU that ``--gpu`` names, else the one in this machine; what was assumed goes to stderr."""
+    if text is not None:
+        gpu, assumed = look_up(text)
+        if assumed:
+            print(f"note: {assumed}", file=sys.stderr)
+        return gpu
+    here = gpu_here(os.environ)
+    if here is None:
+        raise UsageError(
+            "no NVIDIA GPU is in this machine, or its driver does not answer, and --gpu is left out",
+            hint='name the GPU to plan for: --gpu "RTX 3060", or by its memory --gpu 24GiB; `budgetft gpus` lists them',
+        )
+    print(f"note: --gpu is left out: taking the GPU in this machine, {here.title} ({here.name})", file=sys.stderr)
+    return here
+
+
+def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tuple[int, int]:
+    """The budget in bytes, and what of it is kept for a display: none of a budget that was typed.
+
+    What is kept is said on stderr; at least half of the default budget is left.
+    """
+    from budgetft.display import display_reserve
+
+    budget = budget_bytes(text, gpu)
+    reserve = None if text is not None else display_reserve(gpu, display)
+    if reserve is None:
+        return budget, 0
+    print(f"note: {reserve.describe()}", file=sys.stderr)
+    kept = min(reserve.memory_bytes, budget // 2)
+    return budget - kept, kept
 
 
 def pixels_of(image: str) -> str:
@@ -202,15 +249,13 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
             chosen[name] = tuple(part.strip() for part in value.split(","))
         else:
             chosen[name] = value
-    if "rank" in chosen:
-        chosen = {"alpha": 2 * chosen["rank"], **chosen}
     for rank in (chosen.get("rank", 2), *ranges.get("rank", ())):
         if chosen.get("init_lora") == "orthogonal" and rank % 2:
             raise UsageError(f"--init-lora orthogonal needs an even --rank, not {rank}")
     for name, steps in ranges.items():
         for value in steps:
-            Contract.make(**{**chosen, name: value})
-    return Contract.make(**chosen), ranges
+            contract_of({**chosen, name: value})
+    return contract_of(chosen), ranges
 
 
 def _range(name: str, text: str) -> tuple[int, list[int]]:
@@ -226,25 +271,3 @@ def _range(name: str, text: str) -> tuple[int, list[int]]:
         steps.append(value)
         value *= 2
     return low, [*steps, high] if high > low else []
-
-
-def typed_shape(
-    image: str, images: int, text_tokens: int, supervised_tokens: int, *, model: Model, contract: Contract
-) -> Shape:
-    """The shape that the user typed, its images resized as the model's processor would."""
-    from budgetft.data.tokens import check_positions, resized_size
-
-    check_positions(model, contract)
-    width, height = parse_size(image)
-    size = resized_size(width, height, model, contract)
-    shape = Shape.make(images=(size,) * images, text_tokens=text_tokens, supervised_tokens=supervised_tokens)
-    tokens = shape.total_tokens(model.pixel_step)
-    if supervised_tokens >= text_tokens:
-        raise UsageError(f"--supervised-tokens {supervised_tokens} must be fewer than --text-tokens {text_tokens}")
-    if tokens > contract.max_length:
-        raise UsageError(
-            f"the example has {tokens} tokens ({shape.visual_tokens(model.pixel_step)} of them visual);"
-            f" the limit is {contract.max_length}",
-            hint="raise --max-length or lower --max-pixels; examples are never cut",
-        )
-    return shape

@@ -18,8 +18,8 @@ def report(
     json_output: options.Json = False,
 ) -> None:
     """Write one self-contained HTML page: will it fit, how fast, what was measured, where the bytes go, what was tried."""
+    from budgetft.cache import cache_folder
     from budgetft.plan import check_file
-    from budgetft.predict.store import cache_folder
     from budgetft.report.gather import gather
     from budgetft.report.page import write_report
     from budgetft.report.verdict import headline, verdict

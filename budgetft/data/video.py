@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from budgetft.data.animations import animation_frames, is_animation, measure_animation
 from budgetft.data.film_frames import check_frame, pixel_aspect, shown_size, turn_of
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.installed import install_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -87,7 +88,7 @@ def load_av() -> Any:
         import av
         import av.logging
     except ImportError:
-        raise BudgetftError("videos need the package av", hint='pip install "budgetft[video]"') from None
+        raise BudgetftError("videos need the package av", hint=install_line()) from None
     av.logging.set_level(av.logging.PANIC)  # a damaged file would print hundreds of lines; its error is raised anyway
     return av
 

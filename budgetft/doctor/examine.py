@@ -1,4 +1,4 @@
-"""The whole examination, in the order in which mending should go."""
+"""The whole examination, in the order in which things should be fixed."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,8 @@ def examine(
     findings += _look_at_card(gpu, torch, environment)
     on_step("machine")
     findings += host.check_memory() + host.check_shared_memory() + host.check_locking()
-    return findings + host.check_caches(host.cache_folders(environment, budgetft_cache))
+    findings += host.check_caches(host.cache_folders(environment, budgetft_cache))
+    return findings + host.show_cache(budgetft_cache, environment)
 
 
 def _look_at_paths(environment: Mapping[str, str]) -> tuple[list[Finding], dict[str, Any] | None]:
@@ -56,8 +57,8 @@ def _look_at_card(gpu: Gpu | None, torch: Mapping[str, Any] | None, environment:
     findings += odd
     driver = facts.get("driver")
     if gpu is not None:
-        findings += cards.needs_of(gpu)
         findings += cards.check_build(gpu.capability, torch, driver, gpu.name)
+        findings += cards.needs_of(gpu, torch)
         if card is None or not gpu.is_card(card["name"], card["total_bytes"]):
             return findings
     if card is None:

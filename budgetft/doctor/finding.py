@@ -9,7 +9,7 @@ Kind = Literal["packages", "libraries", "driver", "build", "card", "host"]
 Level = Literal["ok", "note", "warning", "problem"]
 
 EXIT_CODES: dict[Kind, int] = {"packages": 10, "libraries": 11, "driver": 12, "build": 13, "card": 14, "host": 15}
-"""Of a problem of that class; with several the first in this order, because mending it may mend the others."""
+"""Of a problem of that class; with several the first in this order, because fixing it may fix the others."""
 
 
 class Finding(Value):
@@ -20,7 +20,7 @@ class Finding(Value):
     text: str
     """What was found, with the value and the limit."""
     fix: str | None = None
-    """The command or setting that mends it."""
+    """The command or setting that fixes it."""
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

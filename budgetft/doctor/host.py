@@ -1,11 +1,13 @@
 """The machine around the card: memory, shared memory, page locking, and the disk of the caches."""
 
 import resource
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from budgetft.cache import folder_bytes, left_behind
 from budgetft.doctor.finding import Finding
 from budgetft.units import GIB, MIB, format_gib
 
@@ -69,10 +71,22 @@ def check_caches(folders: Mapping[str, Path]) -> list[Finding]:
     return findings or [Finding(kind="host", level="ok", text="caches can be written and have room")]
 
 
+def show_cache(folder: Path, environment: Mapping[str, str]) -> list[Finding]:
+    """Where budgetft keeps its own files, and what they take; a note where they are not where XDG_CACHE_HOME wants them."""
+    taken = f"{format_gib(folder_bytes(folder))}" if folder.is_dir() else "nothing yet"
+    told = [Finding(kind="host", level="ok", text=f"cache: {folder}, {taken} (BUDGETFT_CACHE moves it)")]
+    if places := left_behind(environment):
+        old, new = (shlex.quote(str(place)) for place in places)
+        text = "measurements from before XDG_CACHE_HOME was looked at are in that folder, so it stays in use"
+        told.append(Finding(kind="host", level="note", text=text, fix=f"mkdir -p {new} && mv {old}/* {new}/"))
+    return told
+
+
 def cache_folders(environment: Mapping[str, str], budgetft_cache: Path) -> dict[str, Path]:
     """The caches of budgetft, of the hub and of torch's compiled kernels, as the variables move them."""
     home = Path(environment.get("HOME") or Path.home())
-    hub = Path(environment.get("HF_HOME") or home / ".cache" / "huggingface")
+    caches = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
+    hub = Path(environment.get("HF_HOME") or caches / "huggingface")
     return {
         "BUDGETFT_CACHE": budgetft_cache,
         "HF_HOME": hub,

@@ -9,6 +9,7 @@ from typing import Any
 from budgetft.doctor.causes import cause_of
 from budgetft.doctor.children import Reply, isolated, look
 from budgetft.doctor.finding import Finding
+from budgetft.installed import install_line
 
 STACK = ("numpy", "torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "PIL", "safetensors", "optuna")
 """What is imported, in this order: a failure is told of the lowest one."""
@@ -66,7 +67,7 @@ def check_versions(paths: Mapping[str, Any], root: str = "budgetft") -> list[Fin
         needs = [(root, text) for text in copies[root][0]["requires"]]
     else:
         text = f"{root} is not installed, only found: its requirements are not known"
-        return [Finding(kind="packages", level="warning", text=text, fix="pip install -e .")]
+        return [Finding(kind="packages", level="warning", text=text, fix=install_line())]
     findings, seen = [], set()
     while needs:
         asker, text = needs.pop()

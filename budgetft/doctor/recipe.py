@@ -1,22 +1,29 @@
 """A script that makes an environment of its own: pinned packages for one card, and nothing of the machine's around them."""
 
-import json
 import shlex
-from importlib.metadata import PackageNotFoundError, distribution
-from urllib.parse import unquote, urlparse
+import textwrap
+from collections.abc import Sequence
 
-from budgetft import __version__
 from budgetft.doctor.builds import Build
 from budgetft.doctor.children import KEPT_OUT
+from budgetft.installed import own_package
 from budgetft.profiles import profiles_folder
+
+EXTRA = "nf4"
+"""What is installed besides what budgetft cannot do without: a GPU is to train on, QLoRA included."""
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-# An environment for {card}: torch {torch} with CUDA {cuda}. Made by budgetft doctor.
-# Why this build: {source}.
-# It needs driver {driver} or newer.
+{about}
+#
 #   bash THIS [FOLDER]          makes it (FOLDER: .venv-budgetft)
 #   source FOLDER/bin/activate  enters it, and keeps the machine's own libraries out
+#
+# Modules: none for CUDA, cuDNN or NCCL, torch brings its own. Only Python may need one, for example
+#   module load python/3.11 && bash THIS
+# conda: this makes a plain virtual environment and leaves yours as they are. To build it on the Python of one:
+#   PYTHON="$(conda run -n NAME which python)" bash THIS
+# From then on the line with source is enough; conda activate is not needed.
 set -euo pipefail
 folder=${{1:-.venv-budgetft}}
 python=${{PYTHON:-python3}}
@@ -54,28 +61,27 @@ echo "next: source $folder/bin/activate && budgetft doctor"
 """
 
 
-def write_recipe(card: str, build: Build, package: str | None = None) -> str:
-    """The script for ``card`` on ``build``; ``package`` is what pip installs at the end: budgetft as it is installed here."""
+def write_recipe(card: str, build: Build, package: str | None = None, others: Sequence[Build] = ()) -> str:
+    """The script for ``card`` on ``build``; ``package`` is what pip installs at the end: budgetft as it is installed here,
+    with what 4-bit weights need."""
     pins = (profiles_folder() / "lock.txt").read_text(encoding="utf-8").strip()
     return _SCRIPT.format(
-        card=card,
-        torch=build.torch,
-        cuda=build.cuda,
-        source=build.source,
-        driver=build.minimum_driver,
+        about=_about(card, build, others),
         kept_out=" ".join(KEPT_OUT),
         lock="\n".join([*build.requirements, pins]),
         torch_requirements=" ".join(build.requirements),
         index="" if build.index is None else f" --index-url {build.index}",
-        package=shlex.quote(package or _own_package()),
+        package=shlex.quote(package or own_package(EXTRA)),
     )
 
 
-def _own_package() -> str:
-    """The folder or wheel that budgetft was installed from, else its name and version."""
-    try:
-        own = distribution("budgetft")
-    except PackageNotFoundError:
-        return f"budgetft=={__version__}"
-    origin = json.loads(own.read_text("direct_url.json") or "{}").get("url", "")
-    return unquote(urlparse(origin).path) if origin.startswith("file:") else f"budgetft=={own.version}"
+def _about(card: str, build: Build, others: Sequence[Build]) -> str:
+    """The head of the script: which torch, why this one, and when to take one of ``others`` instead."""
+    told = [
+        f"An environment for {card}: {build.name}. Made by budgetft doctor.",
+        f"Why this build: {build.source}.",
+        f"It needs driver {build.minimum_driver} or newer.",
+    ]
+    told += [f"Only where that build does not install: {other.name} ({other.install_line})." for other in others]
+    lines = [textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False) for text in told]
+    return "\n".join(line for group in lines for line in group)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from budgetft.errors import BudgetftError
 from budgetft.evaluate.scripts import is_blank
+from budgetft.installed import install_line
 from budgetft.value import Value
 
 MeteorName = Literal["meteor", "meteor_nowordnet"]
@@ -82,7 +83,7 @@ def check_packages() -> None:
 
 
 def _missing(package: str | None) -> BudgetftError:
-    return BudgetftError(f"scoring needs the package {package}", hint="install it: pip install 'budgetft[evaluate]'")
+    return BudgetftError(f"scoring needs the package {package}", hint=install_line())
 
 
 class Scorer:

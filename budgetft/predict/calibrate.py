@@ -9,13 +9,13 @@ from statistics import median
 import numpy as np
 from pydantic import Field
 
+from budgetft.cache import cache_folder
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.outcome import Evidence
 from budgetft.plan import write_text_atomically
 from budgetft.predict.clock import LAUNCHES, PARAMETERS, Clock, Speeds, StepWork, prior_speeds, rows_of
 from budgetft.predict.law import Work
-from budgetft.predict.store import cache_folder
 from budgetft.profiles import profiles_folder
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json

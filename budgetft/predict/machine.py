@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetft.cache import cache_folder
 from budgetft.cards import driver_version, first_visible, memory_of, pinned
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
@@ -19,7 +20,6 @@ from budgetft.measure.kernels import Product, Reading
 from budgetft.outcome import Stack, processor
 from budgetft.plan import write_text_atomically
 from budgetft.predict.clock import STEP_BANDWIDTH, Speeds
-from budgetft.predict.store import cache_folder
 from budgetft.value import Value, read_json
 
 if TYPE_CHECKING:

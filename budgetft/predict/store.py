@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from budgetft.cache import cache_folder
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
@@ -22,11 +23,6 @@ from budgetft.value import read_json
 from budgetft.workload import Shape
 
 Stored = TypeVar("Stored", Law, Recording)
-
-
-def cache_folder() -> Path:
-    """Where studies, ledgers, laws and the sample live unless told otherwise: ``$BUDGETFT_CACHE`` or the user's cache."""
-    return Path(os.environ.get("BUDGETFT_CACHE") or Path.home() / ".cache" / "budgetft")
 
 
 def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
@@ -64,6 +60,7 @@ def _adapters(contract: Contract) -> dict[str, Any]:
     return facts | ({"lora_dropout": "any, in one kernel"} if contract.lora_dropout else {})
 
 
+@cache
 def software() -> str:
     """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
     return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))

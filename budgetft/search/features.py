@@ -5,13 +5,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from budgetft.cache import cache_folder
 from budgetft.data.examples import read_dataset
 from budgetft.data.features import KEY_FILE, FeatureCache, check_free_space, feature_bytes, find_pictures
 from budgetft.knobs import Precision, Vision, computed_in
 from budgetft.measure.job import Job
 from budgetft.plan import Features, config_fingerprint
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.store import cache_folder
 from budgetft.search.space import base_precision, settings
 from budgetft.search.transfer import Transferred
 

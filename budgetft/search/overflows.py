@@ -10,13 +10,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetft.cache import cache_folder
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.measure.job import Device
 from budgetft.model import Model
 from budgetft.plan import config_fingerprint, write_text_atomically
 from budgetft.precision import FP16_MAX, Precision
-from budgetft.predict.store import cache_folder
 from budgetft.value import read_json
 from budgetft.weights import Checkpoint
 from budgetft.workload import Shape, Workload

@@ -10,6 +10,7 @@ from budgetft.measure.job import Job
 from budgetft.outcome import speed_text
 from budgetft.plan import Candidate, knob_problems
 from budgetft.predict.estimator import Estimator
+from budgetft.results import Estimated
 from budgetft.search.space import settings, stock_settings
 
 
@@ -18,7 +19,7 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    return fastest_of(estimator, _wanted(estimator.job, given))
+    return fastest_of(estimator, settings_with(estimator.job, given))
 
 
 def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: float = math.inf) -> Candidate:
@@ -40,17 +41,41 @@ def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: flo
     return smallest
 
 
-def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
+def estimated(estimator: Estimator, given: dict[str, Any]) -> Estimated:
+    """As :func:`fastest`, with all that the numbers are of."""
+    found, job = fastest(estimator, given), estimator.job
+    return Estimated(
+        knobs=found.knobs,
+        estimate=found.estimate,
+        gpu=job.gpu.name,
+        model=job.model.name,
+        budget_bytes=job.budget_bytes,
+        contract=job.contract,
+        example=job.workload.worst[0],
+        examples=job.workload.examples,
+        calibration=estimator.calibration.name,
+        uncertainty_share=estimator.uncertainty_of(found.knobs),
+        traced_on=estimator.foreign.get(estimator.combination(found.knobs)),
+    )
+
+
+def settings_with(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
     grid, contract, layers = settings(job), job.contract, job.model.layers
+    asked = Knobs.make(**{**dict(grid[0]), **given})
+    if asked.micro_batch > contract.effective_batch:
+        raise UsageError(
+            f"micro_batch {asked.micro_batch} is more than the effective batch {contract.effective_batch}",
+            hint="take a smaller micro-batch, or raise the effective batch",
+        )
     if "micro_batch" in given:
-        given = {"grad_accum": contract.effective_batch // max(1, given["micro_batch"]), **given}
-    Knobs.make(**{**dict(grid[0]), **given})
+        given = {"grad_accum": contract.effective_batch // asked.micro_batch, **given}
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
     wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
     if not wanted or any(knobs.checkpointed_layers > layers for knobs in wanted):
         problems = knob_problems(grid[0].replace(**given), contract, job.gpu)
-        problems.append(f"checkpointed_layers is 0 to {layers}")
+        if asked.checkpointed_layers > layers:
+            problems.append(f"checkpointed_layers {asked.checkpointed_layers} is more than the {layers} of {job.model.name}")
         raise UsageError("; ".join(problems))
     return wanted
 

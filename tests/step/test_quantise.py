@@ -11,6 +11,7 @@ from tiny import tiny_model
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.errors import UsageError
+from budgetft.installed import install_line
 from budgetft.knobs import Knobs
 from budgetft.step import quantise
 from budgetft.step.build import build_model, trainable
@@ -129,4 +130,4 @@ def test_without_bitsandbytes_the_install_line_is_named(monkeypatch):
     monkeypatch.setattr(quantise, "import_module", absent)
     with pytest.raises(UsageError, match="optimizer 'adamw8bit' needs bitsandbytes") as caught:
         quantise.load_bitsandbytes("optimizer 'adamw8bit'")
-    assert 'pip install "budgetft[nf4]"' in (caught.value.hint or "")
+    assert install_line("nf4") in (caught.value.hint or "")

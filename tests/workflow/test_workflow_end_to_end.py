@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from budgetft.cli import main
+from budgetft.installed import install_line
 
 pytest.importorskip("rouge_score")
 TEXT = """
@@ -99,4 +100,4 @@ def test_the_demo_is_a_workflow_of_every_stage(tmp_path, capsys):
 def test_the_demo_says_how_to_install_what_it_lacks(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     assert main(["demo"]) == 1
-    assert 'pip install "budgetft[video]"' in capsys.readouterr().err
+    assert install_line() in capsys.readouterr().err
