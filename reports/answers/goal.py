@@ -129,8 +129,8 @@ def shown(name: str, words: list[str]) -> str:
         found = subprocess.run([sys.executable, "-m", "budgetft", *command], capture_output=True, text=True, env=environment)
         seconds = time.monotonic() - started
     lines = found.stdout.splitlines()
-    first = next((place for place, line in enumerate(lines) if line.startswith("  goal")), 0)
-    said = "\n".join(line for line in lines[first:] if not line.startswith("written to")).strip("\n")
+    first = next((place for place, line in enumerate(lines) if line.startswith("  Goal")), 0)
+    said = "\n".join(line for line in lines[first:] if not line.startswith(("written to", "next:"))).strip("\n")
     text = said or found.stderr.strip()
     typed = " ".join(command[:-2]).replace("--quiet", "").replace("  ", " ").strip()
     return f"```\n$ budgetft {typed}\n{text}\n```\n\nexit code {found.returncode}, {seconds:.0f} s wall\n"
