@@ -23,8 +23,9 @@ def goal_lines(plan: Plan) -> list[str]:
         lines.append(_line("Chosen", ", ".join(_value(name, value) for name, value in goal.values.items())))
     lines += [_line("Ends after", goal.run.text()), *(_line("", text) for text in _about_time(goal))]
     if goal.data_frames is not None:
-        frames = goal.values["frames_per_example"]
-        lines.append(_line("Data", f"has {goal.data_frames} frame{"s" if goal.data_frames > 1 else ""} an example: make it with {frames}, and train on that"))
+        own = "1 frame" if goal.data_frames == 1 else f"{goal.data_frames} frames"
+        wanted = goal.values["frames_per_example"]
+        lines.append(_line("Data", f"has {own} an example: make it with {wanted}, and train on that"))
     return [*lines, *_table(goal)]
 
 
