@@ -26,6 +26,9 @@ NOUNS = (
     "plan",
     "lock",
     "cards",
+    "duration",
+    "shown",
+    "results",
 )
 ABOVE = {
     "meter": {"export", "evaluate", "data", "step", "predict", "measure", "search", "train", "report", "cli"},
