@@ -237,7 +237,7 @@ class Plan(Shown, Value):
         return f"plan for {self.model.name} on {cards}{self.gpu.name}"
 
     def _verdict(self) -> str:
-        room = f"{format_gib(self.estimate.process_peak_bytes)} of {format_gib(self.gpu.budget_bytes)}"
+        room = f"{self.peak_gib:.2f} of {format_gib(self.gpu.budget_bytes)}"
         return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text(' examples/s')}"
 
     def _rows(self) -> Rows:

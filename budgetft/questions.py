@@ -135,7 +135,14 @@ def data_frame() -> "Callable[[list[dict[str, Any]]], pandas.DataFrame]":
         from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise UsageError("pandas is not installed", hint="pip install pandas, or sweep(..., as_rows=True)") from None
-    return DataFrame
+
+    def frame(rows: list[dict[str, Any]]) -> "pandas.DataFrame":
+        """Whole numbers stay whole beside a row that has none."""
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        gaps = (name for name, values in columns.items() if None in values and any(map(asked.is_whole, values)))
+        return DataFrame(columns).astype(dict.fromkeys(gaps, "Int64"))
+
+    return frame
 
 
 def opened(work: Work, tell: Tell) -> Work:
