@@ -22,8 +22,8 @@ from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import speeds_here
 from budgetft.predict.recording import Recording
-from budgetft.search.predicted import fastest_of, settings_with
-from budgetft.search.space import offloads, part_sizes
+from budgetft.search.predicted import fastest_of
+from budgetft.search.space import offloads, part_sizes, settings
 from budgetft.what_fits import METHODS, FitAsked, FitCell, FitRow, FitTable, Method
 from budgetft.workload import Shape, Workload
 
@@ -97,6 +97,7 @@ class _Fitting:
         self._own: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
         self.known: dict[tuple, dict[int, int]] = {}
         """Of the search for the largest picture, by kernels: bytes of what takes least by side, all GPUs' own aside."""
+        self._grids: dict[tuple, list[Knobs]] = {}
         self._sides: dict[tuple, int | None] = {}
 
     def rows(self, places: Sequence[Place]) -> list[FitRow]:
@@ -186,9 +187,16 @@ class _Fitting:
                 recordings=self._recordings,
                 only=None if whole else ("checkpointed",),
             )
-            given = {"base_precision": "nf4"} if self.method == "QLoRA" else {}
-            self._firsts[key] = first, settings_with(job, given)
+            self._firsts[key] = first, self._settings(job)
         return self._firsts[key]
+
+    def _settings(self, job: Job) -> list[Knobs]:
+        """Those of the method. Of equal examples they are the same for every picture."""
+        key = job.gpu.base_precision, job.gpu.flash_attention, part_sizes(job), tuple(offloads(job, self.model.layers))
+        if key not in self._grids:
+            four = self.method == "QLoRA"
+            self._grids[key] = [knobs for knobs in settings(job) if (knobs.base_precision == "nf4") == four]
+        return self._grids[key]
 
     def _job(self, place: Place, size: Size) -> Job:
         shape = Shape(images=(size,), text_tokens=self.asked.text_tokens, supervised_tokens=self.asked.label_tokens)
