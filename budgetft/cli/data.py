@@ -10,6 +10,7 @@ import typer
 from budgetft.cli import options
 from budgetft.cli.data_files import Force, convert, frames_of, progress, show
 from budgetft.cli.data_stats import stats
+from budgetft.cli.help import Command, Group
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.model import Model, load_model
@@ -18,12 +19,17 @@ from budgetft.weights import checkpoint_folder
 if TYPE_CHECKING:
     from budgetft.data.features import Picture
 
-app = typer.Typer(help="Make, convert and measure datasets.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group,
+    help="Make, convert and measure datasets.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _N = TypeVar("_N", int, float)
 
 
-@app.command()
+@app.command(cls=Command)
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     count: Annotated[int, typer.Option(help="Number of examples.")] = 48,
@@ -37,7 +43,7 @@ def sample(
     typer.echo(f"{out}: {len(examples)} examples, fingerprint {examples.fingerprint}")
 
 
-@app.command()
+@app.command(cls=Command)
 def twin(
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
     scenarios: Annotated[int, typer.Option(help="Number of scenarios.")] = 12,
@@ -69,7 +75,7 @@ def twin(
     typer.echo(f"{out}: {scenarios} scenarios, {count} videos; next: budgetft data wts {out} --split train --out DIR")
 
 
-@app.command()
+@app.command(cls=Command)
 def wts(
     root: Annotated[Path, typer.Argument(help="Folder of the WTS data, of SynWTS, or of a twin.")],
     split: Annotated[str, typer.Option(help="train, val or test.")],
@@ -119,12 +125,12 @@ def wts(
     typer.echo(f"{report.scenarios} scenarios, {report.videos + report.videos_kept} videos, {len(report.skipped)} left out")
 
 
-app.command()(convert)
-app.command()(show)
-app.command()(stats)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(show)
+app.command(cls=Command)(stats)
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")],
     model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")],

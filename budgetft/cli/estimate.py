@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from budgetft.cli import options
+from budgetft.cli import names, options
 from budgetft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ def estimate(
     revision: options.Revision = None,
     budget: options.Budget = None,
     data: options.Data = None,
-    image: options.Image = None,
+    image: options.OneImage = None,
     images: options.Images = 1,
     text_tokens: options.TextTokens = 256,
     supervised_tokens: options.SupervisedTokens = 160,
-    max_pixels: options.MaxPixels = None,
+    max_pixels: options.OneMaxPixels = None,
     max_length: options.MaxLength = None,
-    rank: options.Rank = None,
+    rank: options.OneRank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
     seed: options.Seed = None,
@@ -41,10 +41,23 @@ def estimate(
     max_grad_norm: options.MaxGradNorm = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
-    knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knob",
+            metavar="NAME=VALUE",
+            show_default="the fastest that fits",
+            help="Fix a setting, such as micro_batch=4; repeatable.",
+            autocompletion=names.knobs,
+            rich_help_panel=options.SEARCH,
+        ),
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
+    """Estimate the memory and speed of one setting, without a GPU and without running anything.
+
+    Settings that --knob does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
+    """
     from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate
     from budgetft.gpu import load_gpu
@@ -59,7 +72,7 @@ def estimate(
     card, architecture = load_gpu(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
-    width, height = parse_size(image or "448x448")
+    width, height = parse_size(image or options.DEFAULT_IMAGE)
     contract, ranges = options.contract_from(
         max_pixels=max_pixels or (str(width * height) if data is None else None),
         max_length=max_length,

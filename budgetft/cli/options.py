@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
+from budgetft.cli import names
+from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Init, Schedule, init_problem
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.model import Model, load_model, model_names
@@ -38,87 +39,222 @@ def _init(text: str) -> str:
     return text
 
 
+GPU = "GPU and budget"
+DATA = "Data"
+KEPT = "Training settings (kept fixed)"
+ROUNDS = "Settings that round"
+SEARCH = "Search"
+OUTPUT = "Output"
+"""Headings of the options in --help."""
+
+
+def kept(field: str) -> str:
+    """The default of a training setting for people, as :class:`Contract` has it."""
+    value = Contract.model_fields[field].default
+    if field == "alpha":
+        return f"{value / Contract.model_fields['rank'].default:g} x --rank"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if field == "max_pixels" and math.isqrt(value) ** 2 == value:
+        return f"{value} = {math.isqrt(value)}x{math.isqrt(value)}"
+    return f"{value:.0e}".replace("e-0", "e-") if isinstance(value, float) and 0 < value < 1e-3 else f"{value}"
+
+
+def _setting(field: str, told: str, metavar: str | None = None, **more: Any) -> Any:
+    """The option of a training setting, with its default shown."""
+    return typer.Option(show_default=kept(field), help=told, metavar=metavar, rich_help_panel=KEPT, **more)
+
+
+DEFAULT_IMAGE = "448x448"
+PRICES = "LOW..HIGH plans LOW and lists what each doubling up to HIGH would cost."
 Probe = Literal["auto", "always", "never"]
-Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
-Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; ORG/NAME@REVISION says the same.")]
-Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
-MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LOW..HIGH prices the steps up.")]
-MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
-Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the steps up and plans the floor.")]
+Gpu_ = Annotated[
+    str,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        help="The GPU to plan for: a name of budgetft gpus, or a TOML file.",
+        autocompletion=names.gpus,
+        rich_help_panel=GPU,
+    ),
+]
+Model_ = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="A name of budgetft models, a local folder or an id on the Hugging Face Hub.",
+        autocompletion=names.models,
+        rich_help_panel=DATA,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default="main",
+        help="Branch, tag or commit of a model on the hub; ORG/NAME@REVISION says the same.",
+        rich_help_panel=DATA,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        show_default="the GPU's, see budgetft gpus",
+        help="Memory for the whole process, such as 14GiB.",
+        rich_help_panel=GPU,
+    ),
+]
+MaxPixels = Annotated[
+    str | None, _setting("max_pixels", f"Larger images are downscaled to this many pixels. {PRICES}", metavar="N")
+]
+OneMaxPixels = Annotated[str | None, _setting("max_pixels", "Larger images are downscaled to this many pixels.", metavar="N")]
+MaxLength = Annotated[
+    int | None,
+    _setting("max_length", "Most tokens of an example, visual ones included. Longer ones are refused, never truncated."),
+]
+Rank = Annotated[str | None, _setting("rank", f"LoRA rank. {PRICES}", metavar="N")]
+OneRank = Annotated[str | None, _setting("rank", "LoRA rank.", metavar="N")]
 FramesPerExample = Annotated[
     str | None,
     typer.Option(
-        help="Price examples of LOW..HIGH frames beside those that they have; N as a video cost about what N/2 images do."
+        metavar="LOW..HIGH",
+        show_default="as the data has them",
+        help="Also list what examples of LOW to HIGH frames would cost; a video of N frames costs about N/2 images.",
+        rich_help_panel=KEPT,
     ),
 ]
-Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
-EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
+Targets = Annotated[
+    str | None,
+    _setting("targets", "Linear layers of the language model that get an adapter, comma-separated.", metavar="NAMES"),
+]
+EffectiveBatch = Annotated[int | None, _setting("effective_batch", "Examples per optimizer step, over all GPUs.")]
 LearningRate = Annotated[
-    float | None, typer.Option(help="The highest of the run: it warms up to this, then goes by --lr-schedule.")
+    float | None, _setting("learning_rate", "The highest of the run: it warms up to this, then follows --lr-schedule.")
 ]
-Epochs = Annotated[int | None, typer.Option(help="Times that every example is seen.")]
+Epochs = Annotated[int | None, _setting("epochs", "How often every example is seen.")]
 Seed = Annotated[
-    int | None, typer.Option(min=0, max=MOST_SEED, help="Of the adapter's start, the order of the examples and dropout; 0.")
+    int | None, _setting("seed", "Of the adapter's start, the order of the examples and dropout.", min=0, max=MOST_SEED)
 ]
-LoraAlpha = Annotated[int | None, typer.Option(min=1, max=MOST_ALPHA, help="Twice the rank when left out.")]
+LoraAlpha = Annotated[int | None, _setting("alpha", "Scale of the adapter: alpha / rank.", min=1, max=MOST_ALPHA)]
 LoraDropout = Annotated[
     float | None,
-    typer.Option(
+    _setting(
+        "lora_dropout",
+        "Share of a layer's inputs that its adapter does not see. Above 0 it takes more memory.",
+        metavar="X",
         parser=_number("a number from 0 to below 1", lambda value: 0 <= value < 1),
-        metavar="FLOAT",
-        help="Share of a linear's inputs that its adapter does not see; 0. Above 0 it takes more memory.",
     ),
 ]
-UseRslora = Annotated[bool, typer.Option("--use-rslora", help="Scale by alpha / sqrt(rank): rank-stabilised LoRA.")]
+UseRslora = Annotated[
+    bool,
+    typer.Option("--use-rslora", help="Scale by alpha / sqrt(rank) instead: rank-stabilised LoRA.", rich_help_panel=KEPT),
+]
 UseDora = Annotated[
-    bool, typer.Option("--use-dora", help="Learn each weight's row lengths apart (DoRA); slower, and takes more memory.")
+    bool,
+    typer.Option(
+        "--use-dora", help="Learn the length of each weight's rows apart (DoRA); slower, more memory.", rich_help_panel=KEPT
+    ),
 ]
 InitLora = Annotated[
     str | None,
-    typer.Option(
+    _setting(
+        "init_lora",
+        "How the adapter starts, as in peft. Starts that change the base weights are refused.",
+        metavar="|".join(get_args(Init)),
         parser=_init,
-        metavar="[default|gaussian|orthogonal]",
-        help="How the adapter starts, as peft does it; those that change the base weights are refused.",
     ),
 ]
 LrSchedule = Annotated[
-    Schedule | None, typer.Option(help="After the warm-up, by transformers' names; cosine. constant has no warm-up.")
+    Schedule | None,
+    _setting("lr_schedule", "Learning rate after the warm-up, by transformers' names. constant has no warm-up."),
 ]
 WarmupRatio = Annotated[
     float | None,
-    typer.Option(
+    _setting(
+        "warmup_ratio",
+        "Share of the steps in which the learning rate rises.",
+        metavar="X",
         parser=_number("a number from 0 to 1", lambda value: 0 <= value <= 1),
-        metavar="FLOAT",
-        help="Share of the steps in which the learning rate rises; 0.03.",
     ),
 ]
 WeightDecay = Annotated[
     float | None,
-    typer.Option(
-        parser=_number("a number of at least 0", lambda value: value >= 0), metavar="FLOAT", help="AdamW's, of the adapter; 0."
+    _setting(
+        "weight_decay",
+        "AdamW's, of the adapter.",
+        metavar="X",
+        parser=_number("a number of at least 0", lambda value: value >= 0),
     ),
 ]
 MaxGradNorm = Annotated[
     float | None,
-    typer.Option(
+    _setting(
+        "max_grad_norm",
+        "Gradients with a larger norm are scaled down to it.",
+        metavar="X",
         parser=_number("a number above 0", lambda value: value > 0),
-        metavar="FLOAT",
-        help="Gradients whose norm is larger are scaled down to it; 1.",
     ),
 ]
-AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
-AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
+AllowNf4 = Annotated[
+    bool,
+    typer.Option("--allow-nf4", "--qlora", help="Base weights may be kept in 4 bits (QLoRA, NF4).", rich_help_panel=ROUNDS),
+]
+AllowAdamw8bit = Annotated[
+    bool,
+    typer.Option(
+        "--allow-adamw8bit", "--optim-8bit", help="The optimizer may keep its state in 8 bits.", rich_help_panel=ROUNDS
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default="the model's own",
+        help="A folder or an id on the hub with the base weights, or 'random' for a smoke test without any.",
+        rich_help_panel=DATA,
+    ),
+]
 Data = Annotated[
     Path | None,
-    typer.Option(help="A dataset folder; or CSV, JSON, parquet, images, an archive or a hub id, which are converted first."),
+    typer.Option(
+        metavar="PATH",
+        show_default="none",
+        help="A dataset folder; or CSV, JSON, parquet, images, an archive or an id on the hub, which are converted first.",
+        rich_help_panel=DATA,
+    ),
 ]
-Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
-Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
-TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]
-SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", show_default="none", help="Instead of --data: all images have this size.", rich_help_panel=DATA
+    ),
+]
+OneImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", show_default=DEFAULT_IMAGE, help="Without --data: all images have this size.", rich_help_panel=DATA
+    ),
+]
+Images = Annotated[int, typer.Option(min=1, help="With --image: images per example.", rich_help_panel=DATA)]
+TextTokens = Annotated[
+    int, typer.Option(min=2, help="With --image: text tokens per example, prompt and answer.", rich_help_panel=DATA)
+]
+SupervisedTokens = Annotated[
+    int, typer.Option(min=1, help="With --image: label (answer) tokens per example.", rich_help_panel=DATA)
+]
+CACHED = "in the cache folder"
+Ledger = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", show_default=CACHED, help="Database of all trials, read and added to.", rich_help_panel=OUTPUT
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", rich_help_panel=GPU)]
+Workers = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Processes side by side.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
 DEFAULT_MODEL = "qwen2.5-vl-3b"
 
