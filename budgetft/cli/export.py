@@ -11,15 +11,19 @@ from budgetft.cli import options
 
 
 def export(
-    plan: Annotated[Path, typer.Argument(help="The plan, as budgetft plan wrote it.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, from budgetft plan.")],
     to: Annotated[Literal["transformers", "llamafactory", "swift"], typer.Option("--to", help="The trainer.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; stdout when left out.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The data, as that trainer names it.")] = None,
-    output: Annotated[str, typer.Option(help="Where that trainer shall write.")] = "runs/exported",
-    model: Annotated[str | None, typer.Option(help="Where the plan's model is now; as in the plan when left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", show_default="stdout", help="The file to write.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="to be filled in", help="The data, as that trainer names it.")
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="DIR", help="Where that trainer shall write.")] = "runs/exported",
+    model: options.PlansModel = None,
     json_output: options.Json = False,
 ) -> None:
-    """Write a plan as TrainingArguments, a LLaMA-Factory YAML or an ms-swift YAML: the stock recipe's best that fits."""
+    """Write a plan's settings for another trainer: the fastest of its own that fits, and what it lacks."""
     from budgetft.api import export as export_plan
     from budgetft.knobs import describe
     from budgetft.plan import read_plan, write_text_atomically

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from budgetft.cli import names
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, gpu_names, load_gpu
 from budgetft.units import format_gib
@@ -30,18 +31,27 @@ _COLUMNS = {
 
 
 def gpus(
-    name: Annotated[str | None, typer.Argument(help="A card, or a TOML file; all cards when left out.")] = None,
-    detect: Annotated[bool, typer.Option("--detect", help="Measure the card at hand and write its profile.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", show_default="all", help="A GPU, or a TOML file.", autocompletion=names.gpus),
+    ] = None,
+    detect: Annotated[bool, typer.Option("--detect", help="Measure this machine's GPU and write its profile.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Probe the card at hand for some minutes and write its calibration.")
+        bool, typer.Option("--calibrate", help="Measure this machine's GPU for some minutes and write its calibration.")
     ] = False,
-    add: Annotated[Path | None, typer.Option(help="Use this calibration of another's from now on, if it can be true.")] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="none", help="Use this calibration from now on, if it is plausible."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --detect or --calibrate: the file; NAME.toml or NAME.json when left out.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default="NAME.toml or NAME.json", help="With --detect or --calibrate: the file to write."
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """List the cards that can be planned for, or one card with the source of each figure."""
+    """List the GPUs that can be planned for, or show one with the source of each figure."""
     if sum((detect, calibrate, add is not None)) > 1:
         raise UsageError("--detect, --calibrate and --add are three commands; give one of them")
     if add is not None:

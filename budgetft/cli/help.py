@@ -33,8 +33,10 @@ class Command(TyperCommand):
         for param in rest:
             heading = getattr(param, "rich_help_panel", None) or "Options"
             if param.name == "help" and groups:  # below the others, whatever they are called
-                heading = list(groups)[-1]
+                heading = next((name for name in ("Options", "Output") if name in groups), list(groups)[-1])
             groups.setdefault(heading, []).append(_row(param, ctx))
+        if "Options" in groups:
+            groups["Options"] = groups.pop("Options")
         _print(_usage(self, ctx), self.help or "", groups)
 
 
@@ -123,7 +125,15 @@ def _row(param: Any, ctx: Any) -> Row:
 
 
 def _usage(command: Any, ctx: Any) -> str:
-    return " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
+    """How it is called: what it needs by name, then what it may have."""
+    if hasattr(command, "commands"):
+        return f"{ctx.command_path} COMMAND [OPTIONS]"
+    params = [param for param in command.get_params(ctx) if not getattr(param, "hidden", False)]
+    arguments = [param for param in params if param.param_type_name == "argument"]
+    needed = [f"{param.opts[0]} {metavar(param, ctx)}" for param in params if param.required and param not in arguments]
+    named = [param.metavar or param.name.upper() for param in arguments]
+    told = [name if param.required else f"[{name}]" for param, name in zip(arguments, named, strict=True)]
+    return " ".join([ctx.command_path, *told, *needed, "[OPTIONS]"])
 
 
 def _first_sentence(text: str) -> str:

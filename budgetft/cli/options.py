@@ -60,7 +60,7 @@ def kept(field: str) -> str:
     return f"{value:.0e}".replace("e-0", "e-") if isinstance(value, float) and 0 < value < 1e-3 else f"{value}"
 
 
-def _setting(field: str, told: str, metavar: str | None = None, **more: Any) -> Any:
+def setting(field: str, told: str, metavar: str | None = None, **more: Any) -> Any:
     """The option of a training setting, with its default shown."""
     return typer.Option(show_default=kept(field), help=told, metavar=metavar, rich_help_panel=KEPT, **more)
 
@@ -107,15 +107,16 @@ Budget = Annotated[
     ),
 ]
 MaxPixels = Annotated[
-    str | None, _setting("max_pixels", f"Larger images are downscaled to this many pixels. {PRICES}", metavar="N")
+    str | None, setting("max_pixels", f"Larger images are downscaled to this many pixels. {PRICES}", metavar="N")
 ]
-OneMaxPixels = Annotated[str | None, _setting("max_pixels", "Larger images are downscaled to this many pixels.", metavar="N")]
+OneMaxPixels = Annotated[str | None, setting("max_pixels", "Larger images are downscaled to this many pixels.", metavar="N")]
+Pixels = Annotated[int | None, setting("max_pixels", "Larger images are downscaled to this many pixels.")]
 MaxLength = Annotated[
     int | None,
-    _setting("max_length", "Most tokens of an example, visual ones included. Longer ones are refused, never truncated."),
+    setting("max_length", "Most tokens of an example, visual ones included. Longer ones are refused, never truncated."),
 ]
-Rank = Annotated[str | None, _setting("rank", f"LoRA rank. {PRICES}", metavar="N")]
-OneRank = Annotated[str | None, _setting("rank", "LoRA rank.", metavar="N")]
+Rank = Annotated[str | None, setting("rank", f"LoRA rank. {PRICES}", metavar="N")]
+OneRank = Annotated[str | None, setting("rank", "LoRA rank.", metavar="N")]
 FramesPerExample = Annotated[
     str | None,
     typer.Option(
@@ -127,20 +128,20 @@ FramesPerExample = Annotated[
 ]
 Targets = Annotated[
     str | None,
-    _setting("targets", "Linear layers of the language model that get an adapter, comma-separated.", metavar="NAMES"),
+    setting("targets", "Linear layers of the language model that get an adapter, comma-separated.", metavar="NAMES"),
 ]
-EffectiveBatch = Annotated[int | None, _setting("effective_batch", "Examples per optimizer step, over all GPUs.")]
+EffectiveBatch = Annotated[int | None, setting("effective_batch", "Examples per optimizer step, over all GPUs.")]
 LearningRate = Annotated[
-    float | None, _setting("learning_rate", "The highest of the run: it warms up to this, then follows --lr-schedule.")
+    float | None, setting("learning_rate", "The highest of the run: it warms up to this, then follows --lr-schedule.")
 ]
-Epochs = Annotated[int | None, _setting("epochs", "How often every example is seen.")]
+Epochs = Annotated[int | None, setting("epochs", "How often every example is seen.")]
 Seed = Annotated[
-    int | None, _setting("seed", "Of the adapter's start, the order of the examples and dropout.", min=0, max=MOST_SEED)
+    int | None, setting("seed", "Of the adapter's start, the order of the examples and dropout.", min=0, max=MOST_SEED)
 ]
-LoraAlpha = Annotated[int | None, _setting("alpha", "Scale of the adapter: alpha / rank.", min=1, max=MOST_ALPHA)]
+LoraAlpha = Annotated[int | None, setting("alpha", "Scale of the adapter: alpha / rank.", min=1, max=MOST_ALPHA)]
 LoraDropout = Annotated[
     float | None,
-    _setting(
+    setting(
         "lora_dropout",
         "Share of a layer's inputs that its adapter does not see. Above 0 it takes more memory.",
         metavar="X",
@@ -159,7 +160,7 @@ UseDora = Annotated[
 ]
 InitLora = Annotated[
     str | None,
-    _setting(
+    setting(
         "init_lora",
         "How the adapter starts, as in peft. Starts that change the base weights are refused.",
         metavar="|".join(get_args(Init)),
@@ -168,11 +169,11 @@ InitLora = Annotated[
 ]
 LrSchedule = Annotated[
     Schedule | None,
-    _setting("lr_schedule", "Learning rate after the warm-up, by transformers' names. constant has no warm-up."),
+    setting("lr_schedule", "Learning rate after the warm-up, by transformers' names. constant has no warm-up."),
 ]
 WarmupRatio = Annotated[
     float | None,
-    _setting(
+    setting(
         "warmup_ratio",
         "Share of the steps in which the learning rate rises.",
         metavar="X",
@@ -181,7 +182,7 @@ WarmupRatio = Annotated[
 ]
 WeightDecay = Annotated[
     float | None,
-    _setting(
+    setting(
         "weight_decay",
         "AdamW's, of the adapter.",
         metavar="X",
@@ -190,7 +191,7 @@ WeightDecay = Annotated[
 ]
 MaxGradNorm = Annotated[
     float | None,
-    _setting(
+    setting(
         "max_grad_norm",
         "Gradients with a larger norm are scaled down to it.",
         metavar="X",
@@ -243,6 +244,10 @@ TextTokens = Annotated[
 ]
 SupervisedTokens = Annotated[
     int, typer.Option(min=1, help="With --image: label (answer) tokens per example.", rich_help_panel=DATA)
+]
+PlansModel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", show_default="as in the plan", help="Where the plan's model is now.", rich_help_panel=DATA),
 ]
 CACHED = "in the cache folder"
 Ledger = Annotated[
