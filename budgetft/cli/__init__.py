@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from budgetft.errors import BudgetftError, refused_by_system
 
@@ -21,7 +21,7 @@ HEADINGS = {
 }
 """Every command, in the order in which they are used."""
 ORDER = tuple(name for names in HEADINGS.values() for name in names)
-_TRIALS = "finished trials are kept: the same command goes on from them"
+_TRIALS = "finished trials are kept: run the same command again"
 KEPT = {
     "plan": _TRIALS,
     "port": _TRIALS,
@@ -138,7 +138,11 @@ def build_app() -> "typer.Typer":
             raise typer.Exit
 
     @app.command("help", hidden=True, cls=Command)
-    def show_help(words: list[str] = typer.Argument(None, metavar="COMMAND...", help="The command to explain.")) -> None:  # noqa: B008
+    def show_help(
+        words: Annotated[
+            list[str] | None, typer.Argument(metavar="COMMAND...", show_default="all", help="The command to explain.")
+        ] = None,
+    ) -> None:
         """Explain a command."""
         raise typer.Exit(main([*(words or ()), "--help"]))
 

@@ -47,10 +47,12 @@ def stats(
 
 def _survey(examples: "Examples", model: Model, contract: Contract) -> "Survey":
     from budgetft.cli.data_files import progress
+    from budgetft.cli.progress import spinning
     from budgetft.data.processor import load_processor
     from budgetft.data.survey import survey
 
-    processor = load_processor(model)
+    with spinning("loading the tokenizer"):
+        processor = load_processor(model)
     with progress("measuring") as (start, advance):
         start(len(examples))
         return survey(examples, processor, model, contract, on_example=advance)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from budgetft.cli import names, options
-from budgetft.errors import UsageError
+from budgetft.errors import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from budgetft.contract import Contract
@@ -112,6 +112,8 @@ def estimate(
         estimator = Estimator(job, at_once=True, on_trace=tell)
         best = fastest(estimator, given)
     print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)
+    if not best.estimate.fits:
+        raise typer.Exit(NothingFits.exit_code)
 
 
 def _measured(data: Path, model: "Model", contract: "Contract") -> "Workload":

@@ -107,8 +107,8 @@ def metavar(param: Any, ctx: Any) -> str:
         return ""
     if param.metavar:
         return param.metavar
-    kind = param.display_type(ctx).strip("<>").removeprefix("list[").removesuffix("]").removesuffix(" range")
-    return _KINDS.get(kind, kind)
+    kind: str = param.display_type(ctx).strip("<>").removeprefix("list[").removesuffix("]").removesuffix(" range")
+    return _KINDS.get(kind) or kind
 
 
 def _row(param: Any, ctx: Any) -> Row:
@@ -151,7 +151,9 @@ def _print(usage: str, about: str, groups: dict[str, list[Row]], ending: str | N
 
 def help_lines(usage: str, about: str, groups: dict[str, list[Row]], ending: str | None = None, *, width: int) -> Iterator[str]:
     """The page in lines of at most ``width`` columns, broken between words; with rich's markup."""
-    yield f"[bold]Usage:[/] {_plain(usage)}"
+    first, *more = _wrap(usage, width - 7)
+    yield f"[bold]Usage:[/] {_plain(first)}"
+    yield from (f"       {_plain(line)}" for line in more)
     yield ""
     yield from _prose(about, width)
     longest = max((len(name) for rows in groups.values() for name, _ in rows), default=0)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from budgetft.allocator import read_settings
 from budgetft.cli import names, options
 from budgetft.cli.lines import put
 from budgetft.cli.options import budget_bytes, contract_from, weights_at
+from budgetft.cli.progress import say
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.model import load_model
@@ -158,16 +161,17 @@ def predict(
         top_p=1.0 if top_p is None else top_p,
         seed=seed or 0,
     )
-    summary = generate(
-        _source(run, plan, model, weights, revision, no_adapter, **alone),
-        examples,
-        out,
-        decoding=decoding,
-        batch=batch,
-        device=device,
-        on_progress=_quiet if quiet else _Lines(len(examples)),
-        on_note=_warnings if quiet else _say,
-    )
+    with _progress(len(examples), quiet=quiet) as (on_progress, on_note):
+        summary = generate(
+            _source(run, plan, model, weights, revision, no_adapter, **alone),
+            examples,
+            out,
+            decoding=decoding,
+            batch=batch,
+            device=device,
+            on_progress=on_progress,
+            on_note=on_note,
+        )
     print(summary.model_dump_json(indent=2)) if json_output else put(_lines(summary, out))
 
 
@@ -219,17 +223,27 @@ def _refuse_unread(asked: dict[str, object], needs: str, *, given: bool) -> None
         raise UsageError(f"{', '.join(unread)} would not be read", hint=f"it belongs to {needs}")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+@contextmanager
+def _progress(examples: int, *, quiet: bool) -> Iterator[tuple[Callable[["Progress"], None], Callable[[str], None]]]:
+    """What to call with progress and notes: a bar on a terminal, else a line now and then; quiet, only warnings are told."""
+    if quiet:
+        yield (lambda progress: None), (lambda note: say(note) if note.startswith("warning") else None)
+    elif not sys.stderr.isatty():
+        yield _Lines(examples), say
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=examples, visible=False)
 
-def _warnings(text: str) -> None:
-    if text.startswith("warning"):
-        _say(text)
+            def show(progress: "Progress") -> None:
+                text = f"{progress.generated / progress.seconds:.2f} examples/s, batch {progress.batch}"
+                bar.update(task, completed=progress.done, description=text, visible=True)
 
-
-def _quiet(progress: "Progress") -> None:
-    pass
+            yield show, lambda note: bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Lines:
@@ -245,7 +259,7 @@ class _Lines:
         self._told = progress.done
         left = (progress.examples - progress.done) * progress.seconds / progress.generated
         rate = progress.generated / progress.seconds
-        _say(f"{progress.done}/{progress.examples}  {rate:.2f} examples/s  batch {progress.batch}  {left:.0f} s left")
+        say(f"{progress.done}/{progress.examples}  {rate:.2f} examples/s  batch {progress.batch}  {left:.0f} s left")
 
 
 def _lines(summary: "Generated", out: Path) -> str:

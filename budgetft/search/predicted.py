@@ -35,16 +35,27 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
     grid, contract, layers = settings(job), job.contract, job.model.layers
+    if given.get("micro_batch", 0) > contract.effective_batch:
+        raise UsageError(
+            f"micro_batch {given['micro_batch']} is above the effective batch {contract.effective_batch}",
+            hint=f"--effective-batch {given['micro_batch']} trains with larger steps",
+        )
+    if given.get("checkpointed_layers", 0) > layers:
+        raise UsageError(f"checkpointed_layers is 0 to {layers} for {job.model.name}, not {given['checkpointed_layers']}")
+    for name in {"micro_batch", "grad_accum"} & set(given):
+        if len({"micro_batch", "grad_accum"} & set(given)) == 1 and given[name] > 0 and contract.effective_batch % given[name]:
+            whole = ", ".join(
+                str(size) for size in range(1, contract.effective_batch + 1) if not contract.effective_batch % size
+            )
+            raise UsageError(f"{name} {given[name]} does not divide the effective batch {contract.effective_batch}: {whole} do")
     if "micro_batch" in given:
         given = {"grad_accum": contract.effective_batch // max(1, given["micro_batch"]), **given}
     Knobs.make(**{**dict(grid[0]), **given})
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
-    wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
-    if not wanted or any(knobs.checkpointed_layers > layers for knobs in wanted):
-        problems = knob_problems(grid[0].replace(**given), contract, job.gpu)
-        problems.append(f"checkpointed_layers is 0 to {layers}")
-        raise UsageError("; ".join(problems))
-    return wanted
+    able = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
+    if not able:
+        raise UsageError("; ".join(min((knob_problems(knobs, contract, job.gpu) for knobs in wanted), key=len)))
+    return able
 
 
 def expected_text(job: Job) -> str:
