@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from budgetft.errors import BudgetftError, refused_by_system
@@ -97,25 +97,7 @@ def build_app() -> "typer.Typer":
     import typer
 
     from budgetft import __version__
-    from budgetft.cli import (
-        bench,
-        data,
-        doctor,
-        estimate,
-        evaluate,
-        export,
-        gpus,
-        launch,
-        merge,
-        models,
-        plan,
-        port,
-        predict,
-        report,
-        submit,
-        train,
-        workflow,
-    )
+    from budgetft.cli import data
     from budgetft.cli.help import Command, Group
 
     class Root(Group):
@@ -146,7 +128,34 @@ def build_app() -> "typer.Typer":
         """Explain a command."""
         raise typer.Exit(main([*(words or ()), "--help"]))
 
-    for name, function in {
+    for name, function in _functions().items():
+        app.command(name, cls=Command, rich_help_panel=heading_of(name))(function)
+    app.add_typer(data.app, name="data", rich_help_panel=heading_of("data"))
+    return app
+
+
+def _functions() -> dict[str, Callable[..., None]]:
+    """Every command that is a function, by its name."""
+    from budgetft.cli import (
+        bench,
+        doctor,
+        estimate,
+        evaluate,
+        export,
+        gpus,
+        launch,
+        merge,
+        models,
+        plan,
+        port,
+        predict,
+        report,
+        submit,
+        train,
+        workflow,
+    )
+
+    return {
         "doctor": doctor.doctor,
         "gpus": gpus.gpus,
         "models": models.models,
@@ -164,10 +173,7 @@ def build_app() -> "typer.Typer":
         "report": report.report,
         "run": workflow.run,
         "demo": workflow.demo,
-    }.items():
-        app.command(name, cls=Command, rich_help_panel=heading_of(name))(function)
-    app.add_typer(data.app, name="data", rich_help_panel=heading_of("data"))
-    return app
+    }
 
 
 def heading_of(command: str) -> str:
