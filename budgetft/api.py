@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from budgetft.asked import LABEL_TOKENS, TEXT_TOKENS
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
-from budgetft.model import Model, load_model
+from budgetft.model import Model, load_model, model_names
 from budgetft.plan import Candidate, Plan, load_planned_model, read_plan, write_plan
 from budgetft.units import format_gib, parse_bytes
+from budgetft.what_fits import PICTURES, FitAsked, FitTable
 from budgetft.workload import Shape, Workload
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "BudgetftError",
     "Candidate",
     "Contract",
+    "FitTable",
     "Gpu",
     "Knobs",
     "Model",
@@ -41,6 +44,7 @@ __all__ = [
     "Workload",
     "estimate",
     "export",
+    "fit",
     "load_gpu",
     "load_model",
     "merge",
@@ -103,6 +107,7 @@ def port(
     gpu: str | Gpu,
     *,
     budget: str | int | None = None,
+    display_bytes: int = 0,
     precision: Literal["keep", "native"] = "keep",
     probe: Probe = "auto",
     model: str | None = None,
@@ -112,6 +117,7 @@ def port(
 ) -> "Port":
     """``plan`` for another card or budget, from the same evidence and at most three probes: the plan, and what changed.
 
+    ``display_bytes``: what the budget leaves to a display, for the plan to say.
     ``precision``: keep the plan's 16-bit type, or take what the card runs natively. Raises ``UsageError`` when the
     plan's type only runs emulated there, ``NothingFits`` with what to give up.
     """
@@ -123,6 +129,7 @@ def port(
         model=load_planned_model(plan, name=model),
         gpu=card,
         budget_bytes=_budget(budget, card),
+        display_bytes=display_bytes,
         precision=precision,
         probe=probe,
         on_event=on_event,
@@ -155,6 +162,47 @@ def estimate(
         evidence="predicted",
     )
     return fastest(Estimator(job, at_once=True), knobs)
+
+
+def fit(
+    gpu: str | Gpu | Sequence[str | Gpu],
+    model: str | Model | Sequence[str | Model] | None = None,
+    *,
+    images: Sequence[tuple[int, int]] = PICTURES,
+    text_tokens: int = TEXT_TOKENS,
+    label_tokens: int = LABEL_TOKENS,
+    rank: int = 16,
+    effective_batch: int = 32,
+    examples: int = 2000,
+    epochs: int = 3,
+    budget: str | int | None = None,
+) -> FitTable:
+    """What runs on ``gpu``: each model (every bundled one when left out) by LoRA and QLoRA, with pictures of ``images`` pixels.
+
+    Of each the peak memory, the speed, the time of ``epochs`` over ``examples``, and the largest square picture that fits.
+    ``gpu`` and ``model`` may be several, whose ``budget`` is each GPU's own. All of it is predicted; torch is not loaded.
+
+    >>> table = fit("rtx3060-12g")
+    >>> table.row("qwen3-vl-4b", "QLoRA").largest.image
+    """
+    from budgetft.search.what_fits import what_fits
+
+    gpus = [_gpu(each) for each in ([gpu] if isinstance(gpu, str | Gpu) else gpu)]
+    if model is None:
+        model = [name for name in model_names() if not name.startswith("tiny")]
+    models = [_model(each) for each in ([model] if isinstance(model, str | Model) else model)]
+    asked = FitAsked.make(
+        images=tuple((width, height) for width, height in images),
+        text_tokens=text_tokens,
+        label_tokens=label_tokens,
+        rank=rank,
+        effective_batch=effective_batch,
+        examples=examples,
+        epochs=epochs,
+    )
+    if not gpus or not models:
+        raise UsageError("name at least one GPU and one model")
+    return what_fits(gpus, models, asked, budget_bytes=lambda each: _budget(budget, each))
 
 
 def train(

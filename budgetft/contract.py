@@ -30,10 +30,10 @@ LANGUAGE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 class Contract(Value):
     """Never traded for speed by the search; a cost-only choice belongs in :class:`budgetft.knobs.Knobs`."""
 
-    max_pixels: int = Field(default=200_704, ge=784)
+    max_pixels: int = Field(default=200_704, ge=784, le=10**10)
     """An image is shrunk to at most this many pixels; 200,704 is 448 x 448."""
-    frames_per_example: int = Field(default=1, ge=1)
-    max_length: int = Field(default=4096, ge=16)
+    frames_per_example: int = Field(default=1, ge=1, le=10**6)
+    max_length: int = Field(default=4096, ge=16, le=10**8)
     """Tokens of one example, visual tokens included; longer examples are refused, never cut."""
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: int = Field(default=32, ge=1, le=MOST_ALPHA)
@@ -47,7 +47,7 @@ class Contract(Value):
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     targets: tuple[str, ...] = LANGUAGE_LINEARS
     """Linear layers of the language model that get an adapter."""
-    effective_batch: int = Field(default=32, ge=1)
+    effective_batch: int = Field(default=32, ge=1, le=10**6)
     """Examples per optimizer step."""
     allow_nf4: bool = False
     """Frozen base weights may be kept in four bits: another, slightly coarser model is what gets adapted."""
@@ -58,7 +58,7 @@ class Contract(Value):
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup_ratio: float = Field(default=0.03, ge=0.0, le=1.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, le=10**6)
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
 
     @property

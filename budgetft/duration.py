@@ -49,7 +49,8 @@ class RunTime(Value):
         assert self.low_seconds is not None
         assert self.high_seconds is not None
         low, high = duration_text(self.low_seconds), duration_text(self.high_seconds)
-        short = low.removesuffix(" min") if low.endswith(" min") and high.endswith(" min") and " h" not in low + high else low
+        units = [unit for unit in (" min", " s") if low.endswith(unit) and high.endswith(unit) and " h" not in low + high]
+        short = low.removesuffix(units[0]) if units else low
         return "" if low == high else f"{short} to {high}"
 
     def text(self) -> str:
@@ -57,6 +58,12 @@ class RunTime(Value):
         between = self.range_text()
         said = f"{_count(self.epochs, 'epoch')} = {_count(self.steps, 'step')}, about {duration_text(self.seconds)}"
         return f"{said} ({between})" if between else said
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<{self.text()} ({self.evidence})>"
 
     def price(self, price_per_hour: float) -> tuple[float, float | None, float | None]:
         """What it costs at ``price_per_hour``, with both ends of the range; the currency is whatever that was given in."""

@@ -26,6 +26,10 @@ class UsageError(BudgetftError):
     exit_code = 2
 
 
+class WrongValue(UsageError, ValueError):
+    """Fields of a value are wrong. It is a ``ValueError`` too, as Python programs and pydantic expect of a wrong argument."""
+
+
 class NothingFits(BudgetftError):
     """No setting stays under the budget; the message names the binding floor."""
 

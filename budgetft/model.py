@@ -1,5 +1,7 @@
 """An architecture: the ``config.json`` of a vision-language model and the resize facts of its processor."""
 
+import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +39,9 @@ class Model(Value):
     license_of_weights: str | None = None
     sources: tuple[str, ...] = ()
     """Where a bundled description was read and what it was checked against."""
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        return ("name", self.name), ("family", self.family), ("parameters", self.parameters), ("weights", self.weights)
 
     @cached_property
     def text(self) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def load_model(name: str) -> Model:
     """
     if name in model_names():
         return _read_folder(profiles_folder() / "models" / name, name=name, weights=None)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _read_folder(Path(name), name=Path(name).resolve().name, weights=str(Path(name).resolve()))
     if is_hub_id(name):
         folder, bare = _download_description(name), split_revision(name)[0]

@@ -10,12 +10,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from budgetft.contract import Contract
+from budgetft.duration import RunTime, time_under
 from budgetft.errors import UsageError
+from budgetft.goal import Goal
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
+from budgetft.once import OneTime
 from budgetft.outcome import Estimate, Evidence, Outcome, speed_text
 from budgetft.precision import Precision
+from budgetft.shown import Rows, Shown, contract_text, shape_text, time_of
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 from budgetft.weights import BaseWeights
@@ -30,6 +34,8 @@ class Target(Value):
     name: str
     budget_bytes: int = Field(gt=0)
     """Of each card, where there are several."""
+    display_bytes: int = Field(default=0, ge=0, exclude_if=lambda kept: kept == 0)
+    """What the budget leaves to a display on the GPU."""
     profile: Gpu
     cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
     """Alike and in one machine: they share the micro-batches of a step."""
@@ -63,9 +69,13 @@ class Proof(Value):
     """Of each outcome, made before it, terms left out; empty in plans of before this was kept."""
     workers: tuple[str, ...] = ()
     """Who made each outcome, where several workers share the study; empty where one planned alone."""
+    calibration: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """By which predictions were made; ``assumed``: the GPU has never been calibrated. None: older plans."""
+    uncertainty_share: float | None = Field(default=None, ge=0, exclude_if=lambda share: share is None)
+    """Half-width of the interval around a predicted peak, as a share of it."""
 
 
-class Candidate(Value):
+class Candidate(Shown, Value):
     """A setting with what is known of it."""
 
     knobs: Knobs
@@ -142,6 +152,18 @@ class StagePeak(Value):
         return f"{self.stage} {peak}{on_host}{fewer} ({self.evidence})"
 
 
+class Pictures(Value):
+    """Which images of the data the contract makes smaller, and what it would take to keep them."""
+
+    examples: int = Field(ge=1)
+    shrunk: int = Field(ge=0)
+    """Examples with an image that is made smaller than the model's own limit would make it."""
+    pixels: int = Field(ge=1)
+    """``max_pixels`` that would keep every image as large as the model takes it."""
+    keeping: PriceRow | None = None
+    """The best setting there, by prediction; None: not looked for, or an example would be longer than ``max_length``."""
+
+
 class Padding(Value):
     """Share of padding among the tokens that are computed, at the plan's micro-batch, by batching."""
 
@@ -151,7 +173,7 @@ class Padding(Value):
     """Ordinary ones, by which it was computed."""
 
 
-class Plan(Value):
+class Plan(Shown, Value):
     """See the module; the field order is the order of the file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -168,6 +190,8 @@ class Plan(Value):
     stages: tuple[StagePeak, ...] = Field(default=(), exclude_if=lambda stages: not stages)
     """Training, evaluation and merge; empty in plans of before they were planned."""
     price_list: tuple[PriceRow, ...] = ()
+    goal: Goal | None = Field(default=None, exclude_if=lambda goal: goal is None)
+    """The time that its contract was chosen for; None where the contract was given."""
     runners_up: tuple[Candidate, ...] = ()
     workload: Workload
     padding: Padding | None = None
@@ -175,11 +199,20 @@ class Plan(Value):
     """What overflows fp16 in its weights; None where they were not at hand, or it computes in another type."""
     data: str | None = None
     features: Features | None = None
+    pictures: Pictures | None = Field(default=None, exclude_if=lambda pictures: pictures is None)
+    """None where a shape was typed in, and in older plans."""
+    once: tuple[OneTime, ...] = Field(default=(), exclude_if=lambda costs: not costs)
+    """What a run costs beside its steps; empty in older plans."""
     environment: dict[str, str]
 
     def stage(self, name: str) -> StagePeak | None:
         """The stage called ``name``; None in a plan of before it was planned."""
         return next((each for each in self.stages if each.stage == name), None)
+
+    def run_time(self, examples: int | None = None, epochs: int | None = None) -> RunTime | None:
+        """Of the plan's own data and epochs unless given; None where the speed or the number of examples is not known."""
+        contract = self.contract if epochs is None else self.contract.replace(epochs=epochs)
+        return time_under(contract, self.estimate, examples or self.workload.examples)
 
     def over_baseline_text(self) -> str:
         """How many times as fast as the baseline, for people; empty where that is not known."""
@@ -187,6 +220,34 @@ class Plan(Value):
         if not ours or not theirs:
             return ""
         return speed_text(ours / theirs, *(self.over_baseline or (None, None)), unit=" times")
+
+    def hours(self, examples: int | None = None, epochs: int | None = None) -> RunTime:
+        """The time of the run, by its own data and epochs unless others are given; prints as epochs, steps and minutes.
+
+        Raises ``UsageError`` where the speed is not known, or examples are not given and the plan is of no data.
+        """
+        return time_of(self.estimate, self.contract, self.workload.examples if examples is None else examples, epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as its file has it."""
+        return self.model_dump(mode="json")
+
+    def _title(self) -> str:
+        cards = f"{self.gpu.cards} x " if self.gpu.cards > 1 else ""
+        return f"plan for {self.model.name} on {cards}{self.gpu.name}"
+
+    def _verdict(self) -> str:
+        room = f"{format_gib(self.estimate.process_peak_bytes)} of {format_gib(self.gpu.budget_bytes)}"
+        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text(' examples/s')}"
+
+    def _rows(self) -> Rows:
+        rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]
+        if self.workload.examples is not None and self.examples_per_second:
+            rows.append(("time", f"{self.hours()} for {self.workload.examples:,} examples"))
+        if self.baseline is not None and (ratio := self.over_baseline_text()):
+            rows.append(("baseline", f"{ratio} as fast as Hugging Face Trainer defaults, {self.baseline._verdict()}"))
+        rows.append(("evidence", f"{self.evidence.kind}: {self.evidence.statement}"))
+        return rows
 
     def is_own(self, row: PriceRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""

@@ -37,7 +37,7 @@ def format_gib(memory_bytes: int | None) -> str:
 
 def parse_size(text: str) -> tuple[int, int]:
     """``WxH`` in pixels, for example ``1288x728``."""
-    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,7})\s*[xX]\s*(\d{1,7})\s*", text)
     if match is None or int(match[1]) < 1 or int(match[2]) < 1:
         raise UsageError(f"cannot read {text!r} as an image size", hint="write WIDTHxHEIGHT, for example 448x448")
     return int(match[1]), int(match[2])

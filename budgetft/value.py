@@ -5,17 +5,35 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from budgetft.errors import UsageError, nearest
+from budgetft.errors import UsageError, WrongValue, nearest
 
 
 class Value(BaseModel):
     """A frozen value that rejects unknown fields, and types that are merely convertible."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    if not TYPE_CHECKING:  # checkers make the signature of each value from its fields
+
+        def __init__(self, /, *unnamed: Any, **fields: Any) -> None:
+            """Raises ``UsageError``, which is a ``ValueError`` too, with all that is wrong with ``fields``."""
+            if unnamed:
+                name = type(self).__name__
+                raise WrongValue(f"{name} takes its fields by name, not {unnamed[0]!r:.60}", hint=f"help({name}) lists them")
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise _explain(type(self), error, type(self).__name__.lower()) from None
+
+        __init__.__pydantic_base_init__ = True  # values inside others are checked by pydantic at once, not one by one
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            word = type(self).__name__.lower()
+            raise WrongValue(f"{word}.{name} is frozen", hint=f"make a changed copy: {word}.replace({name}=...)")
 
     @classmethod
     def read(cls, data: Mapping[str, Any], *, source: str) -> Self:
@@ -36,11 +54,8 @@ class Value(BaseModel):
 
     @classmethod
     def make(cls, **fields: Any) -> Self:
-        """The value with ``fields``; bad ones are a ``UsageError`` that names them all."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            raise _explain(cls, error, cls.__name__.lower()) from None
+        """The value with ``fields`` that come from elsewhere, which no checker of types sees."""
+        return cls(**fields)
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with ``changes``."""
@@ -75,9 +90,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     return read_parsed(path, tomllib.loads, "TOML")
 
 
-def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:
+def _explain(cls: type[Value], error: Exception, source: str) -> WrongValue:
     if not isinstance(error, ValidationError):
-        return UsageError(f"{source}: {error}")
+        return WrongValue(f"{source}: {error}")
     known = _field_names(cls)
     lines, hints = [], []
     for problem in error.errors(include_url=False):
@@ -96,7 +111,7 @@ def _explain(cls: type[Value], error: Exception, source: str) -> UsageError:
                 near = nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", "")))
                 hints += [f"did you mean {near!r}?"] if near else []
     count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
-    return UsageError(f"{source}: {count}\n  " + "\n  ".join(lines), hint=" ".join(hints) or None)
+    return WrongValue(f"{source}: {count}\n  " + "\n  ".join(lines), hint=" ".join(hints) or None)
 
 
 def _field_names(cls: type[BaseModel]) -> set[str]:

@@ -1,5 +1,8 @@
 """The shapes of the examples: all that memory and time depend on in the data."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from pydantic import Field
 
 from budgetft.model import Model
@@ -61,6 +64,10 @@ class Workload(Value):
     """How many examples the data holds; None when the shape was typed in."""
     fingerprint: str | None = None
     """Of the data, so that a plan is not run on other data unnoticed."""
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """The heaviest example stands for the many."""
+        return ("worst", self.worst[:1]), ("examples", self.examples)
 
     @property
     def most_frames(self) -> int:

@@ -127,8 +127,8 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["estimate", *JOB, "--gpu", "v100-16gb"], ["unknown GPU 'v100-16gb'", "hint: did you mean 'v100-16g'?"]),
-        (["plan", *JOB, "--gpu", "V100"], ["unknown GPU 'V100'", "did you mean 'v100-16g'?", "t4"]),
+        (["estimate", *JOB, "--gpu", "v100-16x"], ["unknown GPU 'v100-16x'", "hint: did you mean 'v100-16g'?"]),
+        (["plan", *JOB, "--gpu", "V100"], ["'V100' is sold with 16 or 32 GB", "--gpu v100-16g or --gpu v100-32g"]),
         (["gpus", "rtx4090ti"], ["unknown GPU", "did you mean 'rtx4090'?"]),
         (["estimate", *JOB, "--model", "qwen2.5-vl-3"], ["unknown model", "did you mean 'qwen2.5-vl-3b'?"]),
         (["models", "tiny-qwen3vl"], ["unknown model", "did you mean 'tiny-qwen3-vl'?"]),

@@ -17,6 +17,8 @@ NOUNS = (
     "units",
     "value",
     "profiles",
+    "gpu_text",
+    "gpu_size",
     "gpu",
     "model",
     "contract",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetft.asked import IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
 from budgetft.cli import options
 from budgetft.errors import UsageError
 from budgetft.plan import check_folder, write_text_atomically
@@ -17,8 +18,8 @@ SIZES = ("448x448", "1288x728")
 
 
 def bench(
-    gpu: options.Gpu_,
-    model: options.Model_ = options.DEFAULT_MODEL,
+    gpu: options.Gpu_ = None,
+    model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
     image: Annotated[
@@ -30,9 +31,9 @@ def bench(
             rich_help_panel=options.DATA,
         ),
     ] = None,
-    images: options.Images = 1,
-    text_tokens: options.TextTokens = 256,
-    supervised_tokens: options.SupervisedTokens = 160,
+    images: options.Images = IMAGES,
+    text_tokens: options.TextTokens = TEXT_TOKENS,
+    supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
     rank: Annotated[int | None, options.setting("rank", "LoRA rank.")] = None,
     effective_batch: options.EffectiveBatch = None,
     cached: Annotated[
@@ -59,13 +60,11 @@ def bench(
     """
     from budgetft.cache import cache_folder
     from budgetft.cli.progress import planning
-    from budgetft.gpu import load_gpu
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
-    from budgetft.workload import Workload
 
     check_folder(out)
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     sizes = []
     for text in image or SIZES:
         contract, ranges = options.contract_from(
@@ -73,9 +72,10 @@ def bench(
         )
         if ranges:
             raise UsageError("a bench measures one contract: give single values, not LOW..HIGH")
-        shape = options.typed_shape(text, images, text_tokens, supervised_tokens, model=architecture, contract=contract)
+        typed = Typed(image=text, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         width, height = parse_size(text)
-        sizes.append(Size(width=width, height=height, contract=contract, workload=Workload.uniform(shape)))
+        workload = workload_of(typed, architecture, contract)
+        sizes.append(Size(width=width, height=height, contract=contract, workload=workload))
     with planning(quiet=quiet) as (on_event, _):
         request = PlanRequest(
             gpu=card,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetft.asked import MODEL
 from budgetft.cli import names, options
 from budgetft.contract import Contract
 from budgetft.errors import UsageError, nearest
@@ -89,7 +90,7 @@ def convert(
     model: Annotated[
         str,
         typer.Option("--model", metavar="NAME", help="For --dry-run: the model that shows them.", autocompletion=names.models),
-    ] = options.DEFAULT_MODEL,
+    ] = MODEL,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -178,7 +179,7 @@ def _one_of(value: str, flag: str, known: tuple[str, ...]) -> str:
 
 def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder, or data to be converted first.")],
-    model: options.Model_ = options.DEFAULT_MODEL,
+    model: options.Model_ = MODEL,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", show_default="none", help="Write a page with the pictures to this file."),

@@ -1,29 +1,26 @@
 """``budgetft estimate``: what one setting would need, without planning and without a card."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import Annotated
 
 import typer
 
+from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
 from budgetft.cli import names, options
 from budgetft.errors import NothingFits, UsageError
 
-if TYPE_CHECKING:
-    from budgetft.contract import Contract
-    from budgetft.model import Model
-    from budgetft.workload import Workload
-
 
 def estimate(
-    gpu: options.Gpu_,
-    model: options.Model_ = options.DEFAULT_MODEL,
+    gpu: options.Gpu_ = None,
+    model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     data: options.Data = None,
     image: options.OneImage = None,
-    images: options.Images = 1,
-    text_tokens: options.TextTokens = 256,
-    supervised_tokens: options.SupervisedTokens = 160,
+    images: options.Images = IMAGES,
+    text_tokens: options.TextTokens = TEXT_TOKENS,
+    supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
     max_pixels: options.OneMaxPixels = None,
     max_length: options.MaxLength = None,
     rank: options.OneRank = None,
@@ -39,6 +36,9 @@ def estimate(
     warmup_ratio: options.WarmupRatio = None,
     weight_decay: options.WeightDecay = None,
     max_grad_norm: options.MaxGradNorm = None,
+    epochs: options.Epochs = None,
+    examples: options.ExamplesOf = None,
+    price_per_hour: options.PricePerHour = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
     knob: Annotated[
@@ -58,27 +58,28 @@ def estimate(
 
     Settings that --knob does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
     """
+    from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate
-    from budgetft.gpu import load_gpu
     from budgetft.knobs import parse_knob
     from budgetft.measure.job import Job
     from budgetft.predict.estimator import Estimator
-    from budgetft.search.predicted import fastest
-    from budgetft.units import parse_size
-    from budgetft.workload import Workload
+    from budgetft.search.predicted import estimated
 
+    if data is not None and examples is not None:
+        raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
     given = dict(parse_knob(text) for text in knob or [])
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
-    width, height = parse_size(image or options.DEFAULT_IMAGE)
+    typed = Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
     contract, ranges = options.contract_from(
-        max_pixels=max_pixels or (str(width * height) if data is None else None),
+        max_pixels=max_pixels or (str(typed.pixels) if data is None else None),
         max_length=max_length,
         rank=rank,
         targets=targets,
         effective_batch=effective_batch,
+        epochs=epochs,
         seed=seed,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
@@ -95,31 +96,23 @@ def estimate(
     if ranges:
         name = next(iter(ranges)).replace("_", "-")
         raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
-    if data is None:
-        typed = f"{width}x{height}", images, text_tokens, supervised_tokens
-        workload = Workload.uniform(options.typed_shape(*typed, model=architecture, contract=contract))
-    else:
-        workload = _measured(data, architecture, contract)
+    work = typed if data is None else dataset(data)
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     job = Job(
         gpu=card,
-        budget_bytes=options.budget_bytes(budget, card),
+        budget_bytes=budget_bytes,
         model=architecture,
         contract=contract,
-        workload=workload,
+        workload=workload_of(work, architecture, contract),
         evidence="predicted",
     )
     with waiting() as tell:
-        estimator = Estimator(job, at_once=True, on_trace=tell)
-        best = fastest(estimator, given)
-    print_estimate(best.knobs, best.estimate, estimator=estimator, json_output=json_output)
-    if not best.estimate.fits:
+        found = estimated(Estimator(job, at_once=True, on_trace=tell), given)
+    if examples is not None:
+        found = found.replace(examples=examples)
+    if json_output:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_estimate(found, gpu=card, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour)
+    if not found.estimate.fits:
         raise typer.Exit(NothingFits.exit_code)
-
-
-def _measured(data: Path, model: "Model", contract: "Contract") -> "Workload":
-    from budgetft.cli.datasets import dataset
-    from budgetft.data.examples import read_dataset
-    from budgetft.data.processor import load_processor
-    from budgetft.data.stats import measure_workload
-
-    return measure_workload(read_dataset(dataset(data)), load_processor(model), model, contract)

@@ -1,80 +1,68 @@
 """Options that several commands share, and how they become values."""
 
-import math
+import os
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
+from budgetft.asked import IMAGE, contract_of
+from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
+from budgetft.cards import gpu_here
 from budgetft.cli import names
-from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Init, Schedule, init_problem
+from budgetft.cli.settings import DATA, GPU, OUTPUT, ROUNDS, TIME, finite
+from budgetft.cli.settings import KEPT as KEPT
+from budgetft.cli.settings import SEARCH as SEARCH
+from budgetft.cli.settings import EffectiveBatch as EffectiveBatch
+from budgetft.cli.settings import Epochs as Epochs
+from budgetft.cli.settings import FramesPerExample as FramesPerExample
+from budgetft.cli.settings import InitLora as InitLora
+from budgetft.cli.settings import LearningRate as LearningRate
+from budgetft.cli.settings import LoraAlpha as LoraAlpha
+from budgetft.cli.settings import LoraDropout as LoraDropout
+from budgetft.cli.settings import LrSchedule as LrSchedule
+from budgetft.cli.settings import MaxGradNorm as MaxGradNorm
+from budgetft.cli.settings import MaxLength as MaxLength
+from budgetft.cli.settings import MaxPixels as MaxPixels
+from budgetft.cli.settings import OneMaxPixels as OneMaxPixels
+from budgetft.cli.settings import OneRank as OneRank
+from budgetft.cli.settings import Pixels as Pixels
+from budgetft.cli.settings import Rank as Rank
+from budgetft.cli.settings import Seed as Seed
+from budgetft.cli.settings import Targets as Targets
+from budgetft.cli.settings import UseDora as UseDora
+from budgetft.cli.settings import UseRslora as UseRslora
+from budgetft.cli.settings import WarmupRatio as WarmupRatio
+from budgetft.cli.settings import WeightDecay as WeightDecay
+from budgetft.cli.settings import kept as kept
+from budgetft.cli.settings import setting as setting
+from budgetft.contract import Contract
+from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
-from budgetft.gpu import Gpu
+from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import format_gib, parse_bytes, parse_size
+from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
-from budgetft.workload import Shape
 
-
-def _number(told: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
-    """A parser of finite numbers for which ``holds`` is true: those that are ``told``."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and holds(value)):
-            raise typer.BadParameter(f"{text} is not {told}.")
-        return value
-
-    return number
-
-
-def _init(text: str) -> str:
-    if problem := init_problem(text):
-        raise typer.BadParameter(f"{problem}.")
-    return text
-
-
-GPU = "GPU and budget"
-DATA = "Data"
-KEPT = "Training settings (kept fixed)"
-ROUNDS = "Settings that round"
-SEARCH = "Search"
-OUTPUT = "Output"
-"""Headings of the options in --help."""
-
-
-def kept(field: str) -> str:
-    """The default of a training setting for people, as :class:`Contract` has it."""
-    value = Contract.model_fields[field].default
-    if field == "alpha":
-        return f"{value / Contract.model_fields['rank'].default:g} x --rank"
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    if field == "max_pixels" and math.isqrt(value) ** 2 == value:
-        return f"{value} = {math.isqrt(value)}x{math.isqrt(value)}"
-    return f"{value:.0e}".replace("e-0", "e-") if isinstance(value, float) and 0 < value < 1e-3 else f"{value}"
-
-
-def setting(field: str, told: str, metavar: str | None = None, **more: Any) -> Any:
-    """The option of a training setting, with its default shown."""
-    return typer.Option(show_default=kept(field), help=told, metavar=metavar, rich_help_panel=KEPT, **more)
-
-
-DEFAULT_IMAGE = "448x448"
-PRICES = "LOW..HIGH plans LOW and lists what each doubling up to HIGH would cost."
 Probe = Literal["auto", "always", "never"]
 Gpu_ = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="The GPU to plan for: a name of budgetft gpus, or a TOML file.",
+        show_default="this machine's",
+        help='The GPU as people call it ("RTX 3060"), any by its memory (24GiB, 24GiB:sm_75) or a TOML file.',
         autocompletion=names.gpus,
+        rich_help_panel=GPU,
+    ),
+]
+Display = Annotated[
+    bool | None,
+    typer.Option(
+        "--display/--no-display",
+        help="The GPU drives a display too: the default budget keeps room for it. Found by itself for the GPU here.",
         rich_help_panel=GPU,
     ),
 ]
@@ -106,96 +94,52 @@ Budget = Annotated[
         rich_help_panel=GPU,
     ),
 ]
-MaxPixels = Annotated[
-    str | None, setting("max_pixels", f"Larger images are downscaled to this many pixels. {PRICES}", metavar="N")
+Hours = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        show_default="no limit",
+        help="A time, such as 10, 90min or 04:00:00: plan the largest settings of the ranges whose run ends in it, and list"
+        " what else would be possible. Without ranges: refuse what takes longer.",
+        rich_help_panel=TIME,
+    ),
 ]
-OneMaxPixels = Annotated[str | None, setting("max_pixels", "Larger images are downscaled to this many pixels.", metavar="N")]
-Pixels = Annotated[int | None, setting("max_pixels", "Larger images are downscaled to this many pixels.")]
-MaxLength = Annotated[
+Prefer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        show_default="pixels,rank,frames",
+        help="With --hours: which of the ranges is to be large first.",
+        rich_help_panel=TIME,
+    ),
+]
+Sure = Annotated[
+    bool,
+    typer.Option(
+        "--sure",
+        help="With --hours: the slow end of a predicted time must be in time (9 in 10), not its middle (1 in 2).",
+        rich_help_panel=TIME,
+    ),
+]
+ExamplesOf = Annotated[
     int | None,
-    setting("max_length", "Most tokens of an example, visual ones included. Longer ones are refused, never truncated."),
-]
-Rank = Annotated[str | None, setting("rank", f"LoRA rank. {PRICES}", metavar="N")]
-OneRank = Annotated[str | None, setting("rank", "LoRA rank.", metavar="N")]
-FramesPerExample = Annotated[
-    str | None,
     typer.Option(
-        metavar="LOW..HIGH",
-        show_default="as the data has them",
-        help="Also list what examples of LOW to HIGH frames would cost; a video of N frames costs about N/2 images.",
-        rich_help_panel=KEPT,
+        "--examples",
+        min=1,
+        max=MOST_EXAMPLES,
+        show_default="not known",
+        help="With --image: examples of an epoch, for the time.",
+        rich_help_panel=TIME,
     ),
 ]
-Targets = Annotated[
-    str | None,
-    setting("targets", "Linear layers of the language model that get an adapter, comma-separated.", metavar="NAMES"),
-]
-EffectiveBatch = Annotated[int | None, setting("effective_batch", "Examples per optimizer step, over all GPUs.")]
-LearningRate = Annotated[
-    float | None, setting("learning_rate", "The highest of the run: it warms up to this, then follows --lr-schedule.")
-]
-Epochs = Annotated[int | None, setting("epochs", "How often every example is seen.")]
-Seed = Annotated[
-    int | None, setting("seed", "Of the adapter's start, the order of the examples and dropout.", min=0, max=MOST_SEED)
-]
-LoraAlpha = Annotated[int | None, setting("alpha", "Scale of the adapter: alpha / rank.", min=1, max=MOST_ALPHA)]
-LoraDropout = Annotated[
+PricePerHour = Annotated[
     float | None,
-    setting(
-        "lora_dropout",
-        "Share of a layer's inputs that its adapter does not see. Above 0 it takes more memory.",
-        metavar="X",
-        parser=_number("a number from 0 to below 1", lambda value: 0 <= value < 1),
-    ),
-]
-UseRslora = Annotated[
-    bool,
-    typer.Option("--use-rslora", help="Scale by alpha / sqrt(rank) instead: rank-stabilised LoRA.", rich_help_panel=KEPT),
-]
-UseDora = Annotated[
-    bool,
     typer.Option(
-        "--use-dora", help="Learn the length of each weight's rows apart (DoRA); slower, more memory.", rich_help_panel=KEPT
-    ),
-]
-InitLora = Annotated[
-    str | None,
-    setting(
-        "init_lora",
-        "How the adapter starts, as in peft. Starts that change the base weights are refused.",
-        metavar="|".join(get_args(Init)),
-        parser=_init,
-    ),
-]
-LrSchedule = Annotated[
-    Schedule | None,
-    setting("lr_schedule", "Learning rate after the warm-up, by transformers' names. constant has no warm-up."),
-]
-WarmupRatio = Annotated[
-    float | None,
-    setting(
-        "warmup_ratio",
-        "Share of the steps in which the learning rate rises.",
+        parser=finite("a number of at least 0", lambda value: value >= 0),
         metavar="X",
-        parser=_number("a number from 0 to 1", lambda value: 0 <= value <= 1),
-    ),
-]
-WeightDecay = Annotated[
-    float | None,
-    setting(
-        "weight_decay",
-        "AdamW's, of the adapter.",
-        metavar="X",
-        parser=_number("a number of at least 0", lambda value: value >= 0),
-    ),
-]
-MaxGradNorm = Annotated[
-    float | None,
-    setting(
-        "max_grad_norm",
-        "Gradients with a larger norm are scaled down to it.",
-        metavar="X",
-        parser=_number("a number above 0", lambda value: value > 0),
+        show_default="none",
+        help="What the GPU costs an hour, in any currency: prints what the run costs.",
+        rich_help_panel=TIME,
     ),
 ]
 AllowNf4 = Annotated[
@@ -234,9 +178,7 @@ Image = Annotated[
 ]
 OneImage = Annotated[
     str | None,
-    typer.Option(
-        metavar="WxH", show_default=DEFAULT_IMAGE, help="Without --data: all images have this size.", rich_help_panel=DATA
-    ),
+    typer.Option(metavar="WxH", show_default=IMAGE, help="Without --data: all images have this size.", rich_help_panel=DATA),
 ]
 Images = Annotated[int, typer.Option(min=1, help="With --image: images per example.", rich_help_panel=DATA)]
 TextTokens = Annotated[
@@ -261,8 +203,6 @@ Workers = Annotated[int | None, typer.Option(min=1, show_default="all cores", he
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
-DEFAULT_MODEL = "qwen2.5-vl-3b"
-
 
 def model_at(name: str, revision: str | None) -> Model:
     """The model called ``name``, at ``revision`` where it is on the hub: of a bundled one, that of its published weights."""
@@ -283,14 +223,37 @@ def weights_at(name: str | None, revision: str | None, default: str | None) -> s
     return with_revision(name or split_revision(default or "")[0], revision)
 
 
-def budget_bytes(text: str | None, gpu: Gpu) -> int:
-    """The budget in bytes; more than the card has is refused."""
-    if text is None:
-        return gpu.budget_bytes
-    size = parse_bytes(text)
-    if not 0 < size <= gpu.memory_bytes:
-        raise UsageError(f"--budget {text} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
-    return size
+def gpu_of(text: str | None) -> Gpu:
+    """The GPU that ``--gpu`` names, else the one in this machine; what was assumed goes to stderr."""
+    if text is not None:
+        gpu, assumed = look_up(text)
+        if assumed:
+            print(f"note: {assumed}", file=sys.stderr)
+        return gpu
+    here = gpu_here(os.environ)
+    if here is None:
+        raise UsageError(
+            "no NVIDIA GPU is in this machine, or its driver does not answer, and --gpu is left out",
+            hint='name the GPU to plan for: --gpu "RTX 3060", or by its memory --gpu 24GiB; `budgetft gpus` lists them',
+        )
+    print(f"note: --gpu is left out: taking the GPU in this machine, {here.title} ({here.name})", file=sys.stderr)
+    return here
+
+
+def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tuple[int, int]:
+    """The budget in bytes, and what of it is kept for a display: none of a budget that was typed.
+
+    What is kept is said on stderr; at least half of the default budget is left.
+    """
+    from budgetft.display import display_reserve
+
+    budget = budget_bytes(text, gpu)
+    reserve = None if text is not None else display_reserve(gpu, display)
+    if reserve is None:
+        return budget, 0
+    print(f"note: {reserve.describe()}", file=sys.stderr)
+    kept = min(reserve.memory_bytes, budget // 2)
+    return budget - kept, kept
 
 
 def pixels_of(image: str) -> str:
@@ -322,15 +285,13 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
             chosen[name] = tuple(part.strip() for part in value.split(","))
         else:
             chosen[name] = value
-    if "rank" in chosen:
-        chosen = {"alpha": 2 * chosen["rank"], **chosen}
     for rank in (chosen.get("rank", 2), *ranges.get("rank", ())):
         if chosen.get("init_lora") == "orthogonal" and rank % 2:
             raise UsageError(f"--init-lora orthogonal needs an even --rank, not {rank}")
     for name, steps in ranges.items():
         for value in steps:
-            Contract.make(**{**chosen, name: value})
-    return Contract.make(**chosen), ranges
+            contract_of({**chosen, name: value})
+    return contract_of(chosen), ranges
 
 
 def _range(name: str, text: str) -> tuple[int, list[int]]:
@@ -346,25 +307,3 @@ def _range(name: str, text: str) -> tuple[int, list[int]]:
         steps.append(value)
         value *= 2
     return low, [*steps, high] if high > low else []
-
-
-def typed_shape(
-    image: str, images: int, text_tokens: int, supervised_tokens: int, *, model: Model, contract: Contract
-) -> Shape:
-    """The shape that the user typed, its images resized as the model's processor would."""
-    from budgetft.data.tokens import check_positions, resized_size
-
-    check_positions(model, contract)
-    width, height = parse_size(image)
-    size = resized_size(width, height, model, contract)
-    shape = Shape.make(images=(size,) * images, text_tokens=text_tokens, supervised_tokens=supervised_tokens)
-    tokens = shape.total_tokens(model.pixel_step)
-    if supervised_tokens >= text_tokens:
-        raise UsageError(f"--supervised-tokens {supervised_tokens} must be fewer than --text-tokens {text_tokens}")
-    if tokens > contract.max_length:
-        raise UsageError(
-            f"the example has {tokens} tokens ({shape.visual_tokens(model.pixel_step)} of them visual);"
-            f" the limit is {contract.max_length}",
-            hint="raise --max-length or lower --max-pixels; examples are never cut",
-        )
-    return shape

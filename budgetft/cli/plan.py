@@ -1,27 +1,29 @@
 """``budgetft plan``: find the fastest setting that stays under the budget, and write it down with its proof."""
 
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from budgetft.allocator import read_settings
+from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, sample_data, workload_of
 from budgetft.cli import options
+from budgetft.duration import parse_hours
 from budgetft.errors import UsageError
 
 if TYPE_CHECKING:
-    from budgetft.contract import Contract
-    from budgetft.model import Model
-    from budgetft.workload import Workload
+    from budgetft.plan import Plan
+    from budgetft.search.run import PlanRequest
 
 
 def plan(
-    gpu: options.Gpu_,
-    model: options.Model_ = options.DEFAULT_MODEL,
+    gpu: options.Gpu_ = None,
+    model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     cards: Annotated[
         int,
         typer.Option(
@@ -34,9 +36,9 @@ def plan(
     ] = 1,
     data: options.Data = None,
     image: options.Image = None,
-    images: options.Images = 1,
-    text_tokens: options.TextTokens = 256,
-    supervised_tokens: options.SupervisedTokens = 160,
+    images: options.Images = IMAGES,
+    text_tokens: options.TextTokens = TEXT_TOKENS,
+    supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
     max_pixels: options.MaxPixels = None,
     max_length: options.MaxLength = None,
     frames_per_example: options.FramesPerExample = None,
@@ -55,6 +57,11 @@ def plan(
     warmup_ratio: options.WarmupRatio = None,
     weight_decay: options.WeightDecay = None,
     max_grad_norm: options.MaxGradNorm = None,
+    hours: options.Hours = None,
+    prefer: options.Prefer = None,
+    sure: options.Sure = False,
+    examples: options.ExamplesOf = None,
+    price_per_hour: options.PricePerHour = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -110,14 +117,14 @@ def plan(
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
-    from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, write_plan
     from budgetft.search.run import PlanRequest, make_plan
 
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
-    card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
+    goal = _goal(hours, prefer, sure, examples, typed=image is not None)
+    card, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -141,18 +148,21 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
-            data = _sample(own / "sample", say)
+            data = sample_data(own, say)
+        work = data or Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         request = PlanRequest(
             gpu=card,
-            budget_bytes=options.budget_bytes(budget, card),
+            budget_bytes=budget_bytes,
+            display_bytes=display_bytes,
             cards=cards,
             model=architecture,
             contract=contract,
             ranges=ranges,
-            workload_under=_workloads(data, image, images, text_tokens, supervised_tokens, architecture),
+            workload_under=lambda changed: workload_of(work, architecture, changed),
             data=None if data is None else str(data.resolve()),
             cache=cache,
             deterministic=deterministic,
@@ -164,42 +174,42 @@ def plan(
             on_event=on_event,
         )
         own.mkdir(parents=True, exist_ok=True)
-        made = make_plan(request)
+        made = make_plan(request) if goal is None else _towards(goal, request)
     write_plan(made, out)
-    print(made.model_dump_json(indent=2)) if json_output else print_plan(made, str(out))
+    print(made.model_dump_json(indent=2)) if json_output else print_plan(
+        made, str(out), examples=examples, price_per_hour=price_per_hour
+    )
 
 
-def _sample(folder: Path, say: Callable[[str], None]) -> Path:
-    """The drawn sample dataset, made once; a whole one is recognised by being readable."""
-    from budgetft.data.examples import read_dataset
-    from budgetft.data.sample import write_sample
-    from budgetft.errors import UsageError
+def _goal(hours: str | None, prefer: str | None, sure: bool, examples: int | None, *, typed: bool) -> "Asked | None":
+    """What was asked of the time; options that belong to it are refused without it."""
+    if not typed and examples is not None:
+        raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
+    if hours is None:
+        given = [name for name, value in (("--prefer", prefer), ("--sure", sure)) if value]
+        if given:
+            raise UsageError(f"{given[0]} goes with --hours, which was not given", hint="say in what time: --hours 10")
+        return None
+    if typed and examples is None:
+        raise UsageError("how many examples an epoch has is not known of a typed shape", hint="give --examples N")
+    return Asked(hours=parse_hours(hours), prefer=prefer, sure=sure, examples=examples)
 
-    try:
-        read_dataset(folder)
-    except UsageError:
-        say(f"no --data and no --image: planning for the drawn sample dataset in {folder}")
-        write_sample(folder, overwrite=folder.exists())
-    return folder
+
+class Asked(NamedTuple):
+    """``--hours`` and what goes with it."""
+
+    hours: float
+    prefer: str | None
+    sure: bool
+    examples: int | None
 
 
-def _workloads(
-    data: Path | None, image: str | None, images: int, text: int, supervised: int, model: "Model"
-) -> Callable[["Contract"], "Workload"]:
-    """The shapes of the typed image or of the data, under whatever contract they are asked for."""
+def _towards(goal: Asked, request: "PlanRequest") -> "Plan":
+    """The plan of the largest contract that ends in time; of pixels, steps finer than doublings are tried."""
+    from budgetft.goal import pixel_steps
+    from budgetft.search.goal import GoalRequest, plan_goal
 
-    def typed(contract: "Contract") -> "Workload":
-        from budgetft.workload import Workload
-
-        assert image is not None
-        return Workload.uniform(options.typed_shape(image, images, text, supervised, model=model, contract=contract))
-
-    def measured(contract: "Contract") -> "Workload":
-        from budgetft.data.examples import read_dataset
-        from budgetft.data.processor import load_processor
-        from budgetft.data.stats import measure_workload
-
-        assert data is not None
-        return measure_workload(read_dataset(data), load_processor(model), model, contract)
-
-    return measured if image is None else typed
+    ranges, pixels = dict(request.ranges), "max_pixels"
+    if pixels in ranges:
+        ranges[pixels] = pixel_steps(request.contract.max_pixels, ranges[pixels][-1], request.model.pixel_step)
+    return plan_goal(GoalRequest(planning=replace(request, ranges=ranges), **goal._asdict()))

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 def port(
     plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan to port, from budgetft plan.")],
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     precision: Annotated[
         Literal["keep", "native"], typer.Option(help="The plan's 16-bit type, or the one that the new GPU runs natively.")
     ] = "keep",
@@ -46,16 +47,17 @@ def port(
     """Port a plan to another GPU or budget: what carries over, what changes and why, and how sure that is."""
     from budgetft.api import port as port_plan
     from budgetft.cli.progress import planning
-    from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, read_plan, write_plan
 
     check_file(out)
-    planned, card = read_plan(plan), load_gpu(gpu)
+    planned, card = read_plan(plan), options.gpu_of(gpu)
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     with planning(quiet=quiet) as (on_event, _):
         ported = port_plan(
             planned,
             card,
-            budget=options.budget_bytes(budget, card),
+            budget=budget_bytes,
+            display_bytes=display_bytes,
             precision=precision,
             probe=probe,
             model=model,

@@ -1,104 +1,139 @@
-"""Plans and estimates for people: plain lines, readable in a log file and without colour."""
+"""Plans and estimates for people: the reader's questions in order, one line each, readable in a log file too."""
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from budgetft.answers import compared, is_uncalibrated, memory_text, pictures_text, rate, time_text, trade_off
 from budgetft.cards import launch_command
-from budgetft.knobs import Knobs, describe
-from budgetft.outcome import Estimate
+from budgetft.cli.colour import paint
+from budgetft.cli.lines import put
+from budgetft.cli.show_goal import goal_lines
+from budgetft.contract import Contract
+from budgetft.duration import RunTime, time_under
+from budgetft.gpu import Gpu
+from budgetft.outcome import Estimate, Evidence
 from budgetft.plan import Plan
-from budgetft.units import format_gib
+from budgetft.shown import contract_text
+from budgetft.units import GIB, format_gib
+from budgetft.wording import settings_words
 
 if TYPE_CHECKING:
-    from budgetft.predict.estimator import Estimator
+    from budgetft.results import Estimated
+
+KINDS = {
+    "predicted": "predicted, nothing was run",
+    "emulated": "measured on another GPU, limited to stand in",
+    "measured": "measured",
+}
 
 
-def print_estimate(knobs: Knobs, estimate: Estimate, *, estimator: "Estimator", json_output: bool) -> None:
-    """One estimate on stdout."""
+def print_estimate(
+    found: "Estimated", *, gpu: Gpu, layers: int, display_bytes: int = 0, price_per_hour: float | None = None
+) -> None:
+    """One estimate on stdout; ``layers`` are those of the language model."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
-    job, share = estimator.job, estimator.uncertainty_of(knobs)
-    traced_on = estimator.foreign.get(estimator.combination(knobs))
-    if json_output:
-        about = {
-            "model": job.model.name,
-            "gpu": job.gpu.name,
-            "budget_bytes": job.budget_bytes,
-            "knobs": knobs.model_dump(mode="json"),
-            "uncertainty_share": share,
-            "calibration": estimator.calibration.name,
-            "traced_on": traced_on,
-        }
-        print(json.dumps({**estimate.model_dump(mode="json"), **about}, indent=2))
-        return
-    print(f"{job.model.name} on {job.gpu.name}, budget {format_gib(job.budget_bytes)}: predicted, nothing was run")
-    print(f"  knobs         {describe(knobs)}")
-    verdict = "fits" if estimate.fits else "does not fit"
-    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} +- {share:.0%}: {verdict}")
-    print(f"  speed         {rate(estimate)}")
-    print(f"  calibration   {estimator.calibration.name}")
-    if traced_on:
-        print(f"  traced on     {traced_on}, not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew")
-    print_terms(estimate)
+    estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
+    _title(found.model, found.contract, gpu)
+    _budget(found.budget_bytes, display_bytes, estimate.evidence)
+    _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
+    _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
+    _price(time_under(found.contract, estimate, found.examples), price_per_hour)
+    _line("Speed", rate(estimate))
+    _line("Settings", "; ".join(settings_words(found.knobs, layers)))
+    _line("Kept fixed", contract_text(found.contract))
+    _line("Memory", memory_text(estimate.terms))
+    _line("Calibration", "none of this GPU: budgetft gpus --calibrate makes one there" if uncalibrated else found.calibration)
+    if found.traced_on:
+        wider = f"not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew"
+        _line("Traced on", f"{found.traced_on}, {wider}")
 
 
-def print_terms(estimate: Estimate) -> None:
-    """Where the bytes go, largest first."""
-    print("  where the bytes go")
-    for term in sorted(estimate.terms, key=lambda term: term.memory_bytes, reverse=True):
-        print(f"    {format_gib(term.memory_bytes):>11}  {term.name}")
-
-
-def rate(estimate: Estimate) -> str:
-    """Samples per second, with where the number is from."""
-    return f"{estimate.speed_text()} ({estimate.evidence})"
-
-
-def print_plan(plan: Plan, path: str) -> None:
-    """The plan on stdout: what to run, what it needs, how sure it is, and what to do next."""
-    estimate = plan.estimate
-    cards = plan.gpu.cards
-    base = "that share the frozen layers out" if plan.gpu.shared else "with the whole base"
-    several = f", each of {cards} cards {base}" if cards > 1 else ""
-    print(f"plan for {plan.model.name} on {plan.gpu.name}, budget {format_gib(plan.gpu.budget_bytes)}{several}")
-    print(f"  evidence      {plan.evidence.kind}: {plan.evidence.statement}")
-    if plan.evidence.workers:
-        made = Counter(plan.evidence.workers).most_common()
-        print(f"  probes        {', '.join(f'{count} by {worker}' for worker, count in made)}")
-    print(f"  run           {describe(plan.knobs)}, {plan.knobs.grad_accum} micro-batches per step")
-    print(f"  process peak  {format_gib(estimate.process_peak_bytes)} ({estimate.evidence})")
-    if plan.stages:
-        print(f"  stages        {'; '.join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)}")
-    print(f"  speed         {rate(estimate)}")
-    print(f"  stock recipe  {_compared(plan)}")
-    if plan.precision is not None:
-        print(f"  precision     {plan.precision.describe()}")
-    if plan.model.base is not None:
-        print(f"  weights       {plan.model.base.describe()}: train takes no others")
-    if plan.features is not None:
-        print(f"  features      {plan.features.describe()}")
-    if plan.padding is not None and plan.padding.padded > 0:
-        print(
-            f"  padding       {plan.padding.padded:.1%} of the tokens in the order drawn, {plan.padding.bucketed:.1%} bucketed"
-            f" (by {plan.padding.examples} examples)"
-        )
-    print_terms(estimate)
+def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_hour: float | None = None) -> None:
+    """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
+    estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
+    uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
+    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.cards)
+    _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
+    _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
+    _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
+    _price(plan.run_time(examples), price_per_hour)
+    _line("Speed", rate(estimate))
+    if plan.pictures is not None and plan.pictures.shrunk:
+        _line("Images", pictures_text(plan.pictures, plan))
+    _line("Settings", "; ".join(settings_words(plan.knobs, None)))
+    _line("Kept fixed", contract_text(plan.contract))
+    _line("Baseline", compared(plan))
+    for name, text in _facts(plan):
+        _line(name, text)
     for row in plan.price_list:
-        print(
-            f"  price         {row.axis} {row.value}: {row.speed_text()}, {format_gib(row.process_peak_bytes)} ({row.evidence})"
-        )
-    start = "budgetft" if cards == 1 else f"{launch_command(cards, share=plan.gpu.shared)} -m budgetft"
-    print(f"\nwritten to {path}; next: {start} train --plan {path} --out runs/first")
+        _line("Trade-off" if row is plan.price_list[0] else "", trade_off(row, plan))
+    for line in goal_lines(plan):
+        put(line)
+    start = "budgetft" if plan.gpu.cards == 1 else f"{launch_command(plan.gpu.cards, share=plan.gpu.shared)} -m budgetft"
+    put(f"\nwritten to {path}; why: budgetft report {path}")
+    put(f"next: {start} train --plan {path} --out runs/first")
 
 
-def _compared(plan: Plan) -> str:
-    baseline = plan.baseline
-    if baseline is None:
-        return "does not fit at any micro-batch"
-    if baseline.knobs == plan.knobs:
-        return "the plan is the stock recipe: nothing that was tried is faster and fits"
-    peak = format_gib(baseline.estimate.process_peak_bytes)
-    text = f"{rate(baseline.estimate)}, {peak}, micro_batch {baseline.knobs.micro_batch}"
-    ratio = plan.over_baseline_text()
-    return f"{text}; the plan is {ratio} as fast" if ratio else text
+def _facts(plan: Plan) -> list[tuple[str, str]]:
+    """What fewer readers ask."""
+    proof, found = plan.evidence, []
+    if plan.features is not None:
+        found.append(("Features", plan.features.describe()))
+    if plan.once:
+        found.append(("Once", "; ".join(cost.text() for cost in plan.once)))
+    if plan.stages:
+        found.append(("Phases", "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)))
+    if plan.gpu.cards > 1:
+        base = "the frozen layers are sharded over them" if plan.gpu.shared else "each holds the whole base model"
+        found.append(("GPUs", f"{plan.gpu.cards}, each with that budget; {base}"))
+    if plan.precision is not None:
+        found.append(("Precision", plan.precision.describe()))
+    if plan.model.base is not None:
+        found.append(("Weights", f"{plan.model.base.describe()}: train takes no others"))
+    if plan.padding is not None and plan.padding.padded > 0:
+        padding = f"{plan.padding.padded:.1%} of the tokens in random order, {plan.padding.bucketed:.1%} grouped by length"
+        found.append(("Padding", f"{padding} (by {plan.padding.examples} examples)"))
+    found.append(("Memory", memory_text(plan.estimate.terms)))
+    found.append(("Evidence", f"{proof.kind}: {proof.statement}"))
+    if proof.workers:
+        found.append(("Trials", ", ".join(f"{count} by {worker}" for worker, count in Counter(proof.workers).most_common())))
+    return found
+
+
+def _title(model: str, contract: Contract, gpu: Gpu, cards: int = 1) -> None:
+    several = f"{cards} x " if cards > 1 else ""
+    name = f"{model} · LoRA rank {contract.rank} · {several}{gpu.title.removeprefix('NVIDIA ')}"
+    put(paint(name, "bold"))
+
+
+def _budget(budget_bytes: int, display_bytes: int, evidence: Evidence) -> None:
+    kept = f", after {format_gib(display_bytes)} for the display" if display_bytes else ""
+    put(f"{KINDS[evidence]}; budget {format_gib(budget_bytes)}{kept}\n")
+
+
+def _line(name: str, text: str) -> None:
+    if not text:
+        return
+    kind = {"Fits": "good", "Too much": "bad"}.get(name)
+    shown = f"{name:<11}"
+    put(f"  {paint(shown, kind) if kind else shown} {text}", hang=14)
+
+
+def _room(estimate: Estimate, budget_bytes: int, share: float | None) -> str:
+    """``10.76 of 11.28 GiB (+- 0.43 GiB, predicted; 0.52 GiB to spare)``."""
+    peak, left = estimate.process_peak_bytes, budget_bytes - estimate.process_peak_bytes
+    text = f"{peak / GIB:.2f} of {format_gib(budget_bytes)}"
+    margin = round(peak * share) if share and estimate.evidence == "predicted" else 0
+    about = f"+- {format_gib(margin)}, {estimate.evidence}" if margin else estimate.evidence
+    if left < 0:
+        return f"{text} ({about}): {format_gib(-left)} too much"
+    if not estimate.fits:
+        return f"{text} ({about}): inside the budget, but not by that margin"
+    return f"{text} ({about}; {format_gib(left)} to spare)"
+
+
+def _price(time: RunTime | None, price_per_hour: float | None) -> None:
+    if price_per_hour is not None:
+        unknown = "not known: give the number of examples (--examples N)"
+        _line("Cost", f"{time.price_text(price_per_hour)} at {price_per_hour:g} an hour" if time else unknown)

@@ -14,6 +14,7 @@ import typer
 from budgetft.allocator import read_settings
 from budgetft.cli import of_run, options
 from budgetft.cli.lines import put
+from budgetft.duration import HOUR, duration_text
 from budgetft.plan import read_plan
 from budgetft.units import format_gib, format_seconds
 
@@ -65,6 +66,7 @@ def train(
     device: options.Device = "auto",
     cache: of_run.Cache = None,
     tracker: of_run.Tracker = None,
+    price_per_hour: options.PricePerHour = None,
     ledger: options.Ledger = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,
@@ -82,6 +84,8 @@ def train(
     eval_data = eval_data if eval_data is None or str(eval_data) == "none" else dataset(eval_data, quiet=quiet)
 
     with _progress(planned.gpu.budget_bytes, quiet=quiet) as (on_progress, on_note):
+        if text := _expected(planned, steps, price_per_hour):
+            on_note(text)
         summary = run_training(
             planned,
             out=out,
@@ -106,7 +110,7 @@ def train(
     if json_output:
         print(summary.model_dump_json(indent=2))
     else:
-        _print_summary(summary, planned, out)
+        _print_summary(summary, planned, out, price_per_hour)
 
 
 def _remember(plan: "Plan", outcome: "Outcome", ledger: Path | None, on_note: Note) -> None:
@@ -182,11 +186,38 @@ def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") ->
     )
 
 
-def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
+def _expected(plan: "Plan", steps: int | None, price_per_hour: float | None) -> str:
+    """How long the plan says that the run takes; empty where it does not know."""
+    from budgetft.duration import run_time
+
+    contract = plan.contract
+    examples = plan.workload.examples if steps is None else steps * contract.effective_batch
+    if examples is None:
+        return ""
+    epochs = contract.epochs if steps is None else 1
+    time = run_time(plan.estimate, examples=examples, epochs=epochs, effective_batch=contract.effective_batch)
+    if time is None:
+        return ""
+    text = time.text() if steps is None else f"{steps:,} steps, {time.text().partition(', ')[2]}"
+    where = {"emulated": "at the speed of another GPU, limited to stand in"}.get(time.evidence, time.evidence)
+    cost = "" if price_per_hour is None else f"; {time.price_text(price_per_hour)} at {price_per_hour:g} an hour"
+    return f"{text}; {where}{cost}"
+
+
+def _took(summary: "Summary", price_per_hour: float | None) -> str:
+    """The time of the steps as it was, and what it cost."""
+    cost = (
+        "" if price_per_hour is None else f"; {summary.train_seconds / HOUR * price_per_hour:.2f} at {price_per_hour:g} an hour"
+    )
+    return f"{duration_text(summary.train_seconds)} for the steps, loading and evaluation aside{cost}"
+
+
+def _print_summary(summary: "Summary", plan: "Plan", out: Path, price_per_hour: float | None) -> None:
     over = "OVER the budget" if summary.over_budget else "of the budget"
     rows = {
         "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)"
         + (", ended early: the held-out loss did not fall any more" if summary.ended_early else ""),
+        "time": _took(summary, price_per_hour),
         "loss": " to ".join("-" if loss is None else f"{loss:.4f}" for loss in (summary.first_loss, summary.last_loss)),
         "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
         "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"

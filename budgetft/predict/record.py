@@ -84,13 +84,24 @@ TOWER_SAMPLES = {
 """(images, rows and columns of visual tokens), by the number of runs of equal windows of four by four."""
 
 
-def record(model: Model, contract: Contract, knobs: Knobs, *, gpu: Gpu | None, on_trace: Callable[[str], None]) -> Recording:
+def record(
+    model: Model,
+    contract: Contract,
+    knobs: Knobs,
+    *,
+    gpu: Gpu | None,
+    on_trace: Callable[[str], None],
+    kept: Recording | None = None,
+) -> Recording:
     """The recording of everything in ``knobs`` but micro-batch, checkpointed layers, batching, allocator, optimizer and the
     sizes of chunks and groups; of ``contract``, the targets count.
 
-    Raises ``BudgetftError`` when a size follows no formula.
+    ``kept``: a recording of the same but for ``offload``. Only what checkpointed layers do depends on that: all else is taken
+    over. Raises ``BudgetftError`` when a size follows no formula.
     """
     recorder = _Recorder(model=model, contract=contract, knobs=knobs, gpu=gpu)
+    if kept is not None:
+        return _with_other_offload(kept, recorder, on_trace)
     layouts: dict[str, tuple[SegmentRecord, ...]] = {}
     for layout in LAYOUTS:
         on_trace(layout)
@@ -105,6 +116,17 @@ def record(model: Model, contract: Contract, knobs: Knobs, *, gpu: Gpu | None, o
     return Recording(
         forms=tuple(recorder.forms), static=static, layouts=layouts, towers=recorder.towers, losses=recorder.losses
     )
+
+
+def _with_other_offload(kept: Recording, recorder: "_Recorder", on_trace: Callable[[str], None]) -> Recording:
+    for formula in kept.forms:
+        recorder.keep(formula)
+    layouts = dict(kept.layouts)
+    for layout in LAYOUTS:
+        if layout != "plain":
+            on_trace(layout)
+            layouts[layout] = recorder.language(layout)
+    return kept.replace(forms=tuple(recorder.forms), layouts=layouts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +186,7 @@ class _Recorder:
     left: dict[str, set[int]] = field(default_factory=lambda: {"vision": set(), "loss": set()})
     """How many tensors outlive the tower, and the loss: as many of every kind of either."""
     inputs: int = 0
-    built: dict[tuple[int, int], Any] = field(default_factory=dict)
+    built: dict[tuple[int, int, int], Any] = field(default_factory=dict)
 
     def language(self, layout: Layout) -> tuple[SegmentRecord, ...]:
         """The segments of ``layout``; the loss is kept by the number of its chunks, of the tower only its place."""
@@ -200,10 +222,11 @@ class _Recorder:
         """What is there throughout: the size of every tensor follows from the rank."""
         contracts = [self.contract.replace(rank=rank) for rank in (16, 32, 64)]
         rows = np.array([[1.0, contract.rank] for contract in contracts])
+        built = [(contract, build_to_trace(self.model, contract, self.knobs)) for contract in contracts]
 
         def runs(knobs: Knobs, category: str) -> tuple[tuple[int, int], ...]:
-            sizes = zip(*(static_sizes(self.model, contract, knobs)[category] for contract in contracts), strict=True)
-            forms = [self._place(_formula(each, rows, ("1", "rank"))) for each in sizes]
+            found = (static_sizes(self.model, contract, knobs, built=each)[category] for contract, each in built)
+            forms = [self.keep(_formula(each, rows, ("1", "rank"))) for each in zip(*found, strict=True)]
             return tuple((form, len(list(same))) for form, same in groupby(forms))
 
         states: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -223,10 +246,11 @@ class _Recorder:
         key = (tuple(numbers), tuple(each.point for each in taken), names)
         if key not in self.fitted:
             rows = np.array([[each.point.features()[name] for name in names] for each in taken], dtype=float)
-            self.fitted[key] = self._place(_formula(numbers, rows, names))
+            self.fitted[key] = self.keep(_formula(numbers, rows, names))
         return self.fitted[key]
 
-    def _place(self, formula: dict[str, float]) -> int:
+    def keep(self, formula: dict[str, float]) -> int:
+        """Its place among all, where it is put unless it is there."""
         key = tuple(formula.items())
         if key not in self.places:
             self.places[key] = len(self.forms)
@@ -250,24 +274,31 @@ class _Recorder:
     def _sample(self, sample: Sample, layers: int, checkpointed: int) -> _Taken:
         shape = self._shape(1, sample.merged, sample.text_tokens, sample.supervised_tokens)
         knobs = self.knobs.replace(checkpointed_layers=checkpointed, loss_chunk=sample.loss_chunk)
-        return self._traced([shape] * sample.micro_batch, knobs, layers, sample.rank)
+        return self._traced([shape] * sample.micro_batch, knobs, layers, sample.rank, model=self._with_short_tower())
 
     def _image_sample(self, images: int, rows: int, columns: int) -> _Taken:
         shape = self._shape(images, (rows, columns), 128, 64)
         return self._traced([shape], self.knobs.replace(checkpointed_layers=1), 1, 16)
+
+    def _with_short_tower(self) -> Model:
+        """The model with as few blocks in its tower as give what a whole tower leaves: the tower is recorded apart."""
+        levels = self.model.deepstack_levels
+        short = {"depth": levels + 1} | ({"deepstack_visual_indexes": list(range(levels))} if levels else {})
+        return self.model.replace(config=self.model.config | {"vision_config": self.model.config["vision_config"] | short})
 
     def _shape(self, images: int, merged: tuple[int, int], text: int, supervised: int) -> Shape:
         step = self.model.pixel_step
         size = merged[1] * step, merged[0] * step
         return Shape(images=(size,) * images, text_tokens=text, supervised_tokens=supervised)
 
-    def _traced(self, shapes: Sequence[Shape], knobs: Knobs, layers: int, rank: int) -> _Taken:
-        contract = self.contract.replace(rank=rank)
+    def _traced(self, shapes: Sequence[Shape], knobs: Knobs, layers: int, rank: int, *, model: Model | None = None) -> _Taken:
+        """``model``: another than the recorder's, whose language model is the same."""
+        contract, model = self.contract.replace(rank=rank), model or self.model
         knobs = knobs.replace(grad_accum=2, vision_group=ALL_AT_ONCE)
-        key = layers, rank
+        key = layers, rank, int(model.config["vision_config"]["depth"])
         if key not in self.built:
-            self.built[key] = build_to_trace(self.model, contract, knobs, layers)
-        trace = trace_step(self.model, contract, knobs, shapes, gpu=self.gpu, layers=layers, built=self.built[key])
+            self.built[key] = build_to_trace(model, contract, knobs, layers)
+        trace = trace_step(model, contract, knobs, shapes, gpu=self.gpu, layers=layers, built=self.built[key])
         place = point_of(self.model, shapes[0], micro_batch=len(shapes), rank=rank, loss_chunk=knobs.loss_chunk)
         return _Taken.of(trace, place)
 

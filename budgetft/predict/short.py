@@ -14,8 +14,7 @@ from budgetft.model import Model
 from budgetft.predict.law import Layout, kind_layers
 from budgetft.predict.segments import Trace
 from budgetft.predict.trace import build_to_trace, trace_step
-from budgetft.step.build import DTYPES, build_model, trainable
-from budgetft.step.islands import set_islands
+from budgetft.step.build import trainable
 from budgetft.step.optimizer import states_like
 from budgetft.workload import Shape
 
@@ -45,12 +44,12 @@ class Short:
         return trace_step(self.model, self.contract, knobs, shapes, gpu=self.gpu, layers=layers, built=built)
 
 
-def static_sizes(model: Model, contract: Contract, knobs: Knobs) -> dict[str, list[int]]:
-    """Bytes of every tensor of the whole model, by category, in the order in which a process allocates them."""
-    peft_model = build_model(
-        model, contract, base_precision=knobs.base_precision, device=torch.device("meta"), vision=knobs.vision
-    )
-    set_islands(peft_model.get_base_model(), knobs.fp32_blocks, DTYPES[knobs.base_precision])
+def static_sizes(model: Model, contract: Contract, knobs: Knobs, *, built: Any = None) -> dict[str, list[int]]:
+    """Bytes of every tensor of the whole model, by category, in the order in which a process allocates them.
+
+    ``built``: what :func:`budgetft.predict.trace.build_to_trace` made of the same; only the optimizer may be another.
+    """
+    peft_model = build_to_trace(model, contract, knobs) if built is None else built
     adapters = trainable(peft_model)
     ours = {id(parameter) for parameter in adapters}
     weights = [t for t in [*peft_model.parameters(), *peft_model.buffers()] if id(t) not in ours]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +60,7 @@ def _adapters(contract: Contract) -> dict[str, Any]:
     return facts | ({"lora_dropout": "any, in one kernel"} if contract.lora_dropout else {})
 
 
+@cache
 def software() -> str:
     """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
     return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))

@@ -1,5 +1,7 @@
 """The page: one self-contained HTML file, and its charts as PNG beside it."""
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -13,7 +15,7 @@ from budgetft.report import charts
 from budgetft.report.charts import best_before, short
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
-from budgetft.report.verdict import headline, verdict
+from budgetft.report.verdict import headline, tiles, verdict
 from budgetft.units import GIB, format_gib
 
 WIDE, NARROW = 800, 340
@@ -61,20 +63,31 @@ def html_page(story: Story) -> str:
     )
     header = (
         f"<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n"
-        f'<p class="lead">{escape(headline(plan))}</p></header>\n'
+        f'<p class="lead">{escape(headline(plan))}</p>\n{_tiles(plan)}</header>\n'
     )
     return document(f"{title}: memory plan", header + "\n".join(sections), "style.css")
 
 
-def document(title: str, body: str, *styles: str) -> str:
-    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it."""
+def _tiles(plan: Plan) -> str:
+    cells = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(what)}</small></div>"
+        for name, value, what in tiles(plan)
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def document(title: str, body: str, *styles: str, script: str = "") -> str:
+    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it, and at its end ``script``: with
+    one, that and no other may run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed, last = (f"; script-src 'sha256-{digest}'", f"<script>{script}</script>\n") if script else ("", "")
     style = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in styles)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n</body>\n</html>\n"
+        f"{body}\n</main>\n{last}</body>\n</html>\n"
     )
 
 

@@ -36,7 +36,7 @@ def weigh(cache: str, job: Job, estimator: Estimator | Transferred, data: str | 
     folder holds features of something else, and ``BudgetftError`` when its disk has no room.
     """
     features, tokens = survey(cache, job, data)
-    features = features.replace(seconds=_tower_seconds(job, estimator, tokens))
+    features = features.replace(seconds=tower_seconds(job, estimator, tokens))
     without, once = _step_seconds(job, estimator, "frozen"), _step_seconds(job, estimator, "cached")
     text = f"cached vision: {features.describe()}"
     if job.workload.examples is None or without is None or once is None or features.seconds is None:
@@ -94,7 +94,7 @@ def _opened(folder: Path, job: Job, precision: Precision) -> FeatureCache | None
     return FeatureCache(folder, key, ignore=() if here else ("weights",), on_damaged=lambda path: None)
 
 
-def _tower_seconds(job: Job, estimator: Estimator | Transferred, tokens: int) -> float | None:
+def tower_seconds(job: Job, estimator: Estimator | Transferred, tokens: int) -> float | None:
     """Of the tower over so many visual tokens, from the vision phase of the step with the frozen tower."""
     per_example = job.workload.worst[0].visual_tokens(job.model.pixel_step)
     if not tokens or not per_example:

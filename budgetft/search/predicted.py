@@ -1,13 +1,18 @@
 """The fastest setting by prediction alone, some of its knobs given, and how it compares with the stock recipe."""
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
+from budgetft.model import Model
 from budgetft.outcome import speed_text
 from budgetft.plan import Candidate, knob_problems
 from budgetft.predict.estimator import Estimator
+from budgetft.results import Estimated
 from budgetft.search.space import settings, stock_settings
 
 
@@ -16,10 +21,16 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    wanted = _wanted(estimator.job, given)
+    return fastest_of(estimator, settings_with(estimator.job, given))
+
+
+def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: float = math.inf) -> Candidate:
+    """As :func:`fastest`, of the settings ``wanted``. ``most_bytes``: that a process peak may have, whatever the budget."""
     seconds = estimator.clock(wanted).seconds(estimator.speeds)
     for _, knobs in sorted(zip(seconds, wanted, strict=True), key=lambda each: each[0]):
-        if estimator.may_fit(knobs) and (estimate := estimator.estimate(knobs)).fits:
+        if not estimator.may_fit(knobs) or estimator.least_bytes(knobs) > most_bytes:
+            continue
+        if (estimate := estimator.estimate(knobs)).fits and estimate.process_peak_bytes <= most_bytes:
             return Candidate(knobs=knobs, estimate=estimate)
     smallest: Candidate | None = None
     for knobs in sorted(wanted, key=estimator.least_bytes):
@@ -28,34 +39,57 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
         candidate = Candidate(knobs=knobs, estimate=estimator.estimate(knobs))
         if smallest is None or candidate.estimate.process_peak_bytes < smallest.estimate.process_peak_bytes:
             smallest = candidate
-    assert smallest is not None  # _wanted refuses to want nothing
+    assert smallest is not None  # something is wanted
     return smallest
 
 
-def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
+def estimated(estimator: Estimator, given: dict[str, Any]) -> Estimated:
+    """As :func:`fastest`, with all that the numbers are of."""
+    found, job = fastest(estimator, given), estimator.job
+    return Estimated(
+        knobs=found.knobs,
+        estimate=found.estimate,
+        gpu=job.gpu.name,
+        model=job.model.name,
+        budget_bytes=job.budget_bytes,
+        contract=job.contract,
+        example=job.workload.worst[0],
+        examples=job.workload.examples,
+        calibration=estimator.calibration.name,
+        uncertainty_share=estimator.uncertainty_of(found.knobs),
+        traced_on=estimator.foreign.get(estimator.combination(found.knobs)),
+    )
+
+
+def settings_with(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
-    grid, contract, layers = settings(job), job.contract, job.model.layers
-    if given.get("micro_batch", 0) > contract.effective_batch:
-        raise UsageError(
-            f"micro_batch {given['micro_batch']} is above the effective batch {contract.effective_batch}",
-            hint=f"--effective-batch {given['micro_batch']} trains with larger steps",
-        )
-    if given.get("checkpointed_layers", 0) > layers:
-        raise UsageError(f"checkpointed_layers is 0 to {layers} for {job.model.name}, not {given['checkpointed_layers']}")
-    for name in {"micro_batch", "grad_accum"} & set(given):
-        if len({"micro_batch", "grad_accum"} & set(given)) == 1 and given[name] > 0 and contract.effective_batch % given[name]:
-            whole = ", ".join(
-                str(size) for size in range(1, contract.effective_batch + 1) if not contract.effective_batch % size
-            )
-            raise UsageError(f"{name} {given[name]} does not divide the effective batch {contract.effective_batch}: {whole} do")
+    grid, contract = settings(job), job.contract
+    asked = Knobs.make(**{**dict(grid[0]), **given})
+    check_sizes(asked, given, contract, job.model)
     if "micro_batch" in given:
-        given = {"grad_accum": contract.effective_batch // max(1, given["micro_batch"]), **given}
-    Knobs.make(**{**dict(grid[0]), **given})
+        given = {"grad_accum": contract.effective_batch // asked.micro_batch, **given}
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
     able = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
     if not able:
         raise UsageError("; ".join(min((knob_problems(knobs, contract, job.gpu) for knobs in wanted), key=len)))
     return able
+
+
+def check_sizes(asked: Knobs, given: Iterable[str], contract: Contract, model: Model) -> None:
+    """Raise ``UsageError`` where a number among the ``given`` knobs cannot be with this contract and model."""
+    batch = contract.effective_batch
+    if asked.micro_batch > batch:
+        raise UsageError(
+            f"micro_batch {asked.micro_batch} is above the effective batch {batch}",
+            hint=f"take a smaller micro-batch, or raise the effective batch: --effective-batch {asked.micro_batch}",
+        )
+    if asked.checkpointed_layers > model.layers:
+        raise UsageError(f"checkpointed_layers is 0 to {model.layers} for {model.name}, not {asked.checkpointed_layers}")
+    alone = {"micro_batch", "grad_accum"} & set(given)
+    for name in alone if len(alone) == 1 else ():
+        if batch % getattr(asked, name):
+            whole = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
+            raise UsageError(f"{name} {getattr(asked, name)} does not divide the effective batch {batch}: {whole} do")
 
 
 def expected_text(job: Job) -> str:

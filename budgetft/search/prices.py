@@ -74,6 +74,10 @@ class Pricing:
             self._probe_some(self.prober)
         return tuple(step.row() for step in self.steps)
 
+    def priced(self, axis: str, value: int) -> PriceRow:
+        """The row of one value of a contract's field, by prediction; nothing is probed for it."""
+        return self._priced(axis, str(value), self.job_under(self.job.contract.replace(**{axis: value}))).row()
+
     def _values(self, axis: str, values: Sequence[int]) -> Iterable[Step]:
         yield self._own(axis, str(getattr(self.job.contract, axis)))
         agreed = self.job.contract

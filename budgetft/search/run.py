@@ -14,7 +14,7 @@ from budgetft import __version__
 from budgetft.cards import first_visible, memory_of, takes_expandable_segments, unlisted_card
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.gpu import Gpu, gpu_at_hand
 from budgetft.installed import install_line
 from budgetft.knobs import Allocator, computed_in
 from budgetft.knobs import Precision as Type
@@ -28,6 +28,7 @@ from budgetft.plan import Plan, PriceRow, Proof, Target, refer
 from budgetft.precision import Precision
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import known_machine, measure_machine
+from budgetft.search.answers import with_answers
 from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.overflows import Search, planned_precision
 from budgetft.search.planner import Choice, Event, Planner
@@ -50,6 +51,8 @@ class PlanRequest:
 
     gpu: Gpu
     budget_bytes: int
+    display_bytes: int = 0
+    """What the default budget leaves to a display on the GPU."""
     cards: int = 1
     """Several are planned for without probes, which one process makes."""
     shared: bool | None = None
@@ -130,8 +133,7 @@ def find_place(request: PlanRequest) -> Place | None:
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
         f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
-    listed = (gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes))
-    host = next(listed, None) or unlisted_card(card, memory_bytes)
+    host = gpu_at_hand(name, memory_bytes) or unlisted_card(card, memory_bytes)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
@@ -171,7 +173,7 @@ def make_plan(request: PlanRequest) -> Plan:
     place = find_place(request)
     check_packages(request.contract, place)
     checkpoint = base_here(request.model.weights or request.model.hub_id)
-    precision = _precision(request, place, checkpoint)
+    precision = precision_of(request, place, checkpoint)
     if precision is not None:
         request = replace(request, fp32_blocks=precision.islands)
     either = request.cards > 1 and request.shared is None
@@ -179,11 +181,14 @@ def make_plan(request: PlanRequest) -> Plan:
     plan = _plan(found, place, started, checkpoint, precision)
     if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
         features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
-        return plan.replace(features=features)
-    return plan
+        plan = plan.replace(features=features)
+    at_hand = checkpoint is not None
+    pricing = _pricing(replace(request, ranges={}), found.job, found.choice, None)
+    data = None if request.lessons is not None else request.data  # a ported plan is of data that need not be here
+    return with_answers(plan, pricing, data=data, at_hand=at_hand)
 
 
-def _precision(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
+def precision_of(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
     """What overflows fp16 in the weights, where they are at hand and something is computed in fp16."""
     job = make_job(request, request.contract, place)
     chosen = request.base_precision or base_precision(job)
@@ -224,7 +229,7 @@ def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
 
 def _search(request: PlanRequest, place: Place | None) -> Found:
     job = make_job(request, request.contract, place)
-    _measure_first(request, job, place)
+    measure_first(request, job, place)
     estimator = make_estimator(request, job, place)
     weighed = None if request.cache is None else weigh(request.cache, job, estimator, request.data)
     if weighed is not None:
@@ -270,20 +275,20 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     return text
 
 
-def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> Pricing:
+def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner | None) -> Pricing:
     return Pricing(
         job=job,
         choice=choice,
         ranges=request.ranges,
         job_under=lambda contract: make_job(request, contract, None),
         speeds=choice.speeds,
-        prober=planner.prober,
-        ledger=planner.ledger,
+        prober=None if planner is None else planner.prober,
+        ledger=None if planner is None else planner.ledger,
         on_event=request.on_event,
     )
 
 
-def _measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
+def measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
     """Before the first probe on a GPU: what it and its host do in ten seconds, unless that is known already."""
     if place is None or place.device != "cuda" or place.stack is None:
         return
@@ -339,7 +344,14 @@ def _plan(
         + (f"; layers travel at {calibration.link_gb_per_s:g} GB/s (assumed)" if job.shared else "")
     )
     return Plan(
-        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards, shared=job.shared),
+        gpu=Target(
+            name=job.gpu.name,
+            budget_bytes=job.budget_bytes,
+            display_bytes=request.display_bytes,
+            profile=job.gpu,
+            cards=job.cards,
+            shared=job.shared,
+        ),
         model=refer(job.model, None if checkpoint is None else checkpoint.base),
         contract=job.contract,
         knobs=winner.knobs,
@@ -352,6 +364,8 @@ def _plan(
             statement=request.origin + (unprobed if place is None else place.statement) + found.cost,
             predictions=choice.predictions,
             workers=choice.workers,
+            calibration=calibration.name,
+            uncertainty_share=found.estimator.uncertainty_of(winner.knobs),
         ),
         baseline=choice.baseline,
         over_baseline=_over_baseline(found),

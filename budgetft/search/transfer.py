@@ -129,6 +129,10 @@ class Transferred:
         asked = [lesson.knobs.replace(attention=attention) for lesson in self._lessons]
         return round(median(self._share(self._bytes(knobs)[1]) for knobs in asked), 4) if asked else self._card_share
 
+    def uncertainty_of(self, knobs: Knobs) -> float:
+        """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
+        return self._share(self._bytes(knobs)[1])
+
     def estimate(self, knobs: Knobs) -> Estimate:
         """The estimate of the law and the calibration, corrected; ``fits`` leaves the uncertainty at this setting free."""
         said = self._estimator.estimate(knobs)

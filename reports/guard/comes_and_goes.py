@@ -132,6 +132,7 @@ def trained(plan: Plan, out: Path, steps: int, device: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first run, which the neighbour draws by")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
@@ -146,7 +147,7 @@ def main() -> None:
         whole = trained(plan, folder / "whole", chosen.steps, chosen.device)
         need = 0.6 * whole["peak"]
         print({name: value for name, value in whole.items() if name not in ("losses", "adapter")}, flush=True)
-        for number in range(chosen.runs):
+        for number in range(chosen.first, chosen.first + chosen.runs):
             if time.monotonic() - began > chosen.seconds:
                 break
             neighbour = None

@@ -3,10 +3,10 @@
     python reports/prediction/ship_laws.py [MODEL ...]
 
 For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
-features, which serve every image size, length of text and rank; of full-size models also with activations on the host. And for
-the full-size models laws of the stock recipe, whose tower cannot be recorded (it attends to one window at a time): one image of
-448x448 and of 1288x728 with 256 text tokens, rank 16, and the drawn sample dataset of `budgetft plan --gpu v100-16g`. What has
-no recording, as base weights in four bits, is traced where it is asked for.
+features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of full-size
+models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower cannot be
+recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and the drawn
+sample dataset of `budgetft plan --gpu v100-16g`. What has no recording is traced where it is asked for.
 """
 
 import sys
@@ -25,8 +25,8 @@ from budgetft.measure.job import Job
 from budgetft.model import Model, load_model, model_names
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.record import record
-from budgetft.predict.recording import write_recording
-from budgetft.predict.store import keep_law, law_key, recording_key, software
+from budgetft.predict.recording import Recording, write_recording
+from budgetft.predict.store import find_recording, keep_law, law_key, recording_key, software
 from budgetft.profiles import profiles_folder
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
@@ -44,15 +44,16 @@ def ship_recordings(model: Model, gpu: Gpu) -> None:
     """Make those of our path that are not there."""
     contract = Contract()
     job = job_of(model, gpu, contract, Workload.uniform(Shape(images=(), text_tokens=256, supervised_tokens=160)))
-    changes = [{}] if model.name.startswith("tiny") else [{}, {"offload": "activations"}]
-    for vision in ("frozen", "cached"):
-        for change in changes:
-            knobs = Estimator.combination(settings(job, vision)[0].replace(**change))
+    for vision, base in (("frozen", {}), ("frozen", {"base_precision": "nf4"}), ("cached", {})):
+        kept: Recording | None = None
+        for offload in ("none",) if model.name.startswith("tiny") else ("none", "activations"):
+            knobs = Estimator.combined(settings(job, vision)[0].replace(**base, offload=offload))
             key = recording_key(model, contract, knobs, gpu)
             if not renewed(key, ".json.gz"):
-                made = record(model, contract, knobs, gpu=gpu, on_trace=lambda text: None)
+                made = record(model, contract, knobs, gpu=gpu, kept=kept, on_trace=lambda text: None)
                 write_recording(made, FOLDER / f"{key}_{software()}.json.gz")
                 print(f"{model.name} {gpu.name} {kind(knobs)}: {key}", flush=True)
+            kept = find_recording(key)
 
 
 def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:

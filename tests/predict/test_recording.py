@@ -58,7 +58,7 @@ def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
 
 
 def shipped(job: Job, vision="frozen", **change) -> tuple[Recording, Knobs]:
-    knobs = Estimator.combination(settings(job, vision)[0].replace(**change))
+    knobs = Estimator.combined(settings(job, vision)[0].replace(**change))
     recording = find_recording(recording_key(job.model, job.contract, knobs, job.gpu))
     assert recording is not None, "reports/prediction/ship_laws.py has to be run again"
     return recording, knobs

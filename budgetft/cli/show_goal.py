@@ -1,0 +1,78 @@
+"""A goal for people: what was chosen, when it ends, and what else would be possible."""
+
+from budgetft.duration import HOUR, duration_text
+from budgetft.goal import TITLES, Goal, GoalRow
+from budgetft.plan import Plan
+from budgetft.units import format_gib
+
+SQUARE = "max_pixels"
+
+
+def goal_lines(plan: Plan) -> list[str]:
+    """Lines for a terminal of 80 columns; none where the contract was given."""
+    goal = plan.goal
+    if goal is None:
+        return []
+    limit = duration_text(goal.hours * HOUR)
+    wanted = ", then ".join(TITLES[name] for name in goal.prefer)
+    lines = [f"  goal          within {limit}{f': the largest {wanted}' if wanted else ''}"]
+    if goal.values:
+        lines.append(f"  chosen        {', '.join(_value(name, value) for name, value in goal.values.items())}")
+    lines += _time(goal, limit)
+    if goal.data_frames is not None:
+        frames = goal.values["frames_per_example"]
+        lines.append(f"  data          has {goal.data_frames} frames an example: make it with {frames}, and train on that")
+    return [*lines, *_table(goal)]
+
+
+def _value(name: str, value: int) -> str:
+    side = round(value**0.5)
+    square = f" ({side}x{side})" if name == SQUARE and side * side == value else ""
+    return f"{TITLES[name]} {value}{square}"
+
+
+def _time(goal: Goal, limit: str) -> list[str]:
+    run = goal.run
+    lines = [f"  ends after    {run.text()}"]
+    if goal.one_time_seconds:
+        lines.append(f"                and {duration_text(goal.one_time_seconds)} once for the feature cache")
+    after = f"{run.evidence} for this GPU; evaluation and saving come on top"
+    lines.append(f"                {after}")
+    if goal.late_at_its_slow_end:
+        lines.append(f"                its slow end is over {limit}; --sure chooses what is in time there too")
+    return lines
+
+
+def _table(goal: Goal) -> list[str]:
+    if not goal.rows:
+        return []
+    names = list(goal.values)
+    heads = [*(TITLES[name] for name in names), "time (range)", "peak GPU", ""]
+    rows = [
+        [*(str(row.values[name]) for name in names), row.time_text(), format_gib(row.process_peak_bytes), _verdict(goal, row)]
+        for row in goal.rows
+    ]
+    widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(len(heads))]
+
+    def line(cells: list[str]) -> str:
+        left = len(names)  # numbers to the right, words to the left
+        padded = [
+            cell.ljust(wide) if place == left or place == len(heads) - 1 else cell.rjust(wide)
+            for place, (cell, wide) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return ("    " + "  ".join(padded)).rstrip()
+
+    more = [f"    and {goal.left_out} more that are possible"] if goal.left_out else []
+    return [f"  what else     by {_source(goal)}", line(heads), *(line(row) for row in rows), *more]
+
+
+def _verdict(goal: Goal, row: GoalRow) -> str:
+    return "chosen" if goal.is_chosen(row) else row.verdict
+
+
+def _source(goal: Goal) -> str:
+    probed = sum(row.evidence == "measured" for row in goal.rows)
+    if not probed:
+        return "prediction"
+    taught = "" if goal.speed_factor == 1 else f", its times by {goal.speed_factor:.2f} as the probes taught"
+    return f"prediction{taught}; {probed} measured"
