@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from budgetft.contract import Contract
+from budgetft.contract import LEAST_PIXELS, Contract
 from budgetft.errors import UsageError, nearest, unknown_name
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
@@ -37,8 +37,9 @@ class Typed(Value):
 
     @property
     def pixels(self) -> int:
+        """Of an image; no fewer than a contract may have for its most."""
         width, height = parse_size(self.image)
-        return width * height
+        return max(LEAST_PIXELS, width * height)
 
     def shape(self, model: Model, contract: Contract) -> Shape:
         """As the model sees one example; ``UsageError`` when it is longer than the contract allows."""
@@ -141,6 +142,20 @@ def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list
     return fixed, ranges
 
 
+def ranges_of(ranges: Any) -> dict[str, list[int]]:
+    """Further values of contract fields to be priced, by field."""
+    if not isinstance(ranges, Mapping):
+        raise UsageError(f"ranges must be a dict of lists, not {short_text(ranges)}")
+    found = {}
+    for name, values in ranges.items():
+        if name not in RANGED:
+            raise unknown_name("range", str(name), RANGED)
+        if not isinstance(values, list | tuple | range):
+            raise UsageError(f"ranges: {name} must be a list of numbers, not {short_text(values)}")
+        found[name] = [whole(name, value) for value in values]
+    return found
+
+
 def as_plain(value: Any) -> Any:
     """A number of numpy or pandas as Python's own, anything else as it is."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
@@ -148,7 +163,7 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-# Arguments: each is what the function needs, or a ``UsageError`` that names it.
+# Arguments: each is what a function needs, or a ``UsageError`` that names it.
 
 
 def as_gpu(gpu: Any) -> Gpu:
@@ -202,8 +217,12 @@ def yes_or_no(name: str, value: Any) -> bool:
     return value
 
 
+def as_text(name: str, value: Any) -> str | None:
+    return None if value is None else of_kind(name, value, str)
+
+
 def callback(name: str, value: Any) -> Any:
-    if not callable(value):
+    if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, not {short_text(value)}")
     return value
 

@@ -9,8 +9,8 @@ from budgetft.errors import UsageError, unknown_name
 from budgetft.value import Value
 
 Loss = Literal["full", "supervised", "chunked"]
-Vision = Literal["stock", "frozen", "cached"]
-Attention = Literal["stock", "math", "efficient", "flash"]
+Vision = Literal["stock", "frozen", "cached", "no_grad", "uncheckpointed"]
+Attention = Literal["stock", "math", "efficient", "flash", "eager"]
 Lora = Literal["stock", "lean"]
 Pointwise = Literal["stock", "fused"]
 Precision = Literal["fp16", "bf16", "fp32", "nf4"]
@@ -19,6 +19,8 @@ Batching = Literal["padded", "bucketed"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Offload = Literal["none", "activations"]
 
+STOCK_TOWERS = ("stock", "no_grad", "uncheckpointed")
+"""Values of ``vision`` with transformers' own forward of the tower."""
 LOSS_CHUNK = 256
 """Tokens: the logits of 256 of 151,936 words are 156 MB in fp32 and 78 MB in fp16."""
 VISION_GROUP = 8192
@@ -38,9 +40,12 @@ class Knobs(Value):
     """``full``: logits of every position (stock). ``supervised``: of answer tokens. ``chunked``: those, a chunk at a time."""
     vision: Vision = "frozen"
     """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together.
-    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card."""
+    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card. What other trainers
+    do, and no search tries: ``no_grad``, the stock forward without a graph (ms-swift); ``uncheckpointed``, inside the graph
+    and left out of gradient checkpointing, so that it keeps all its activations (LLaMA-Factory)."""
     attention: Attention = "efficient"
-    """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
+    """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly, but for
+    ``eager``: transformers' own products and softmax, N x N scores in memory."""
     lora: Lora = "lean"
     """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs no dropout and no DoRA."""
     pointwise: Pointwise = "stock"

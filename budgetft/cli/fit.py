@@ -67,7 +67,7 @@ def fit(
     from budgetft.cli.progress import waiting
     from budgetft.cli.show_fit import print_fit
     from budgetft.gpu import all_gpus
-    from budgetft.model import load_model, model_names
+    from budgetft.model import load_model, trainable_names
     from budgetft.search.what_fits import what_fits
     from budgetft.units import parse_size
     from budgetft.what_fits import PICTURES, FitAsked
@@ -80,7 +80,7 @@ def fit(
     else:
         gpus = sorted(all_gpus(), key=lambda each: (each.memory_bytes, each.fp16_tflops or 0.0, each.name))
         budgets = {each.name: each.budget_bytes for each in gpus}
-    bundled = [name for name in model_names() if not name.startswith("tiny")]
+    bundled = trainable_names()
     models = [load_model(name) for name in (bundled if model is None else [model])]
     one_size = len(gpus) > 1 or price_per_hour is not None
     pictures = tuple(map(parse_size, image)) if image else PICTURES[:1] if one_size else PICTURES

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from budgetft.asked import IMAGE, contract_of
+from budgetft.asked import IMAGE, Typed, contract_of
 from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
 from budgetft.cards import gpu_here
 from budgetft.cli import names
@@ -43,7 +43,6 @@ from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
 
 Probe = Literal["auto", "always", "never"]
@@ -258,8 +257,7 @@ def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tupl
 
 def pixels_of(image: str) -> str:
     """What ``--max-pixels`` means when only ``--image`` was given: the image as it is."""
-    width, height = parse_size(image)
-    return str(width * height)
+    return str(Typed(image=image).pixels)
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:

@@ -49,6 +49,17 @@ def print_estimate(
         _line("Traced on", f"{found.traced_on}, {wider}")
 
 
+def print_ways_out(ways: list[str]) -> None:
+    """What would fit instead; where nothing would, how to go on."""
+    for number, way in enumerate(ways):
+        _line("" if number else "Instead", way)
+    if not ways:
+        _line(
+            "Instead",
+            "lower --rank or --max-length, or choose a smaller model or a larger GPU: budgetft fit shows what runs where",
+        )
+
+
 def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_hour: float | None = None) -> None:
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
     estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples

@@ -1,11 +1,14 @@
 """A goal for people: what was chosen, when it ends, and what else would be possible."""
 
+from textwrap import wrap
+
 from budgetft.duration import HOUR, duration_text
-from budgetft.goal import TITLES, Goal, GoalRow
+from budgetft.goal import TITLES, Goal, GoalRow, time_asked
 from budgetft.plan import Plan
 from budgetft.units import format_gib
 
 SQUARE = "max_pixels"
+WIDTH = 80
 
 
 def goal_lines(plan: Plan) -> list[str]:
@@ -14,8 +17,9 @@ def goal_lines(plan: Plan) -> list[str]:
     if goal is None:
         return []
     limit = duration_text(goal.hours * HOUR)
+    asked = time_asked(goal)
     wanted = ", then ".join(TITLES[name] for name in goal.prefer)
-    lines = [f"  goal          within {limit}{f': the largest {wanted}' if wanted else ''}"]
+    lines = [f"  goal          within {asked}{f': the largest {wanted}' if wanted else ''}"]
     if goal.values:
         lines.append(f"  chosen        {', '.join(_value(name, value) for name, value in goal.values.items())}")
     lines += _time(goal, limit)
@@ -62,12 +66,14 @@ def _table(goal: Goal) -> list[str]:
         ]
         return ("    " + "  ".join(padded)).rstrip()
 
-    more = [f"    and {goal.left_out} more that are possible"] if goal.left_out else []
+    more = [f"    and {goal.left_out} more that are in time"] if goal.left_out else []
+    for problem in dict.fromkeys(row.problem for row in goal.rows if row.problem):
+        more += wrap(f"impossible: {problem}", initial_indent="    ", subsequent_indent="      ", width=WIDTH)
     return [f"  what else     by {_source(goal)}", line(heads), *(line(row) for row in rows), *more]
 
 
 def _verdict(goal: Goal, row: GoalRow) -> str:
-    return "chosen" if goal.is_chosen(row) else row.verdict
+    return "chosen" if goal.is_chosen(row) else "impossible" if row.problem else row.verdict
 
 
 def _source(goal: Goal) -> str:
