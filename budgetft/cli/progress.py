@@ -44,6 +44,17 @@ def waiting() -> Iterator[Say]:
 
 
 @contextmanager
+def spinning(text: str) -> Iterator[None]:
+    """On a terminal, a spinner beside ``text`` during the block; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with waiting() as tell:
+        tell(text)
+        yield
+
+
+@contextmanager
 def planning(*, quiet: bool) -> Iterator[tuple["Callable[[Event], None]", Say]]:
     """What to call with events and with notes. A terminal also sees what is being probed, and for how long."""
     lines = ProbeLines()
