@@ -71,8 +71,8 @@ class _NoRecordings(dict):
     def __contains__(self, key: object) -> bool:
         return True
 
-    def __missing__(self, key: str) -> None:
-        return None
+    def __missing__(self, key: str) -> tuple[None, str]:
+        return None, ""
 
 
 def main() -> None:
