@@ -33,7 +33,7 @@ LAST = 2
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """``at_zero + slope * micro_batch``. Read and checked as a value is, and made in a third of the time: there are thousands."""
+    """``at_zero + slope * micro_batch``. Read and checked as a value is, and made in a third of the time."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -19,9 +19,8 @@ from budgetft.model import Model
 from budgetft.plan import Candidate
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.clock import Speeds
-from budgetft.predict.estimator import Estimator
+from budgetft.predict.estimator import Estimator, Recordings
 from budgetft.predict.machine import speeds_here
-from budgetft.predict.recording import Recording
 from budgetft.search.predicted import fastest_of
 from budgetft.search.space import offloads, part_sizes, settings
 from budgetft.what_fits import METHODS, FitAsked, FitCell, FitRow, FitTable, Method
@@ -91,7 +90,7 @@ class _Fitting:
     def __init__(self, model: Model, method: Method, asked: FitAsked, on_trace: Callable[[str], None]) -> None:
         self.model, self.method, self.asked, self.on_trace = model, method, asked, on_trace
         self.images = [self._seen(*size) for size in asked.images]
-        self._recordings: dict[str, Recording | None] = {}
+        self._recordings: Recordings = {}
         self._groups: dict[tuple, tuple] = {}
         self._firsts: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
         self._own: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
@@ -186,6 +185,7 @@ class _Fitting:
                 at_once=True,
                 recordings=self._recordings,
                 only=None if whole else ("checkpointed",),
+                record_missing=True,
             )
             self._firsts[key] = first, self._settings(job)
         return self._firsts[key]
