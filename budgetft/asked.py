@@ -227,6 +227,11 @@ def as_text(name: str, value: Any) -> str | None:
     return None if value is None else of_kind(name, value, str)
 
 
+def each_of(value: Any) -> Sequence[Any]:
+    """A list as it is, anything else as the only one of a list."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def callback(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, not {short_text(value)}")

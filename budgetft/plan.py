@@ -246,7 +246,8 @@ class Plan(Shown, Value):
             rows.append(("time", f"{self.hours()} for {self.workload.examples:,} examples"))
         if self.baseline is not None and (ratio := self.over_baseline_text()):
             rows.append(("baseline", f"{ratio} as fast as Hugging Face Trainer defaults, {self.baseline._verdict()}"))
-        rows.append(("evidence", f"{self.evidence.kind}: {self.evidence.statement}"))
+        kind, said = self.evidence.kind, self.evidence.statement
+        rows.append(("evidence", said if said.startswith(kind) else f"{kind}: {said}"))
         return rows
 
     def is_own(self, row: PriceRow) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from budgetft.answers import is_uncalibrated
 from budgetft.contract import Contract
 from budgetft.duration import RunTime
 from budgetft.plan import Candidate
@@ -61,5 +62,6 @@ class Estimated(Candidate):
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.example))]
         if self.examples is not None and self.examples_per_second:
             rows.append(("time", f"{self.hours()} for {self.examples:,} examples"))
-        rows.append(("calibration", self.calibration))
+        none = "none of this GPU: budgetft gpus --calibrate makes one there"
+        rows.append(("calibration", none if is_uncalibrated(self.calibration) else self.calibration))
         return rows

@@ -60,7 +60,7 @@ def only_checked(monkeypatch):
     """Requests are made and checked as they always are, and nothing is computed for them."""
 
     def first(estimator, settled):
-        return Candidate(knobs=predicted._wanted(estimator.job, settled)[0], estimate=ESTIMATE)
+        return Candidate(knobs=predicted.settings_with(estimator.job, settled)[0], estimate=ESTIMATE)
 
     monkeypatch.setattr(predicted, "fastest", first)
 
@@ -90,17 +90,60 @@ def test_sweep(only_checked, name, value):
     refused_or_done(api.sweep, asked.pop("gpu"), asked.pop("model"), **asked)
 
 
-PLANNED = ["cards", "ranges", "deterministic", "probe", "max_probes", "ledger", "storage", "on_event", "progress"]
+PLANNED = [
+    "cards",
+    "ranges",
+    "deterministic",
+    "probe",
+    "max_probes",
+    "ledger",
+    "storage",
+    "on_event",
+    "progress",
+    "hours",
+    "prefer",
+    "sure",
+    "examples",
+]
 
 
 @many
 @given(name=st.sampled_from([*QUESTION, *PLANNED, *SETTINGS]), value=anything)
 def test_plan(monkeypatch, name, value):
     run = pytest.importorskip("budgetft.search.run", reason="optuna is not installed: a search is a study of it")
+    goal = pytest.importorskip("budgetft.search.goal")
     monkeypatch.setattr(run, "make_plan", lambda request: request.workload_under(request.contract))
+    monkeypatch.setattr(goal, "plan_goal", goal._check)
     usual = {} if name in QUESTION[2:8] else {"work": Shape(images=((56, 56),), text_tokens=40, supervised_tokens=8)}
+    usual |= {"hours": 5, "rank": [8, 16]} if name in ("prefer", "sure", "examples") else {}
     asked = {"gpu": GPU, "model": MODEL, **usual, name: value}
     refused_or_done(api.plan, asked.pop("gpu"), asked.pop("model"), **asked)
+
+
+FITTED = [
+    "gpu",
+    "model",
+    "budget",
+    "images",
+    "text_tokens",
+    "label_tokens",
+    "rank",
+    "effective_batch",
+    "examples",
+    "epochs",
+    "foo",
+]
+
+
+@many
+@given(name=st.sampled_from(FITTED), value=anything)
+def test_fit(monkeypatch, name, value):
+    computing = pytest.importorskip("budgetft.search.what_fits")
+    monkeypatch.setattr(
+        computing, "what_fits", lambda gpus, models, wanted, budget_bytes: [budget_bytes(each) for each in gpus]
+    )
+    asked = {"gpu": GPU, "model": MODEL, name: value}
+    refused_or_done(api.fit, asked.pop("gpu"), asked.pop("model"), **asked)
 
 
 ALONE = ["load_gpu", "load_model", "read_plan", "report", "figure", "write_plan", "merge", "export", "port"]
