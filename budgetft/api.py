@@ -20,7 +20,7 @@ from budgetft import asked
 from budgetft.asked import MODEL
 from budgetft.cache import cache_folder
 from budgetft.contract import Contract
-from budgetft.duration import RunTime, parse_hours
+from budgetft.duration import RunTime
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
@@ -29,7 +29,7 @@ from budgetft.model import Model, trainable_names
 from budgetft.plan import Candidate, Plan, load_planned_model
 from budgetft.plan import read_plan as _read_plan
 from budgetft.plan import write_plan as _write_plan
-from budgetft.questions import as_plan, as_source, data_frame, kept_in, opened, question
+from budgetft.questions import PROBES, as_plan, as_source, data_frame, goal_asked, kept_in, opened, plan_options, question
 from budgetft.results import Estimated
 from budgetft.what_fits import FitAsked, FitTable
 from budgetft.workload import Shape, Workload
@@ -81,7 +81,6 @@ Size = str | tuple[int, int]
 """Of an image in pixels: ``"896x448"`` or ``(896, 448)``, width first."""
 Fields = Contract | Mapping[str, Any] | None
 Probe = Literal["auto", "always", "never"]
-PROBE = ("auto", "always", "never")
 
 
 def estimate(
@@ -201,26 +200,17 @@ def plan(
         gpu, model, fields, work=work, data=data, image=image, images=images, text_tokens=text_tokens,
         label_tokens=label_tokens, budget=budget, contract=contract, qlora=qlora, ranges=ranges or {},
     ).of_a_plan()  # fmt: skip
-    options: dict[str, Any] = {
-        "cards": asked.whole("cards", cards, most=1024),
-        "deterministic": asked.yes_or_no("deterministic", deterministic),
-        "cache": None if cache is None else str(asked.as_path("cache", cache)),
-        "probe": asked.one_of("probe", probe, PROBE),
-        "max_probes": asked.whole("max_probes", max_probes, least=5, most=10_000),
-        **kept_in(ledger, storage),
-    }
+    options = plan_options(cards, deterministic, cache, probe, max_probes) | kept_in(ledger, storage)
+    goal = goal_asked(hours, prefer, sure, examples)
     listen = asked.callback("on_event", on_event)
     with telling(progress, "plan") as tell:
         used = opened(wanted.work or asked.sample_data(cache_folder(), tell), tell)
         request = PlanRequest(**wanted.planned(used), **options, on_event=both(lambda event: tell(event_text(event)), listen))
-        if hours is None:
+        if goal is None:
             return make_plan(request)
         from budgetft.search.goal import GoalRequest, plan_goal
 
-        limit = parse_hours(str(asked.as_plain(hours)))
-        counted = None if examples is None else asked.whole("examples", examples)
-        late = asked.yes_or_no("sure", sure)
-        return plan_goal(GoalRequest(planning=request, hours=limit, prefer=prefer, sure=late, examples=counted))
+        return plan_goal(GoalRequest(planning=request, **goal))
 
 
 def port(
@@ -252,7 +242,7 @@ def port(
             gpu=card,
             budget_bytes=asked.budget_bytes(budget, card),
             precision=asked.one_of("precision", precision, ("keep", "native")),
-            probe=asked.one_of("probe", probe, PROBE),
+            probe=asked.one_of("probe", probe, PROBES),
             on_event=both(lambda event: tell(event_text(event)), listen),
             **kept_in(ledger, storage),
         )
@@ -274,8 +264,8 @@ def fit(
     """
     from budgetft.search.what_fits import what_fits
 
-    gpus = [asked.as_gpu(each) for each in _each(gpu)]
-    models = [asked.as_model(each) for each in (trainable_names() if model is None else _each(model))]
+    gpus = [asked.as_gpu(each) for each in asked.each_of(gpu)]
+    models = [asked.as_model(each) for each in (trainable_names() if model is None else asked.each_of(model))]
     wanted = FitAsked.make(**{name: asked.as_plain(value) for name, value in fields.items()})
     if not gpus or not models:
         raise UsageError("name at least one GPU and one model")
@@ -405,8 +395,3 @@ def read_plan(path: str | Path) -> Plan:
 def write_plan(plan: Plan, path: str | Path) -> None:
     """Write ``plan`` to the file ``path``, whole or not at all."""
     _write_plan(asked.of_kind("plan", plan, Plan), asked.as_path("path", path))
-
-
-def _each(value: Any) -> Sequence[Any]:
-    """A list as it is, anything else as the only one of a list."""
-    return value if isinstance(value, list | tuple) else [value]

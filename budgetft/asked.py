@@ -1,8 +1,11 @@
 """What people ask for, as values: what is left out and what is given, for the command line and the Python API alike."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import Field
 
 from budgetft.contract import LEAST_PIXELS, Contract
 from budgetft.errors import UsageError, nearest, unknown_name
@@ -29,7 +32,7 @@ class Typed(Value):
 
     image: str = IMAGE
     """``WIDTHxHEIGHT`` in pixels."""
-    images: int = IMAGES
+    images: int = Field(default=IMAGES, ge=1, le=10**6)
     text_tokens: int = TEXT_TOKENS
     """Of one example: prompt and answer."""
     label_tokens: int = LABEL_TOKENS
@@ -46,8 +49,6 @@ class Typed(Value):
         from budgetft.data.tokens import check_positions, resized_size
 
         check_positions(model, contract)
-        if self.images < 1:
-            raise UsageError(f"images must be at least 1, not {self.images}")
         size = resized_size(*parse_size(self.image), model, contract)
         one = Shape.make(images=(size,), text_tokens=self.text_tokens, supervised_tokens=self.label_tokens)
         if self.label_tokens >= self.text_tokens:
@@ -177,7 +178,12 @@ def as_model(model: Any) -> Model:
 def as_path(name: str, value: Any) -> Path:
     path = Path(of_kind(name, value, str, Path))
     if "\0" in str(path) or not str(value):
-        raise UsageError(f"{name} is no path: {str(value)!r}")
+        raise UsageError(f"{name} is no path: {short_text(value)}")
+    try:
+        path.exists()
+        os.fsencode(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} {short_text(str(value))}: {getattr(error, 'strerror', None) or 'is no path'}") from None
     return path
 
 
@@ -221,6 +227,11 @@ def as_text(name: str, value: Any) -> str | None:
     return None if value is None else of_kind(name, value, str)
 
 
+def each_of(value: Any) -> Sequence[Any]:
+    """A list as it is, anything else as the only one of a list."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def callback(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, not {short_text(value)}")
@@ -232,7 +243,7 @@ def budget_bytes(budget: Any, gpu: Gpu) -> int:
     if budget is None:
         return gpu.budget_bytes
     budget = as_plain(budget)
-    size = parse_bytes(budget) if isinstance(budget, str) else whole("budget", budget)
+    size = parse_bytes(budget) if isinstance(budget, str) else whole("budget", budget, most=2**60)
     if not 0 < size <= gpu.memory_bytes:
         raise UsageError(f"a budget of {budget} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
     return size

@@ -205,7 +205,7 @@ def _of_size(size: Size) -> tuple[Gpu, str]:
 
 def _not_found(text: str, meant: Match, listed: Sequence[Listed]) -> UsageError:
     shown, bare = repr(text.strip()[:60]), text.strip()
-    memory = f"--gpu {bare}GiB" if bare.isdecimal() and 1 <= int(bare) <= 300 else "for example --gpu 24GiB"
+    memory = f"--gpu {bare}GiB" if bare.isdecimal() and len(bare) <= 3 and 1 <= int(bare) <= 300 else "for example --gpu 24GiB"
     ways = f"`budgetft gpus` lists all; or give the memory of any NVIDIA GPU, {memory}"
     if meant.found:
         return _ambiguous(shown, meant, typed(text).key, ways)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from budgetft import asked
 from budgetft.asked import Typed, Work, short_text, split_settings
 from budgetft.contract import Contract
+from budgetft.duration import MOST_EXAMPLES, parse_hours
 from budgetft.errors import UsageError, refused_by_system
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 TYPED = ("image", "images", "text_tokens", "label_tokens")
+PROBES = ("auto", "always", "never")
 EXAMPLES = ("work", "data", *TYPED)
 """Arguments that say what is trained on."""
 
@@ -105,6 +107,35 @@ def question(gpu: Any, model: Any, settings: Mapping[str, Any], **arguments: Any
     )
 
 
+def plan_options(cards: Any, deterministic: Any, cache: Any, probe: Any, max_probes: Any) -> dict[str, Any]:
+    """How a plan is to be searched for, of a request to plan."""
+    return {
+        "cards": asked.whole("cards", cards, most=1024),
+        "deterministic": asked.yes_or_no("deterministic", deterministic),
+        "cache": None if cache is None else str(asked.as_path("cache", cache)),
+        "probe": asked.one_of("probe", probe, PROBES),
+        "max_probes": asked.whole("max_probes", max_probes, least=5, most=10_000),
+    }
+
+
+def goal_asked(hours: Any, prefer: Any, sure: Any, examples: Any) -> dict[str, Any] | None:
+    """What a run has to end in, and by what it is chosen; None where no time is given."""
+    if asked.yes_or_no("sure", sure) and hours is None:
+        raise UsageError("sure=True is of hours, and none are given", hint="plan(..., hours=10, sure=True)")
+    if examples is not None:
+        examples = asked.whole("examples", examples, most=MOST_EXAMPLES)
+    for name in asked.each_of(prefer):
+        if prefer is not None:
+            asked.of_kind("prefer", name, str)
+    if hours is None:
+        return None
+    hours = asked.as_plain(hours)
+    if isinstance(hours, bool) or not isinstance(hours, int | float | str):
+        raise UsageError(f"hours must be a number or text such as 90min, not {short_text(hours)}")
+    text = hours if isinstance(hours, str) else f"{hours:f}" if isinstance(hours, float) else short_text(hours)
+    return {"hours": parse_hours(text), "prefer": prefer, "sure": sure, "examples": examples}
+
+
 def as_plan(plan: Any) -> Plan:
     """A plan, or the one in a file."""
     return plan if isinstance(plan, Plan) else read_plan(asked.as_path("plan", plan))
@@ -135,7 +166,14 @@ def data_frame() -> "Callable[[list[dict[str, Any]]], pandas.DataFrame]":
         from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise UsageError("pandas is not installed", hint="pip install pandas, or sweep(..., as_rows=True)") from None
-    return DataFrame
+
+    def frame(rows: list[dict[str, Any]]) -> "pandas.DataFrame":
+        """Whole numbers stay whole beside a row that has none."""
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        gaps = (name for name, values in columns.items() if None in values and any(map(asked.is_whole, values)))
+        return DataFrame(columns).astype(dict.fromkeys(gaps, "Int64"))
+
+    return frame
 
 
 def opened(work: Work, tell: Tell) -> Work:

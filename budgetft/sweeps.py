@@ -21,7 +21,7 @@ MOST_ROWS = 100_000
 
 def combinations(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the lists among ``arguments``, the last one changing fastest; single values are in all."""
-    ranges = {name: _values(name, value) for name, value in arguments.items() if value is not None}
+    ranges = {name: _values(name, value) for name, value in arguments.items() if value is not None or name in ("gpu", "model")}
     for name, load in (("gpu", as_gpu), ("model", as_model)):
         ranges[name] = [load(value) for value in ranges[name]]
     empty = [name for name, values in ranges.items() if not values]

@@ -104,11 +104,37 @@ class FitTable(Value):
         return self.model_dump(mode="json")
 
 
+UNITS = (("m", 60.0), ("h", 3600.0), ("d", 86400.0), ("y", 365.0 * 86400))
+LONGEST = 1000
+"""Years: beyond that nobody waits."""
+
+
 def span_text(time: RunTime | None) -> str:
-    """The range of a time in a few letters: ``43-69m``, ``2.2-3.7h``, ``4-7d``; ``-`` where it is not known."""
+    """The range of a time in a few letters: ``43-69m``, ``2.2-3.7h``, ``4.1-7.0d``; ``-`` where it is not known."""
     if time is None:
         return "-"
     low, high = time.low_seconds or time.seconds, time.high_seconds or time.seconds
-    unit, size = next((each for each in (("m", 60.0), ("h", 3600.0)) if high < 100 * each[1]), ("d", 86400.0))
-    shown = [f"{end / size:.1f}" if end < 9.95 * size and unit != "m" else f"{end / size:,.0f}" for end in (low, high)]
+    unit, size = next((each for each in UNITS if high < 100 * each[1]), UNITS[-1])
+    if high >= LONGEST * UNITS[-1][1]:
+        return f">{LONGEST}y"
+    if high < UNITS[0][1]:
+        return "<1m"
+    shown = [f"{end / size:.1f}" if end < 9.95 * size and unit != "m" else f"{end / size:.0f}" for end in (low, high)]
     return f"{shown[0]}{unit}" if shown[0] == shown[1] else f"{shown[0]}-{shown[1]}{unit}"
+
+
+def number_text(value: float) -> str:
+    """Two digits of a speed."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def shrunk_text(table: "FitTable") -> list[str]:
+    """Of each picture that models shrink, a line that says to what."""
+    lines = []
+    for place, (width, height) in enumerate(table.asked.images):
+        seen = {row.cells[place].image for row in table.rows}
+        smaller = sorted({size for size in seen if size[0] * size[1] < 0.8 * width * height})
+        if smaller:
+            told = " or ".join("x".join(map(str, size)) for size in smaller)
+            lines.append(f"pictures of {width}x{height} are shrunk to {told}, the most that the models take")
+    return lines

@@ -97,7 +97,7 @@ def table(bench: "Bench") -> str:
     lines = [
         f"{bench.model}, {bench.gpu}, {format_gib(bench.budget_bytes)}: {bench.statement}.",
         "",
-        "| image | path | micro-batch | checkpointed | allocator | samples/s | over stock | process peak | |",
+        "| image | path | micro-batch | checkpointed | allocator | examples/s | over stock | process peak | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in bench.rows:

@@ -80,7 +80,7 @@ class Asked(Value):
 
 
 def estimate_peer(asked: Asked, job: "Job", *, json_output: bool) -> None:
-    """Print the table of a trainer. Raises ``NothingFits``, after it, where the asked micro-batch does not fit, or none does."""
+    """Print the table of a trainer. Raises ``NothingFits`` after it where the asked micro-batch does not fit, or none does."""
     from budgetft.cli.progress import waiting
     from budgetft.export.peer_table import micro_batches_shown, peer_table
     from budgetft.export.peers import setup_of

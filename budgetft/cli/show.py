@@ -37,9 +37,10 @@ def print_estimate(
     _title(found.model, found.contract, gpu)
     _budget(found.budget_bytes, display_bytes, estimate.evidence)
     _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
-    _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
-    _price(time_under(found.contract, estimate, found.examples), price_per_hour)
-    _line("Speed", rate(estimate))
+    if estimate.fits:
+        _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
+        _price(time_under(found.contract, estimate, found.examples), price_per_hour)
+        _line("Speed", rate(estimate))
     _line("Settings", "; ".join(settings_words(found.knobs, layers)))
     _line("Kept fixed", contract_text(found.contract))
     _line("Memory", memory_text(estimate.terms))

@@ -6,8 +6,8 @@ from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
 from budgetft.duration import RunTime
 from budgetft.gpu import Gpu
-from budgetft.units import GIB, format_gib
-from budgetft.what_fits import METHODS, FitCell, FitRow, FitTable, span_text
+from budgetft.units import format_gib
+from budgetft.what_fits import METHODS, FitCell, FitRow, FitTable, number_text, shrunk_text, span_text
 
 GAP = "  "
 TIME = 8
@@ -94,8 +94,10 @@ def _by_gpu(table: FitTable, price: float | None) -> list[str]:
 
 
 def _names(rows: Sequence[FitRow], *, several: bool) -> list[str]:
-    return [f"{row.gpu} {row.model}" if several and len({each.model for each in rows}) > 1 else row.gpu if several else row.model
-            for row in rows]  # fmt: skip
+    if not several:
+        return [row.model for row in rows]
+    models = {row.model for row in rows}
+    return [f"{row.gpu} {row.model}" if len(models) > 1 else row.gpu for row in rows]
 
 
 def _cell(cell: FitCell, price: float | None = None) -> str:
@@ -115,8 +117,8 @@ def _speeds(cell: FitCell) -> str:
     if cell.examples_per_second is None:
         return "-"
     if cell.speed_low is None or cell.speed_high is None:
-        return _number(cell.examples_per_second)
-    return f"{_number(cell.speed_low)}-{_number(cell.speed_high)}"
+        return number_text(cell.examples_per_second)
+    return f"{number_text(cell.speed_low)}-{number_text(cell.speed_high)}"
 
 
 def _costs(time: RunTime | None, price: float) -> str:
@@ -126,19 +128,18 @@ def _costs(time: RunTime | None, price: float) -> str:
     return f"{middle:.2f}" if low is None or high is None else f"{low:.2f}-{high:.2f}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
-
-
 def _legend(table: FitTable, price: float | None) -> list[str]:
     asked = table.asked
     run = f"{asked.epochs:,} epoch{'s' if asked.epochs > 1 else ''} of {asked.examples:,} examples"
-    lines = ["GiB   peak GPU memory of the fastest settings that fit; no: it does not fit, with the least that it takes"]
-    lines.append(f"time  {run} (m minutes, h hours, d days), the range that is 80 % likely")
+    lines = [
+        "GiB   peak GPU memory of the fastest settings that fit",
+        "no    does not fit; the GiB are then the least that is possible",
+        f"time  {run}: m minutes, h hours, d days; 80 % likely",
+    ]
     if price is not None:
         lines.append(f"cost  of the same, at {price:g} an hour")
     lines.append("largest picture that fits, in squares; *: the model takes no larger")
-    return lines
+    return [*lines, *shrunk_text(table)]
 
 
 def _next(table: FitTable) -> str:
@@ -147,7 +148,7 @@ def _next(table: FitTable) -> str:
     if not fitting:
         least = min(table.rows, key=lambda row: row.cells[0].peak_bytes)
         size = "x".join(map(str, least.cells[0].image))
-        return f"nothing fits; the least is {least.model} by {least.method} at {size} with {least.cells[0].peak_bytes / GIB:.1f} GiB"
+        return f"nothing fits: {least.model} by {least.method} takes least, {least.cells[0].peak_gib:.1f} GiB at {size}"
     best = max(fitting, key=lambda row: (row.parameters or 0, row.method == "LoRA", -row.memory_bytes))
     four = " --allow-nf4" if best.method == "QLoRA" else ""
     return f"next: budgetft plan --gpu {best.gpu} --model {best.model}{four} --data YOUR_DATA"

@@ -171,13 +171,13 @@ def _bar(budget_bytes: int) -> Iterator[tuple[Progress, Note]]:
         task = bar.add_task("", total=None, visible=False)
 
         def show(record: "Record") -> None:
-            text = describe(record, budget_bytes, rate="samples/s" if wide else "/s")
+            text = describe(record, budget_bytes, rate="examples/s" if wide else "/s")
             bar.update(task, total=record.steps, completed=record.step, description=text, visible=True)
 
         yield show, lambda note: bar.console.print(note, markup=False, highlight=False)
 
 
-def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") -> str:
+def describe(record: "Record", budget_bytes: int, *, rate: str = "examples/s") -> str:
     """A record in one line: loss, samples per second, and memory now, at its peak, and of the budget."""
     loss = "not finite, skipped" if not record.finite or record.loss is None else f"{record.loss:.4f}"
     return (
@@ -219,7 +219,7 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path, price_per_hour: 
         + (", ended early: the held-out loss did not fall any more" if summary.ended_early else ""),
         "time": _took(summary, price_per_hour),
         "loss": " to ".join("-" if loss is None else f"{loss:.4f}" for loss in (summary.first_loss, summary.last_loss)),
-        "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
+        "examples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
         "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"
         f" (allocated {format_gib(summary.allocated_peak_bytes)}, reserved {format_gib(summary.reserved_peak_bytes)})",
         "out of memory": _fallbacks(summary),

@@ -61,7 +61,7 @@ def event_template(small: Trace, large: Trace, sizes: tuple[int, int], *, full_a
 
 
 def _affine(one: np.ndarray, two: np.ndarray, sizes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(at zero, slope) of each event of ``one``, also where ``two`` has more: another loss chunk, a copy, more vision windows."""
+    """(at zero, slope) of each event of ``one``, also where ``two`` has more: a loss chunk, a copy, more vision windows."""
     growing = sizes[1] - sizes[0]
     if len(one) == len(two):
         slope = (two - one) / growing

@@ -21,7 +21,7 @@ ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """``law`` with what makes the events of its templates, and the sizes of what is there throughout, in the order of allocation."""
+    """``law``, what makes the events of its templates, and the sizes of what is there throughout, in order of allocation."""
 
     law: Law
     templates: Mapping[str, Callable[[], EventTemplate]]

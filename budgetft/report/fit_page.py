@@ -8,7 +8,7 @@ from budgetft.gpu import Gpu
 from budgetft.plan import write_text_atomically
 from budgetft.report.page import document
 from budgetft.units import GIB, format_gib
-from budgetft.what_fits import FitCell, FitRow, FitTable, span_text
+from budgetft.what_fits import FitCell, FitRow, FitTable, number_text, shrunk_text, span_text
 
 
 def write_fit_page(table: FitTable, gpus: Sequence[Gpu], path: Path, *, price_per_hour: float | None = None) -> None:
@@ -27,16 +27,16 @@ def fit_page(table: FitTable, gpus: Sequence[Gpu], *, price_per_hour: float | No
     fitting = sum(row.cells[0].fits for row in table.rows)
     size = _size(asked.images[0])
     body = [
-        f'<header><h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)} {fitting} of {len(table.rows)} fit with pictures of'
-        f" {size}.</p>",
-        f'<p class="note">Predicted, nothing was run. LoRA rank {asked.rank}, effective batch {asked.effective_batch}; an example'
-        f" is one picture and {asked.text_tokens} text tokens; time is that of {asked.epochs:,} x {asked.examples:,} examples,"
-        " the range that is 80 % likely. A click on a heading sorts.</p></header>",
+        f'<header><h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)} {fitting} of {len(table.rows)} fit with pictures'
+        f" of {size}.</p>",
+        f'<p class="note">Predicted, nothing was run. LoRA rank {asked.rank}, effective batch {asked.effective_batch}; an'
+        f" example is one picture and {asked.text_tokens} text tokens; time is that of {asked.epochs:,} x"
+        f" {asked.examples:,} examples, the range that is 80 % likely. A click on a heading sorts.</p></header>",
         "<section>",
         _table(table, several=len(gpus) > 1, price=price_per_hour),
         "</section>",
-        '<p class="note">Red: does not fit; the number is the least that it takes. Largest: the largest square picture that fits;'
-        " * the model takes no larger.</p>",
+        '<p class="note">Red: does not fit; the number is the least that it takes. Largest: the largest square picture that'
+        f" fits; * the model takes no larger. {escape('; '.join(shrunk_text(table)))}</p>",
     ]
     return document(title, "\n".join(body), "style.css", "fit.css", script=_script())
 
@@ -87,9 +87,9 @@ def _cells(cell: FitCell, image: tuple[int, int], price: float | None) -> str:
     seconds = "inf" if cell.time is None else f"{cell.time.seconds:.0f}"
     shown = span_text(cell.time) if price is None else "-" if cell.time is None else cell.time.price_text(price)
     speed = cell.examples_per_second
-    between = "-" if speed is None else f"{speed:.2f}"
+    between = "-" if speed is None else number_text(speed)
     if cell.speed_low is not None and cell.speed_high is not None:
-        between = f"{cell.speed_low:.2f} to {cell.speed_high:.2f}"
+        between = f"{number_text(cell.speed_low)} to {number_text(cell.speed_high)}"
     return (
         f'{peak}<td class="number" data-sort="{seconds}">{escape(shown)}</td>'
         f'<td class="number speed" data-sort="{speed or -1}">{between}</td>'

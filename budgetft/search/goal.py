@@ -56,6 +56,13 @@ def plan_goal(request: GoalRequest) -> Plan:
     return _Search(request).plan()
 
 
+def predicted_choice(request: GoalRequest) -> Look | None:
+    """What would be planned by prediction alone; None where nothing is possible."""
+    search = _Search(request)
+    values = largest(search.ladders, search._ask)
+    return None if values is None else search.looks.at(values)
+
+
 def ladders_of(planning: PlanRequest, fields: Sequence[str]) -> list[list[int]]:
     """The values of each of ``fields``, rising; of frames also what the examples have, if it lies among them."""
     found = []

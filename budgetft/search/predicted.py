@@ -106,7 +106,7 @@ def expected_text(job: Job) -> str:
     speed = best.estimate.speed_text("")
     where = f"a {job.gpu.name} itself (predicted)"
     if stock is None:
-        return f"{where}: plan {speed} samples/s; the stock recipe does not fit"
+        return f"{where}: plan {speed} examples/s; the stock recipe does not fit"
     low, high = estimator.ratio_range(best.knobs, stock.knobs)
     ratio = speed_text((low * high) ** 0.5, low, high, " times")
-    return f"{where}: stock {stock.estimate.speed_text('')}, plan {speed} samples/s, {ratio} as fast"
+    return f"{where}: stock {stock.estimate.speed_text('')}, plan {speed} examples/s, {ratio} as fast"

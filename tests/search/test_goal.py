@@ -265,7 +265,7 @@ def test_frames_that_the_data_does_not_have_leave_the_plan_without_data():
     assert plan.goal.data_frames == 1
     assert plan.workload.most_frames == 4
     assert plan.data is None
-    assert plan_goal(replace(request, hours=8)).data == "/data"
+    assert plan_goal(replace(request, hours=4)).data == "/data"
 
 
 def test_examples_longer_than_the_contract_allows_are_listed_with_the_reason():
@@ -301,9 +301,9 @@ def test_hours_that_nothing_meets_name_the_fastest_contract_its_time_and_ways_on
     assert "even max pixels 200704, rank 8, frames 1, the fastest of these ranges, takes about" in caught.value.message
     assert caught.value.message.count("\n") == 0
     assert caught.value.hint is not None
-    assert "--hours 3" in caught.value.hint
+    assert "--hours 4" in caught.value.hint
     with pytest.raises(NothingFits) as caught:
-        plan_goal(request_of(2))
+        plan_goal(request_of(3))
     assert "or --epochs 2" in str(caught.value.hint)
     hours = float(str(caught.value.hint).split("--hours ")[1].split(",")[0])
     goal_of(request_of(hours))
@@ -396,7 +396,7 @@ class Prober:
     def probe(self, knobs, *, fresh=False) -> Outcome:
         self.asked.append((self.job.contract, knobs))
         said = Fake(self.job).estimate(knobs)
-        fields = {"knobs": knobs, "evidence": self.job.evidence, "budget_bytes": self.job.budget_bytes}
+        fields = {"knobs": knobs, "evidence": self.job.evidence, "budget_bytes": self.job.budget_bytes, "stack": STACK}
         if self.job.contract.rank in self.too_large:
             return Outcome(status="oom", phase="backward", **fields)
         speed = said.samples_per_second / self.slower
