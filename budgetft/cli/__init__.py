@@ -26,7 +26,7 @@ KEPT = {
     "plan": _TRIALS,
     "port": _TRIALS,
     "bench": _TRIALS,
-    "estimate": "nothing was lost: run the same command again",
+    **dict.fromkeys(("estimate", "fit"), "nothing was lost: run the same command again"),
     "run": "finished stages are kept: the same command goes on from them",
     "demo": "finished stages are kept: the same command goes on from them",
     "predict": "texts that were written are kept: the same command goes on after them",
