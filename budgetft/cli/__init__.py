@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 HEADINGS = {
-    "Look first": ("doctor", "gpus", "models", "fit", "estimate"),
+    "Look first": ("fit", "estimate", "gpus", "models", "doctor"),
     "Data": ("data",),
     "Plan": ("plan", "port", "bench"),
     "Train": ("train", "launch", "merge", "export"),

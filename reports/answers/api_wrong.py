@@ -23,14 +23,14 @@ ONE = ("work", "data", "image", "images", "text_tokens", "label_tokens")
 SETTINGS = (*Contract.model_fields, *Knobs.model_fields, "foo", "lora_alpha")
 ARGUMENTS = {
     "estimate": ("gpu", "model", *ONE, "budget", "contract", "knobs", "qlora", "progress", *SETTINGS),
-    "plan": ("gpu", "model", *ONE, "budget", "cards", "contract", "ranges", "qlora", "deterministic", "cache", "probe", "storage",
-             "max_probes", "ledger", "progress", "hours", "prefer", "sure", "examples", "rank", "micro_batch"),
+    "plan": ("gpu", "model", *ONE, "budget", "cards", "contract", "ranges", "qlora", "deterministic", "cache", "probe",
+             "storage", "max_probes", "ledger", "progress", "hours", "prefer", "sure", "examples", "rank", "micro_batch"),
     "sweep": ("gpu", "model", "examples", "epochs", "rank", "image", "micro_batch", "foo", "knobs"),
     "fit": ("gpu", "model", "budget", "images", "text_tokens", "label_tokens", "rank", "examples", "epochs", "foo"),
     "port": ("plan", "gpu", "budget", "precision", "model"),
     "export": ("plan", "to", "model", "output", "dataset"),
-    "train": ("plan", "steps", "resume", "save_every", "heldout", "heldout_every", "keep_best", "early_stopping", "weights", "data",
-              "sample_captions", "deterministic", "device", "trackers", "progress"),
+    "train": ("plan", "steps", "resume", "save_every", "heldout", "heldout_every", "keep_best", "early_stopping", "weights",
+              "data", "sample_captions", "deterministic", "device", "trackers", "progress"),
     "merge": ("run", "weights", "on_file"),
     "report": ("source",), "figure": ("source", "kind"), "load_gpu": ("name",), "load_model": ("name",), "read_plan": ("path",),
 }  # fmt: skip
