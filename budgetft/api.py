@@ -218,6 +218,7 @@ def port(
     gpu: str | Gpu,
     *,
     budget: str | int | None = None,
+    display_bytes: int = 0,
     precision: Literal["keep", "native"] = "keep",
     probe: Probe = "auto",
     model: str | None = None,
@@ -228,25 +229,26 @@ def port(
 ) -> "Port":
     """``plan`` for another GPU or budget, from the same evidence and at most three probes: the plan, and what changed.
 
-    ``precision``: keep the plan's 16-bit type, or take what the GPU runs natively. Raises ``UsageError`` when the
-    plan's type only runs emulated there, ``NothingFits`` with what to give up.
+    ``precision``: keep the plan's 16-bit type, or take what the GPU runs natively; ``display_bytes`` are left to a display.
+    Raises ``UsageError`` when the plan's type only runs emulated there, ``NothingFits`` with what to give up.
     """
     from budgetft.search.port import PortRequest, port_plan
 
     card, made = asked.as_gpu(gpu), as_plan(plan)
-    listen = asked.callback("on_event", on_event)
     with telling(progress, "port") as tell:
-        request = PortRequest(
-            plan=made,
-            model=load_planned_model(made, name=asked.as_text("model", model)),
-            gpu=card,
-            budget_bytes=asked.budget_bytes(budget, card),
-            precision=asked.one_of("precision", precision, ("keep", "native")),
-            probe=asked.one_of("probe", probe, PROBES),
-            on_event=both(lambda event: tell(event_text(event)), listen),
-            **kept_in(ledger, storage),
+        return port_plan(
+            PortRequest(
+                plan=made,
+                model=load_planned_model(made, name=asked.as_text("model", model)),
+                gpu=card,
+                budget_bytes=asked.budget_bytes(budget, card),
+                display_bytes=display_bytes,
+                precision=asked.one_of("precision", precision, ("keep", "native")),
+                probe=asked.one_of("probe", probe, PROBES),
+                on_event=both(lambda event: tell(event_text(event)), asked.callback("on_event", on_event)),
+                **kept_in(ledger, storage),
+            )
         )
-        return port_plan(request)
 
 
 def fit(

@@ -238,7 +238,7 @@ class Plan(Shown, Value):
 
     def _verdict(self) -> str:
         room = f"{self.peak_gib:.2f} of {format_gib(self.gpu.budget_bytes)}"
-        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text(' examples/s')}"
+        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text()}"
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]

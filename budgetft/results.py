@@ -56,7 +56,7 @@ class Estimated(Candidate):
         fits = "fits" if self.fits else "too close to the budget" if peak <= budget else "does not fit"
         room = f"{peak / GIB:.2f} of {format_gib(budget)}"
         verdict = f"{fits}, {room} ({estimate.evidence}, +- {self.uncertainty_share:.0%})"
-        return f"{verdict}, {estimate.speed_text(' examples/s')}"
+        return f"{verdict}, {estimate.speed_text()}"
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.example))]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
-from budgetft.cli import options, peers
+from budgetft.cli import names, options, peers
 from budgetft.errors import NothingFits, UsageError
 
 
@@ -17,13 +17,13 @@ def estimate(
     budget: options.Budget = None,
     display: options.Display = None,
     data: options.Data = None,
-    image: options.Image = None,
+    image: options.OneImage = None,
     images: options.Images = IMAGES,
     text_tokens: options.TextTokens = TEXT_TOKENS,
     supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
-    max_pixels: options.MaxPixels = None,
+    max_pixels: options.OneMaxPixels = None,
     max_length: options.MaxLength = None,
-    rank: options.Rank = None,
+    rank: options.OneRank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
     seed: options.Seed = None,
@@ -41,7 +41,17 @@ def estimate(
     price_per_hour: options.PricePerHour = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
-    knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knob",
+            metavar="NAME=VALUE",
+            show_default="the fastest that fits",
+            help="Fix a setting, such as micro_batch=4; repeatable.",
+            autocompletion=names.knobs,
+            rich_help_panel=options.SEARCH,
+        ),
+    ] = None,
     trainer: peers.Trainer = None,
     micro_batch: peers.MicroBatch = None,
     liger: peers.Liger = False,
@@ -50,7 +60,10 @@ def estimate(
     load_in_4bit: peers.LoadIn4bit = None,
     json_output: options.Json = False,
 ) -> None:
-    """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
+    """Estimate the memory and speed of one setting, without a GPU and without running anything.
+
+    Settings that --knob does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
+    """
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import waiting
     from budgetft.cli.show import print_estimate, print_ways_out

@@ -5,7 +5,7 @@ from typing import Any
 
 from budgetft.errors import UsageError
 from budgetft.export.peers import PEERS, Note, Setup, knobs_of, notes_of
-from budgetft.knobs import Knobs
+from budgetft.knobs import Knobs, Precision
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate
 from budgetft.predict.estimator import Estimator
@@ -100,9 +100,14 @@ def micro_batches_shown(effective_batch: int, asked: int | None) -> list[int]:
 
 
 def peer_table(
-    setup: Setup, job: Job, *, micro_batch: int | None = None, on_trace: Callable[[str], None] = lambda text: None
+    setup: Setup,
+    job: Job,
+    *,
+    micro_batch: int | None = None,
+    base_precision: Precision | None = None,
+    on_trace: Callable[[str], None] = lambda text: None,
 ) -> PeerTable:
-    """Predict ``setup`` on ``job`` at the micro-batches to be shown.
+    """Predict ``setup`` on ``job`` at the micro-batches to be shown; ``base_precision``: the GPU's own where None.
 
     Raises ``UsageError`` for a micro-batch that cannot be, ``BudgetftError`` when the model cannot be traced.
     """
@@ -110,7 +115,10 @@ def peer_table(
     if setup.load_in_4bit:
         job = job.replace(contract=job.contract.replace(allow_nf4=True))
     estimator = Estimator(job, at_once=True, on_trace=on_trace)
-    rows = [Row(knobs=knobs, estimate=estimator.estimate(knobs)) for knobs in (knobs_of(setup, job, size) for size in sizes)]
+    settings = [knobs_of(setup, job, size) for size in sizes]
+    if base_precision is not None:
+        settings = [knobs.replace(base_precision=base_precision) for knobs in settings]
+    rows = [Row(knobs=knobs, estimate=estimator.estimate(knobs)) for knobs in settings]
     best, first = best_row(rows, estimator.ratio_range), rows[0]
     foreign = estimator.foreign.get(estimator.combination(first.knobs))
     return PeerTable(

@@ -27,8 +27,9 @@ ALIASES = {
 }
 """What people call them too."""
 FUSED_CHUNK = 64
-"""Tokens whose logits exist at a time in our stand-in for a fused linear cross-entropy: 74 MiB, about a tile of TRL's (32,768
-words of up to 4,096 tokens) at 1,200 tokens, and above Liger's chunks."""
+"""Tokens whose logits exist at a time in our stand-in for a fused linear cross-entropy: 74 MiB of the Qwen vocabulary."""
+TRL_TILE_BYTES = 4096 * 32768 * 2
+"""The most that the logits of TRL's take: tokens x words x 16 bits (``trl/kernels/chunked_logprob.py``)."""
 TRITON_FROM = (7, 0)
 """Compute capability from which Triton has kernels: Liger and Unsloth need them."""
 UNSLOTH_FUSED_FROM = (7, 5)
@@ -286,10 +287,7 @@ def _approximated(setup: Setup, job: Job) -> list[str]:
         if _makes_all_logits(setup, job.gpu):
             found.append("its fused cross-entropy is off below compute capability 7.5: logits of every position")
     if (setup.peer.fused_loss and not _makes_all_logits(setup, job.gpu)) or setup.liger:
-        whose = {"trl": "TRL's", "unsloth": "Unsloth's"}.get(setup.trainer, "Liger's")
-        found.append(
-            f"{whose} fused linear cross-entropy by our chunked one ({FUSED_CHUNK} label tokens at a time): within 0.1 GiB"
-        )
+        found.append(_of_the_loss(setup))
     if setup.liger:
         kept = "; on Qwen3-VL Liger leaves SwiGLU alone: a lower bound" if job.model.family == "qwen3_vl" else ""
         found.append(f"Liger's RMSNorm and SwiGLU by our fused ones, in the language model only{kept}")
@@ -302,3 +300,12 @@ def _approximated(setup: Setup, job: Job) -> list[str]:
     elif setup.load_in_4bit:
         found.append("bitsandbytes 4-bit by ours, of the language model, as Unsloth does")
     return found
+
+
+def _of_the_loss(setup: Setup) -> str:
+    ours = f"by our chunked one ({FUSED_CHUNK} label tokens at a time)"
+    if setup.trainer == "trl":
+        most = TRL_TILE_BYTES / 2**30
+        return f"TRL's fused cross-entropy {ours}: its tiles take up to {most:.2f} GiB, at 4,096 label tokens"
+    whose = "Unsloth's" if setup.trainer == "unsloth" else "Liger's"
+    return f"{whose} fused linear cross-entropy {ours}: it sizes its chunks by itself"

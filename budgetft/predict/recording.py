@@ -168,16 +168,15 @@ class At:
         changes = np.where(unrolled.pattern.begins, 1, -1) * self.bytes[unrolled.forms]
         bounds = unrolled.pattern.bounds
         total = np.concatenate([[0], np.cumsum(changes)])
+        before, filled = total[bounds[:-1]], bounds[1:] > bounds[:-1]
+        highest = before.copy()
+        highest[filled] = np.maximum.reduceat(total[1:], bounds[:-1][filled])
+        peak, net = np.maximum(0, highest - before).tolist(), (total[bounds[1:]] - before).tolist()
         freed = np.bincount(unrolled.freed_group, weights=-changes[unrolled.freed])
         work = np.rint(self.sizes[unrolled.work]).astype(np.int64).tolist()
         segments = tuple(
-            Segment(
-                label=label,
-                net_bytes=int(total[end] - total[start]),
-                peak_bytes=max(0, int(total[start : end + 1].max() - total[start])),
-                **dict(zip(WORK, row, strict=True)),
-            )
-            for label, start, end, row in zip(unrolled.pattern.labels, bounds[:-1], bounds[1:], work, strict=True)
+            Segment(label=label, net_bytes=left, peak_bytes=most, **dict(zip(WORK, row, strict=True)))
+            for label, left, most, row in zip(unrolled.pattern.labels, net, peak, work, strict=True)
         )
         for (number, layer), size in zip(unrolled.freed_groups, freed.tolist(), strict=True):
             segments[number].freed_of_layer[layer] = int(size)
@@ -245,17 +244,25 @@ class _Part:
 
     def __init__(self, record: SegmentRecord) -> None:
         self.label, self.work = (record.phase, record.layer), record.work
-        self.begins = np.array([isinstance(event, int) for event in record.events], dtype=bool)
-        self.forms = np.array([event for event in record.events if isinstance(event, int)], dtype=np.int64)
+        forms: list[int] = []
+        ends: dict[int, tuple[list[int], list[int]]] = {}
+        for number, event in enumerate(record.events):
+            if isinstance(event, int):
+                forms.append(event)
+            else:
+                place = ends.setdefault(event[0], ([], []))
+                place[0].append(number)
+                place[1].append(event[1])
+        self.forms = np.array(forms, dtype=np.int64)
         """Of its allocations."""
-        ends = [event for event in record.events if not isinstance(event, int)]
-        which = np.flatnonzero(~self.begins)
-        place, ordinal = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-        self.ends = [(int(each), which[place == each], ordinal[place == each]) for each in np.unique(place)]
+        self.ends = [(place, np.array(which), np.array(ordinals)) for place, (which, ordinals) in ends.items()]
         """(place of the tensors, which events end them, their ordinals), as in the record."""
-        passing = np.zeros(len(self.forms), dtype=bool)
-        passing[ordinal[place == OWN]] = True
-        self.staying = np.flatnonzero(~passing)
+        self.begins = np.ones(len(record.events), dtype=bool)
+        for _, which, _ in self.ends:
+            self.begins[which] = False
+        staying = np.ones(len(forms), dtype=bool)
+        staying[ends.get(OWN, ([], []))[1]] = False
+        self.staying = np.flatnonzero(staying)
         """Of its allocations, those that outlive it."""
 
 

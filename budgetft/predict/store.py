@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.plan import config_fingerprint, write_text_atomically
 from budgetft.predict.law import LAW_VERSION, Law, Layout
-from budgetft.predict.recording import Recording, read_recording
+from budgetft.predict.recording import Recording, read_recording, write_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 from budgetft.workload import Shape
@@ -117,3 +118,11 @@ def keep_law(key: str, law: Law, folder: Path | None = None) -> None:
     except UsageError:
         if folder is not None:
             raise
+
+
+def keep_recording(key: str, recording: Recording) -> None:
+    """As :func:`keep_law`."""
+    folder = cache_folder() / "laws"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recording(recording, folder / f"{key}_{software()}.json.gz")

@@ -197,7 +197,7 @@ def _taught(story: Story) -> str:
         rows.append(
             [str(index + 1), escape(changed), _pair(probe), _speeds(probe), state, escape(lesson(story, index))],
         )
-    names = ["#", "knobs changed", "process peak, GiB", "samples/s", "ended", "taught"]
+    names = ["#", "knobs changed", "process peak, GiB", "examples/s", "ended", "taught"]
     earlier = [
         [escape(short(o.knobs)), f"{o.process_peak_bytes / GIB:.2f}" if o.process_peak_bytes else "-", escape(o.status)]
         for o in story.earlier
@@ -291,7 +291,7 @@ def _stock(story: Story) -> str:
         for name, value in differences(plan.knobs, baseline.knobs).items()
     ]
     return (
-        _figure(lambda width: charts.bars_chart(bars, width, "Samples per second"))
+        _figure(lambda width: charts.bars_chart(bars, width, "Examples per second"))
         + _figure(lambda width: charts.stock_chart(story, width))
         + _table(["knob", "stock recipe", "plan"], knobs)
     )
@@ -314,7 +314,7 @@ def _training(story: Story) -> str:
     if done is not None:
         over = "OVER the budget" if done.over_budget else "inside the budget"
         facts += [
-            ("samples/s", f"{done.samples_per_second:.2f} (median step), {done.samples_per_second_overall:.2f} (whole run)"),
+            ("examples/s", f"{done.samples_per_second:.2f} (median step), {done.samples_per_second_overall:.2f} (whole run)"),
             ("process peak", f"{format_gib(done.process_peak_bytes)}, {over} of {format_gib(done.budget_bytes)}"),
             *(
                 [("adapter", f"of step {done.best_step}, whose held-out loss of {done.best_heldout_loss:.4f} is the lowest")]

@@ -169,7 +169,7 @@ def _repeated(plan: Plan) -> str:
         return ""
     low, high = min(timed), max(timed)
     where = "on the CPU" if plan.evidence.kind == "predicted" else plan.evidence.kind
-    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({where})."
+    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} examples/s ({where})."
 
 
 def _more(plan: Plan) -> str:

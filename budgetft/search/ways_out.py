@@ -57,7 +57,7 @@ class WayOut:
         estimate, job = self.best.estimate, self.offer.job
         time = time_under(job.contract, estimate, job.workload.examples)
         took = "" if time is None else f", about {duration_text(time.seconds)}"
-        said = f"fits in {format_gib(estimate.process_peak_bytes)}, {estimate.speed_text(' examples/s')}{took}"
+        said = f"fits in {format_gib(estimate.process_peak_bytes)}, {estimate.speed_text()}{took}"
         return f"{self.offer.change}: {said} (predicted)"
 
 

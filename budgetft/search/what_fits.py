@@ -19,11 +19,10 @@ from budgetft.model import Model
 from budgetft.plan import Candidate
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.clock import Speeds
-from budgetft.predict.estimator import Estimator
+from budgetft.predict.estimator import Estimator, Recordings
 from budgetft.predict.machine import speeds_here
-from budgetft.predict.recording import Recording
-from budgetft.search.predicted import fastest_of, settings_with
-from budgetft.search.space import offloads, part_sizes
+from budgetft.search.predicted import fastest_of
+from budgetft.search.space import offloads, part_sizes, settings
 from budgetft.what_fits import METHODS, FitAsked, FitCell, FitRow, FitTable, Method
 from budgetft.workload import Shape, Workload
 
@@ -91,12 +90,13 @@ class _Fitting:
     def __init__(self, model: Model, method: Method, asked: FitAsked, on_trace: Callable[[str], None]) -> None:
         self.model, self.method, self.asked, self.on_trace = model, method, asked, on_trace
         self.images = [self._seen(*size) for size in asked.images]
-        self._recordings: dict[str, Recording | None] = {}
+        self._recordings: Recordings = {}
         self._groups: dict[tuple, tuple] = {}
         self._firsts: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
         self._own: dict[tuple, tuple[Estimator, list[Knobs]]] = {}
         self.known: dict[tuple, dict[int, int]] = {}
         """Of the search for the largest picture, by kernels: bytes of what takes least by side, all GPUs' own aside."""
+        self._grids: dict[tuple, list[Knobs]] = {}
         self._sides: dict[tuple, int | None] = {}
 
     def rows(self, places: Sequence[Place]) -> list[FitRow]:
@@ -185,10 +185,18 @@ class _Fitting:
                 at_once=True,
                 recordings=self._recordings,
                 only=None if whole else ("checkpointed",),
+                record_missing=True,
             )
-            given = {"base_precision": "nf4"} if self.method == "QLoRA" else {}
-            self._firsts[key] = first, settings_with(job, given)
+            self._firsts[key] = first, self._settings(job)
         return self._firsts[key]
+
+    def _settings(self, job: Job) -> list[Knobs]:
+        """Those of the method. Of equal examples they are the same for every picture."""
+        key = job.gpu.base_precision, job.gpu.flash_attention, part_sizes(job), tuple(offloads(job, self.model.layers))
+        if key not in self._grids:
+            four = self.method == "QLoRA"
+            self._grids[key] = [knobs for knobs in settings(job) if (knobs.base_precision == "nf4") == four]
+        return self._grids[key]
 
     def _job(self, place: Place, size: Size) -> Job:
         shape = Shape(images=(size,), text_tokens=self.asked.text_tokens, supervised_tokens=self.asked.label_tokens)
