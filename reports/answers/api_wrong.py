@@ -3,6 +3,7 @@
 python reports/answers/api_wrong.py [FUNCTION ...]; some values are right after all, and are computed, on a tiny model.
 """
 
+import resource
 import sys
 import tempfile
 from collections import Counter
@@ -27,7 +28,7 @@ ARGUMENTS = {
              "storage", "max_probes", "ledger", "progress", "hours", "prefer", "sure", "examples", "rank", "micro_batch"),
     "sweep": ("gpu", "model", "examples", "epochs", "rank", "image", "micro_batch", "foo", "knobs"),
     "fit": ("gpu", "model", "budget", "images", "text_tokens", "label_tokens", "rank", "examples", "epochs", "foo"),
-    "port": ("plan", "gpu", "budget", "precision", "model"),
+    "port": ("plan", "gpu", "budget", "precision", "probe"),
     "export": ("plan", "to", "model", "output", "dataset"),
     "train": ("plan", "steps", "resume", "save_every", "heldout", "heldout_every", "keep_best", "early_stopping", "weights",
               "data", "sample_captions", "deterministic", "device", "trackers", "progress"),
@@ -43,7 +44,7 @@ def usual(function: str, folder: str) -> dict:
         "estimate": job,
         "plan": {**job, "probe": "never"},
         "sweep": {**job, "as_rows": True},
-        "fit": {"gpu": GPU, "model": MODEL, "images": ((56, 56),), "text_tokens": 40, "label_tokens": 8},
+        "fit": {"gpu": "rtx3060-12g", "model": "qwen2.5-vl-3b"},
         "port": {"plan": PLAN, "gpu": GPU, "probe": "never"},
         "export": {"plan": PLAN, "to": "transformers"},
         "train": {"plan": PLAN, "out": f"{folder}/run"},
@@ -53,6 +54,7 @@ def usual(function: str, folder: str) -> dict:
 
 
 def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
     folder, count = tempfile.mkdtemp(), Counter[str]()
     for function in sys.argv[1:] or ARGUMENTS:
         for name in ARGUMENTS[function]:
