@@ -7,7 +7,6 @@ from budgetft.plan import FRAMES, Pictures, Plan, PriceRow
 from budgetft.units import GIB, format_gib
 from budgetft.wording import pixels_words
 
-UNIT = " examples/s"
 PER = 1000
 """Examples whose time is told where nobody said how many there are."""
 SMALL = GIB // 20
@@ -54,7 +53,7 @@ def _row_text(row: PriceRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"does not fit ({row.evidence})"
     time = _time_of(row, plan)
-    took = f"about {duration_text(time.seconds)}, " if time else f"{row.speed_text().replace(' samples/s', UNIT)}, "
+    took = f"about {duration_text(time.seconds)}, " if time else f"{row.speed_text()}, "
     return f"{took}{format_gib(row.process_peak_bytes)} ({row.evidence})"
 
 
@@ -85,7 +84,7 @@ def memory_text(terms: tuple[Term, ...]) -> str:
 
 def rate(estimate: Estimate) -> str:
     """Examples per second, with where the number is from."""
-    return f"{estimate.speed_text(UNIT)} ({estimate.evidence})"
+    return f"{estimate.speed_text()} ({estimate.evidence})"
 
 
 def compared(plan: Plan) -> str:

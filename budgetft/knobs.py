@@ -9,8 +9,8 @@ from budgetft.errors import UsageError, unknown_name
 from budgetft.value import Value
 
 Loss = Literal["full", "supervised", "chunked"]
-Vision = Literal["stock", "frozen", "cached"]
-Attention = Literal["stock", "math", "efficient", "flash"]
+Vision = Literal["stock", "frozen", "cached", "no_grad", "uncheckpointed"]
+Attention = Literal["stock", "math", "efficient", "flash", "eager"]
 Lora = Literal["stock", "lean"]
 Pointwise = Literal["stock", "fused"]
 Precision = Literal["fp16", "bf16", "fp32", "nf4"]
@@ -19,8 +19,12 @@ Batching = Literal["padded", "bucketed"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Offload = Literal["none", "activations"]
 
+STOCK_TOWERS = ("stock", "no_grad", "uncheckpointed")
+"""Values of ``vision`` with transformers' own forward of the tower."""
 LOSS_CHUNK = 256
 """Tokens: the logits of 256 of 151,936 words are 156 MB in fp32 and 78 MB in fp16."""
+MOST_AT_ONCE = 2**40
+"""Tokens or patches: more are taken at a time than any example has."""
 VISION_GROUP = 8192
 """Patches: enough to fill a card, small beside the backward that follows."""
 
@@ -38,9 +42,12 @@ class Knobs(Value):
     """``full``: logits of every position (stock). ``supervised``: of answer tokens. ``chunked``: those, a chunk at a time."""
     vision: Vision = "frozen"
     """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together.
-    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card."""
+    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card. What other trainers
+    do, and no search tries: ``no_grad``, the stock forward without a graph (ms-swift); ``uncheckpointed``, inside the graph
+    and left out of gradient checkpointing, so that it keeps all its activations (LLaMA-Factory)."""
     attention: Attention = "efficient"
-    """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly."""
+    """``stock`` is what transformers and torch pick; the others name the kernel, with KV heads repeated explicitly, but for
+    ``eager``: transformers' own products and softmax, N x N scores in memory."""
     lora: Lora = "lean"
     """``stock``: peft's own forward. ``lean``: the same sum with fewer passes over memory; needs no dropout and no DoRA."""
     pointwise: Pointwise = "stock"
@@ -57,10 +64,10 @@ class Knobs(Value):
     """``adamw8bit``: its two moments in eight bits, 2 bytes a trainable parameter instead of 8; needs the contract's leave."""
     offload: Offload = "none"
     """``activations``: the inputs of checkpointed layers wait on the host for backward."""
-    loss_chunk: int = Field(default=LOSS_CHUNK, ge=1, exclude_if=lambda size: size == LOSS_CHUNK)
+    loss_chunk: int = Field(default=LOSS_CHUNK, ge=1, le=MOST_AT_ONCE, exclude_if=lambda size: size == LOSS_CHUNK)
     """Answer tokens whose logits exist at a time, with loss ``chunked`` and in evaluation. Not written at its default, nor is
     the next: plans and ledgers stay as they were."""
-    vision_group: int = Field(default=VISION_GROUP, ge=1, exclude_if=lambda size: size == VISION_GROUP)
+    vision_group: int = Field(default=VISION_GROUP, ge=1, le=MOST_AT_ONCE, exclude_if=lambda size: size == VISION_GROUP)
     """Patches that a ``frozen`` tower takes at a time: equal images together up to it, a larger one by itself."""
     fp32_blocks: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     """Blocks that compute in fp32 because they overflow fp16, by module name: not searched, but found in the weights. In a

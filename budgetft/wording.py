@@ -9,6 +9,7 @@ ATTENTION = {
     "math": "SDPA math attention",
     "efficient": "SDPA memory-efficient attention",
     "flash": "SDPA flash attention",
+    "eager": "eager attention",
 }
 LOSS = {
     "full": "cross-entropy over full logits",
@@ -19,6 +20,8 @@ VISION = {
     "stock": "vision tower in the autograd graph",
     "frozen": "frozen vision tower without a graph",
     "cached": "pre-computed vision features",
+    "no_grad": "Hugging Face's vision tower without a graph",
+    "uncheckpointed": "vision tower in the autograd graph, not checkpointed",
 }
 BASE = {
     "fp16": "16-bit base weights (fp16)",

@@ -27,6 +27,7 @@ from budgetft.value import read_toml
         ("Tesla V100-SXM2-16GB", "v100-16g"),
         ("V100 32", "v100-32g"),
         ("NVIDIA RTX A6000", "rtxa6000-48g"),
+        ("5090 24 GB laptop", "rtx5090-laptop-24g"),
         ("NVIDIA A100-SXM4-80GB", "a100-80g"),
         ("a100 pcie 40gb", "a100-40g"),
         ("RTX 4070 Laptop", "rtx4070-laptop-8g"),
@@ -53,7 +54,7 @@ from budgetft.value import read_toml
 )
 def test_a_gpu_is_found_as_people_call_it(text, name):
     assert find_gpu(text).name == name
-    assert load_gpu(text.upper()).name == name
+    assert load_gpu(text.upper()).name == load_gpu(text.lower()).name == name
 
 
 @pytest.mark.parametrize("name", gpu_names())

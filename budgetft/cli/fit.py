@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from budgetft.asked import LABEL_TOKENS, TEXT_TOKENS
-from budgetft.cli import options
+from budgetft.cli import names, options
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 
@@ -16,29 +16,58 @@ def fit(
     gpu: options.Gpu_ = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="One model: bundled, a folder or a hub id. Without --gpu: on every GPU that is known."),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            show_default="all bundled ones",
+            help="One model: bundled, a folder or an id on the hub. Without --gpu: on every GPU that is known.",
+            autocompletion=names.models,
+            rich_help_panel=options.DATA,
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "--image-size", help="Size of the picture, WxH; repeatable. [default: 448x448 to 1344x1344]"),
+        typer.Option(
+            "--image",
+            "--image-size",
+            metavar="WxH",
+            show_default="448x448 to 1344x1344",
+            help="Size of the picture; repeatable.",
+            rich_help_panel=options.DATA,
+        ),
     ] = None,
     text_tokens: options.TextTokens = TEXT_TOKENS,
     supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
-    examples: Annotated[int, typer.Option(min=1, max=MOST_EXAMPLES, help="Of an epoch, for the time.")] = 2000,
-    epochs: Annotated[int, typer.Option(min=1, max=10**6, help="Times that every example is seen.")] = 3,
-    rank: Annotated[int, typer.Option(min=1, max=1024, help="LoRA rank.")] = 16,
-    effective_batch: Annotated[int, typer.Option(min=1, max=2**20, help="Examples per optimizer step.")] = 32,
+    examples: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_EXAMPLES, help="Examples of an epoch, for the time.", rich_help_panel=options.TIME),
+    ] = 2000,
+    epochs: Annotated[
+        int, typer.Option(min=1, max=10**6, help="How often every example is seen.", rich_help_panel=options.TIME)
+    ] = 3,
+    rank: Annotated[int, typer.Option(min=1, max=1024, help="LoRA rank.", rich_help_panel=options.KEPT)] = 16,
+    effective_batch: Annotated[
+        int, typer.Option(min=1, max=2**20, help="Examples per optimizer step.", rich_help_panel=options.KEPT)
+    ] = 32,
     budget: options.Budget = None,
     display: options.Display = None,
     price_per_hour: options.PricePerHour = None,
-    html: Annotated[Path | None, typer.Option(help="Write the table as a page of its own, sortable and offline.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="Write the table as a page of its own, sortable and offline.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """What can I run? Every model by LoRA and QLoRA on a GPU: fits, memory, time, largest picture. Nothing is run."""
+    """Every model by LoRA and QLoRA on a GPU: what fits, memory, time, largest picture. Nothing is run."""
     from budgetft.cli.progress import waiting
     from budgetft.cli.show_fit import print_fit
     from budgetft.gpu import all_gpus
-    from budgetft.model import load_model, model_names
+    from budgetft.model import load_model, trainable_names
     from budgetft.search.what_fits import what_fits
     from budgetft.units import parse_size
     from budgetft.what_fits import PICTURES, FitAsked
@@ -51,7 +80,7 @@ def fit(
     else:
         gpus = sorted(all_gpus(), key=lambda each: (each.memory_bytes, each.fp16_tflops or 0.0, each.name))
         budgets = {each.name: each.budget_bytes for each in gpus}
-    bundled = [name for name in model_names() if not name.startswith("tiny")]
+    bundled = trainable_names()
     models = [load_model(name) for name in (bundled if model is None else [model])]
     one_size = len(gpus) > 1 or price_per_hour is not None
     pictures = tuple(map(parse_size, image)) if image else PICTURES[:1] if one_size else PICTURES

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from budgetft.cli import names
 from budgetft.cli.options import gpu_of
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, all_gpus, gpu_at_hand, load_gpu
@@ -33,19 +34,31 @@ _COLUMNS = {
 
 def gpus(
     name: Annotated[
-        str | None, typer.Argument(help='As people call it ("3060"), its memory, or a TOML file; all when left out.')
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            show_default="all",
+            help='As people call it ("3060"), its memory, or a TOML file.',
+            autocompletion=names.gpus,
+        ),
     ] = None,
-    detect: Annotated[bool, typer.Option("--detect", help="Measure the card at hand and write its profile.")] = False,
+    detect: Annotated[bool, typer.Option("--detect", help="Measure this machine's GPU and write its profile.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Probe the card at hand for some minutes and write its calibration.")
+        bool, typer.Option("--calibrate", help="Measure this machine's GPU for some minutes and write its calibration.")
     ] = False,
-    add: Annotated[Path | None, typer.Option(help="Use this calibration of another's from now on, if it can be true.")] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="none", help="Use this calibration from now on, if it is plausible."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --detect or --calibrate: the file; NAME.toml or NAME.json when left out.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default="NAME.toml or NAME.json", help="With --detect or --calibrate: the file to write."
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """List the GPUs that can be planned for, or one with the source of each figure."""
+    """List the GPUs that can be planned for, or show one with the source of each figure."""
     if sum((detect, calibrate, add is not None)) > 1:
         raise UsageError("--detect, --calibrate and --add are three commands; give one of them")
     if add is not None:

@@ -37,9 +37,10 @@ def print_estimate(
     _title(found.model, found.contract, gpu)
     _budget(found.budget_bytes, display_bytes, estimate.evidence)
     _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
-    _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
-    _price(time_under(found.contract, estimate, found.examples), price_per_hour)
-    _line("Speed", rate(estimate))
+    if estimate.fits:
+        _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
+        _price(time_under(found.contract, estimate, found.examples), price_per_hour)
+        _line("Speed", rate(estimate))
     _line("Settings", "; ".join(settings_words(found.knobs, layers)))
     _line("Kept fixed", contract_text(found.contract))
     _line("Memory", memory_text(estimate.terms))
@@ -47,6 +48,17 @@ def print_estimate(
     if found.traced_on:
         wider = f"not what is installed here: {FOREIGN_STACK_SHARE:.0%} wider; `plan` traces anew"
         _line("Traced on", f"{found.traced_on}, {wider}")
+
+
+def print_ways_out(ways: list[str]) -> None:
+    """What would fit instead; where nothing would, how to go on."""
+    for number, way in enumerate(ways):
+        _line("" if number else "Instead", way)
+    if not ways:
+        _line(
+            "Instead",
+            "lower --rank or --max-length, or choose a smaller model or a larger GPU: budgetft fit shows what runs where",
+        )
 
 
 def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_hour: float | None = None) -> None:

@@ -1,26 +1,35 @@
-"""A plan in the words of other trainers: what they share with it, and what they cannot do.
+"""A plan in the words of other trainers: what they share with it, what they cannot do, and what they need themselves.
 
-Those trainers run the stock recipe: the whole vocabulary's logits, all layers checkpointed, the vision tower inside the
-graph. So the micro-batch is the stock recipe's best that fits, not the plan's, and the peak told is the stock recipe's.
+A trainer's peak and micro-batch are those of its own step (:mod:`budgetft.export.peers`), not the plan's: the best micro-batch
+that fits, and of several that no prediction or measurement tells apart the largest.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from budgetft.errors import UsageError, unknown_name
-from budgetft.knobs import Knobs, differences, stock_knobs
+from budgetft.errors import unknown_name
+from budgetft.export.peers import PEERS, Peer, Setup
+from budgetft.export.trainer_files import HALF, Draft, llamafactory_file, lora_fields, swift_file, transformers_file
+from budgetft.export.trainer_scripts import trl_script, unsloth_script
+from budgetft.knobs import Knobs, differences, is_stock
 from budgetft.model import Model
-from budgetft.outcome import Estimate
+from budgetft.outcome import KNOWN_FACTOR, Estimate, Outcome, speed_text
 from budgetft.plan import Candidate, Plan
 from budgetft.units import format_gib
-from budgetft.weights import split_revision
+from budgetft.wording import settings_words
 
-Trainer = Literal["transformers", "llamafactory", "swift"]
-TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
-"""LLaMA-Factory's template of each family."""
-HALF = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+Trainer = Literal["transformers", "trl", "llamafactory", "swift", "unsloth"]
+PEER_OF = {"transformers": "trainer"}
+"""Names of trainers that ``estimate --trainer`` calls otherwise."""
+WRITE: dict[str, Callable[[Draft], str]] = {
+    "transformers": transformers_file,
+    "trl": trl_script,
+    "llamafactory": llamafactory_file,
+    "swift": swift_file,
+    "unsloth": unsloth_script,
+}
+BATCH = {"micro_batch", "grad_accum"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,85 +37,113 @@ class Exported:
     """The trainer's file, and what to know before it is run."""
 
     trainer: Trainer
+    release: str
+    """For which the file is written."""
     text: str
     knobs: Knobs
-    """The stock recipe as that trainer will run it."""
+    """The trainer's own step, as a setting of ours."""
     estimate: Estimate
-    """Of those knobs, on the plan's card."""
+    """Of those knobs, on the plan's GPU."""
     lacks: dict[str, Any]
-    """The plan's levers that the trainer has not."""
+    """The plan's settings that the trainer has not."""
+    lacks_words: tuple[str, ...]
+    """The same for people."""
     warnings: tuple[str, ...]
     lora: dict[str, Any] | None = None
     """The fields of peft's LoraConfig, where the trainer's file has no place for them."""
 
 
 def export_plan(
-    plan: Plan, model: Model, trainer: str, *, output: str = "runs/exported", dataset: str | None = None
+    plan: Plan,
+    model: Model,
+    trainer: str,
+    *,
+    output: str = "runs/exported",
+    dataset: str | None = None,
+    on_trace: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """``plan`` for ``trainer``; ``dataset`` is what that trainer calls the data. Raises ``UsageError`` for another one."""
     if trainer not in get_args(Trainer):
         raise unknown_name("trainer", trainer, get_args(Trainer))
-    stock = _stock(plan, model)
-    write: dict[str, Callable[[Plan, Knobs, str, str | None], str]] = {
-        "transformers": _transformers,
-        "llamafactory": _llamafactory,
-        "swift": _swift,
-    }
-    lacks = {
-        name: value
-        for name, value in differences(plan.knobs, stock.knobs).items()
-        if name not in ("micro_batch", "grad_accum", "base_precision")
-    }
+    peer = PEERS[PEER_OF.get(trainer, trainer)]
+    draft = Draft(plan=plan, knobs=plan.knobs, model=model, output=output, dataset=dataset)
+    WRITE[trainer](draft)  # what it cannot express is refused before anything is traced
+    own = _own(plan, model, trainer, on_trace)
+    draft = Draft(plan=plan, knobs=own.knobs, model=model, output=output, dataset=dataset)
+    notes = f"# for {peer.release} ({peer.runs})\n" if trainer in ("llamafactory", "swift") else ""
     return Exported(
         trainer=trainer,  # pyright: ignore[reportArgumentType]
-        text=write[trainer](plan, stock.knobs, output, dataset),
-        knobs=stock.knobs,
-        estimate=stock.estimate,
-        lacks=lacks,
-        warnings=tuple(_warnings(plan, stock, trainer, dataset)),
+        release=peer.release,
+        text=notes + WRITE[trainer](draft),
+        knobs=own.knobs,
+        estimate=own.estimate,
+        lacks={name: value for name, value in differences(plan.knobs, own.knobs).items() if name not in BATCH},
+        lacks_words=lacking(plan.knobs, own.knobs, model.layers),
+        warnings=tuple(_warnings(draft, own, trainer, peer)),
         lora=lora_fields(plan) if trainer == "transformers" else None,
     )
 
 
-def lora_fields(plan: Plan) -> dict[str, Any]:
-    """peft's ``LoraConfig`` as budgetft makes it."""
-    contract = plan.contract
-    return {
-        "r": contract.rank,
-        "lora_alpha": contract.alpha,
-        "lora_dropout": contract.lora_dropout,
-        **_variants(plan, init="init_lora_weights"),
-        "target_modules": rf".*language_model.*\.({'|'.join(contract.targets)})",
-        "task_type": "CAUSAL_LM",
-    }
+def lacking(planned: Knobs, own: Knobs, layers: int) -> tuple[str, ...]:
+    """What ``planned`` has and a trainer's ``own`` step has not, in words: not the batch and the type of the base, nor what
+    every trainer can do without, gradient checkpointing."""
+    shared = {name: getattr(own, name) for name in (*BATCH, "base_precision")}
+    if planned.checkpointed_layers == 0:
+        shared["checkpointed_layers"] = own.checkpointed_layers
+    if planned.loss == own.loss:
+        shared["loss_chunk"] = own.loss_chunk
+    theirs = set(settings_words(own, layers))
+    return tuple(words for words in settings_words(planned.replace(**shared), layers) if words not in theirs)
 
 
-def _variants(plan: Plan, *, init: str | None) -> dict[str, Any]:
-    """What is unusual of the adapter, by the names that peft has for it and the trainers too; ``init``: that of the start."""
-    contract = plan.contract
-    found: dict[str, Any] = {name: True for name in ("use_rslora", "use_dora") if getattr(contract, name)}
-    return found | ({init: contract.init_lora} if init and contract.init_lora != "default" else {})
-
-
-def _stock(plan: Plan, model: Model) -> Candidate:
-    """The plan's baseline; where it has none, the smallest stock setting with its estimate."""
-    if plan.baseline is not None:
-        return plan.baseline
+def _own(plan: Plan, model: Model, trainer: str, on_trace: Callable[[str], None]) -> Candidate:
+    """The trainer's own step at its best micro-batch that fits; the smallest where none does."""
+    measured = _measured(plan) if trainer == "transformers" else None
+    if measured is not None:
+        return measured
+    from budgetft.export.peer_table import peer_table
     from budgetft.measure.job import planned_job
-    from budgetft.predict.estimator import Estimator
 
-    knobs = stock_knobs(
-        micro_batch=1,
-        effective_batch=plan.contract.effective_batch,
-        layers=model.layers,
-        base_precision=plan.knobs.base_precision,
+    setup = Setup.make(
+        trainer=PEER_OF.get(trainer, trainer),
+        gradient_checkpointing=True,
+        load_in_4bit=plan.knobs.base_precision == "nf4",
     )
-    job = planned_job(plan, device="cuda", evidence="predicted", model=model)
-    return Candidate(knobs=knobs, estimate=Estimator(job).estimate(knobs))
+    job = planned_job(plan, device="cuda", evidence="predicted", model=model).replace(fp32_blocks=(), deterministic=False)
+    table = peer_table(setup, job, base_precision=plan.knobs.base_precision, on_trace=on_trace)
+    row = table.rows[0] if table.best is None else table.row(table.best)
+    return Candidate(knobs=row.knobs, estimate=row.estimate)
 
 
-def _warnings(plan: Plan, stock: Candidate, trainer: str, dataset: str | None) -> list[str]:
-    said, planned = stock.estimate, plan.estimate
+def _measured(plan: Plan) -> Candidate | None:
+    """The baseline that a probe of the plan measured, or a larger one that it measured as fast; None: it is predicted."""
+    baseline = plan.baseline
+    if baseline is None or baseline.estimate.evidence == "predicted" or not is_stock(baseline.knobs):
+        return None
+    found = [each for each in plan.evidence.outcomes if is_stock(each.knobs) and each.fits and each.samples_per_second]
+    largest = max(_as_fast(found), key=lambda outcome: outcome.knobs.micro_batch, default=None)
+    if largest is None or largest.knobs.micro_batch <= baseline.knobs.micro_batch:
+        return baseline
+    estimate = baseline.estimate.replace(
+        tensor_peak_bytes=largest.allocated_peak_bytes or baseline.estimate.tensor_peak_bytes,
+        reserved_peak_bytes=largest.reserved_peak_bytes or baseline.estimate.reserved_peak_bytes,
+        process_peak_bytes=largest.process_peak_bytes or baseline.estimate.process_peak_bytes,
+        step_seconds=largest.step_seconds,
+        samples_per_second=largest.samples_per_second,
+        terms=(),
+    )
+    return Candidate(knobs=largest.knobs, estimate=estimate, outcome=largest)
+
+
+def _as_fast(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those within what timings of one setting differ by, of the fastest."""
+    speeds = [outcome.samples_per_second or 0.0 for outcome in outcomes]
+    fastest = max(speeds, default=0.0)
+    return [outcome for outcome, speed in zip(outcomes, speeds, strict=True) if speed * KNOWN_FACTOR >= fastest]
+
+
+def _warnings(draft: Draft, own: Candidate, trainer: str, peer: Peer) -> list[str]:
+    plan, said = draft.plan, own.estimate
     found = []
     if not said.fits:
         over = said.process_peak_bytes - plan.gpu.budget_bytes
@@ -115,117 +152,58 @@ def _warnings(plan: Plan, stock: Candidate, trainer: str, dataset: str | None) -
             f"{trainer} will not fit: its smallest setting takes {format_gib(said.process_peak_bytes)} ({said.evidence}),"
             f" {margin} the budget of {format_gib(plan.gpu.budget_bytes)}"
         )
-    elif said.samples_per_second and planned.samples_per_second:
-        found.append(
-            f"{planned.samples_per_second / said.samples_per_second:.1f} times slower than the plan"
-            f" ({said.samples_per_second:.2f} against {planned.samples_per_second:.2f} samples/s, {said.evidence})"
-        )
-    found.append("no cap: nothing stops that trainer at the budget, and its own evaluation and saving are not counted")
+    elif compared := _compared(draft, own):
+        found.append(compared)
+    found.append("no memory cap: nothing stops that trainer at the budget, and its own evaluation and saving are not counted")
+    if plan.knobs.checkpointed_layers == 0 and own.knobs.checkpointed_layers:
+        found.append("gradient checkpointing is on here and off in the plan: without it that trainer needs more than the plan")
+    if plan.gpu.cards > 1:
+        found.append(f"gradient_accumulation_steps is of one process: on {plan.gpu.cards} GPUs divide it by {plan.gpu.cards}")
+    if draft.steps is None and trainer in ("transformers", "trl", "unsloth"):
+        found.append("warmup_steps below 1 is a share of all steps: for transformers 5; older ones want whole steps")
+    return [*found, *_of_the_trainer(draft, trainer, peer)]
+
+
+def _compared(draft: Draft, own: Candidate) -> str:
+    """The trainer's speed beside the plan's, both of one kind of evidence: as probed, or else both as predicted."""
+    plan, theirs = draft.plan, own.estimate
+    ours = plan.estimate
+    if not ours.samples_per_second or not theirs.samples_per_second:
+        return ""
+    if ours.evidence == theirs.evidence != "predicted":
+        low = high = ours.samples_per_second / theirs.samples_per_second
+    else:
+        from budgetft.measure.job import planned_job
+        from budgetft.predict.estimator import Estimator
+
+        job = planned_job(plan, device="cuda", evidence="predicted", model=draft.model)
+        low, high = Estimator(job, at_once=True).ratio_range(plan.knobs, own.knobs)
+    kind = theirs.evidence
+    if low <= 1:
+        return f"about as fast as the plan: the plan is {speed_text((low * high) ** 0.5, low, high, ' times')} as fast ({kind})"
+    return f"slower than the plan, which is {speed_text((low * high) ** 0.5, low, high, ' times')} as fast ({kind})"
+
+
+def _of_the_trainer(draft: Draft, trainer: str, peer: Peer) -> list[str]:
+    """What is to be known of this trainer alone."""
+    plan, found = draft.plan, []
     if trainer == "transformers":
-        found.append(f"load the model in {HALF[stock.knobs.base_precision]} and wrap it with the LoraConfig beside the file")
-    elif dataset is None:
-        found.append("no dataset is named: give --dataset as that trainer knows it")
+        kind = "in 4 bits (BitsAndBytesConfig)" if draft.four_bit else f"in {HALF[draft.precision]}"
+        found.append(f"load the model {kind} and wrap it with the LoraConfig that is given beside it")
+    elif draft.dataset is None:
+        what = "the script reads data.jsonl" if trainer in ("trl", "unsloth") else "no dataset is named"
+        found.append(f"{what}: give --dataset as that trainer knows it")
     if plan.workload.is_video:
         frames, pixels = plan.workload.most_frames, plan.contract.max_pixels
         found.append(f"examples are videos of up to {frames} frames of {pixels} pixels: its own video settings must say so")
     if trainer == "llamafactory":
-        found.append("cutoff_len cuts longer examples; budgetft refuses them")
+        found.append("cutoff_len truncates longer examples; budgetft refuses them")
         if plan.contract.init_lora != "default":
             found.append(
                 f"it has no name for the start of the adapter: it will be peft's default, not {plan.contract.init_lora}"
             )
+        if peer.tower == draft.knobs.vision and plan.model.family != "qwen3_vl":
+            found.append("it keeps all activations of the frozen vision tower: large images cost it most")
+    if trainer == "unsloth":
+        found.append("its kernels are approximated by ours: peak and speed are neither lower nor upper bounds")
     return found
-
-
-def _trainer_arguments(plan: Plan, knobs: Knobs, output: str) -> dict[str, Any]:
-    """What all three take from transformers' own arguments."""
-    contract = plan.contract
-    return {
-        "output_dir": output,
-        "per_device_train_batch_size": knobs.micro_batch,
-        "gradient_accumulation_steps": knobs.grad_accum,
-        "gradient_checkpointing": True,
-        "learning_rate": contract.learning_rate,
-        "weight_decay": contract.weight_decay,
-        "max_grad_norm": contract.max_grad_norm,
-        "num_train_epochs": contract.epochs,
-        "lr_scheduler_type": contract.lr_schedule,
-        "optim": "adamw_torch",
-        "seed": contract.seed,
-        "fp16": knobs.base_precision == "fp16",
-        "bf16": knobs.base_precision == "bf16",
-        "logging_steps": 1,
-        "report_to": "none",
-    }
-
-
-def _transformers(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
-    fields = _trainer_arguments(plan, knobs, output)
-    fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    fields["remove_unused_columns"] = False
-    fields["warmup_steps"] = plan.contract.warmup_ratio  # transformers 5: below 1 it is a share of all steps
-    return json.dumps(fields, indent=2) + "\n"
-
-
-def _llamafactory(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
-    contract = plan.contract
-    fields = {
-        **_weights(plan, "model_name_or_path"),
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "lora",
-        "lora_rank": contract.rank,
-        "lora_alpha": contract.alpha,
-        "lora_dropout": contract.lora_dropout,
-        **_variants(plan, init=None),
-        "lora_target": ",".join(contract.targets),
-        "freeze_vision_tower": True,
-        "freeze_multi_modal_projector": True,
-        "template": TEMPLATES[plan.model.family],
-        "cutoff_len": contract.max_length,
-        "image_max_pixels": contract.max_pixels,
-        "flash_attn": "sdpa",
-        "warmup_ratio": contract.warmup_ratio,
-        **_trainer_arguments(plan, knobs, output),
-    }
-    del fields["gradient_checkpointing"]  # it has a switch of its own, on unless told otherwise
-    return _yaml(fields | ({"dataset": dataset} if dataset else {}))
-
-
-def _swift(plan: Plan, knobs: Knobs, output: str, dataset: str | None) -> str:
-    contract = plan.contract
-    fields = {
-        **_weights(plan, "model"),
-        "tuner_type": "lora",
-        "lora_rank": contract.rank,
-        "lora_alpha": contract.alpha,
-        "lora_dropout": contract.lora_dropout,
-        **_variants(plan, init="init_weights"),
-        "target_modules": list(contract.targets),
-        "freeze_vit": True,
-        "freeze_aligner": True,
-        "torch_dtype": HALF[knobs.base_precision],
-        "attn_impl": "sdpa",
-        "max_length": contract.max_length,
-        "truncation_strategy": "delete",
-        "max_pixels": contract.max_pixels,
-        "warmup_ratio": contract.warmup_ratio,
-        **_trainer_arguments(plan, knobs, output),
-        "vit_gradient_checkpointing": False,
-    }
-    return _yaml(fields | ({"dataset": [dataset]} if dataset else {}))
-
-
-def _weights(plan: Plan, name: str) -> dict[str, str]:
-    """The model, as the field ``name``, and its revision where it is one of the hub's."""
-    weights = plan.model.weights or plan.model.hub_id
-    if weights is None:
-        raise UsageError(f"the plan names no weights for {plan.model.name}", hint="plan for a model with a hub id or a folder")
-    bare, revision = split_revision(weights)
-    return {name: bare, **({"model_revision": revision} if revision else {})}
-
-
-def _yaml(fields: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(fields, sort_keys=False)

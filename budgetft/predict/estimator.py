@@ -11,7 +11,7 @@ import numpy as np
 from budgetft.data.bucket import padded_tokens
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.gpu import Gpu
-from budgetft.knobs import Knobs, is_stock
+from budgetft.knobs import STOCK_TOWERS, Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import CONNECTION, Estimate, Term
 from budgetft.predict.blocks import fp32_ratio, in_layers, mixed_law
@@ -232,6 +232,8 @@ class Estimator:
             return self.only
         if is_stock(combination):  # the stock recipe checkpoints all layers or none
             return ("checkpointed",)
+        if combination.vision in STOCK_TOWERS:  # nor does any other trainer
+            return ("checkpointed", "plain")
         return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")
 
     def saved_bytes(self, knobs: Knobs) -> int:
@@ -255,7 +257,8 @@ class Estimator:
         share = self.calibration.uncertainty_share
         if self.combination(knobs) in self.foreign:
             share += FOREIGN_STACK_SHARE
-        return max(share, MATH_SHARE) if knobs.attention == "math" and self.job.device == "cuda" else share
+        scores = knobs.attention in ("math", "eager") and self.job.device == "cuda"
+        return max(share, MATH_SHARE) if scores else share
 
     def least_bytes(self, knobs: Knobs) -> int:
         """The process peak of ``knobs`` but for what the allocator adds: cheap, and never more than the estimate's.

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from budgetft.answers import is_uncalibrated, pictures_text, time_text
-from budgetft.duration import duration_text
+from budgetft.duration import HOUR, duration_text
+from budgetft.goal import values_text
 from budgetft.plan import Plan, PriceRow
 from budgetft.report.charts import short
 from budgetft.report.gather import Story
@@ -168,7 +169,7 @@ def _repeated(plan: Plan) -> str:
         return ""
     low, high = min(timed), max(timed)
     where = "on the CPU" if plan.evidence.kind == "predicted" else plan.evidence.kind
-    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({where})."
+    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} examples/s ({where})."
 
 
 def _more(plan: Plan) -> str:
@@ -177,6 +178,9 @@ def _more(plan: Plan) -> str:
         f"Nothing was given up: images up to {contract.max_pixels} pixels, {contract.max_length} tokens, rank {contract.rank}"
         f" and effective batch {contract.effective_batch} are as asked."
     )
+    if plan.goal is not None and plan.goal.values:
+        chosen, limit = values_text(plan.goal.values), duration_text(plan.goal.hours * HOUR)
+        return f"For a run within {limit}, {chosen} was chosen; what else is possible is listed below."
     priced = [_priced(row, plan) for row in plan.price_list if not plan.is_own(row)]
     if priced:
         return f"{kept} " + " ".join(priced)

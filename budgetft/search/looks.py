@@ -20,6 +20,13 @@ from budgetft.search.space import settings
 from budgetft.workload import Workload
 
 NEVER = float("inf")
+MakeEstimator = Callable[[Job, Callable[[str], None]], Estimator]
+"""Of a job; the second is told of traces."""
+
+
+def traced_estimator(job: Job, on_trace: Callable[[str], None]) -> Estimator:
+    """As planning has it."""
+    return Estimator(job, on_trace=on_trace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class Looks:
     """Where probes run, if their seconds are to be predicted too; None: the planned GPU itself is predicted."""
     traced: bool = False
     """Whether a law had to be traced, which takes many seconds."""
-    make_estimator: Callable[[Job, Callable[[str], None]], Estimator] = lambda job, on_trace: Estimator(job, on_trace=on_trace)
+    make_estimator: MakeEstimator = traced_estimator
     known: dict[Values, Look] = field(default_factory=dict)
     _workloads: dict[tuple[int, int], Workload] = field(default_factory=dict)
     _surveys: dict[int, tuple[Features, int]] = field(default_factory=dict)

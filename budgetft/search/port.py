@@ -147,7 +147,7 @@ def _effect(before: Estimate, after: Estimate) -> str:
         text = "alone it takes and frees nothing"
     if before.samples_per_second and after.samples_per_second:
         gained = round(100 * (after.samples_per_second / before.samples_per_second - 1))
-        text += f", and makes {gained:+d} % samples/s (predicted)" if gained else ", and the speed stays (predicted)"
+        text += f", and makes {gained:+d} % examples/s (predicted)" if gained else ", and the speed stays (predicted)"
     return text
 
 

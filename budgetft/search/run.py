@@ -270,7 +270,7 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     if not outcome.samples_per_second:
         return ""
     share = speed_with / outcome.samples_per_second - 1
-    text = f"; deterministic: {speed_with:.2f} samples/s, {outcome.samples_per_second:.2f} without ({share:+.0%})"
+    text = f"; deterministic: {speed_with:.2f} examples/s, {outcome.samples_per_second:.2f} without ({share:+.0%})"
     request.on_event(Event(stage="confirm", text=text.removeprefix("; ")))
     return text
 

@@ -8,6 +8,8 @@ search tries it already.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from budgetft.contract import Contract
 from budgetft.data.tokens import resized_size
@@ -18,7 +20,9 @@ from budgetft.measure.job import Job
 from budgetft.model import Model, load_model, model_names
 from budgetft.plan import Candidate
 from budgetft.predict.estimator import Estimator
+from budgetft.search.predicted import fastest
 from budgetft.search.ranking import speed
+from budgetft.search.space import settings
 from budgetft.units import format_gib
 from budgetft.weights import split_revision
 from budgetft.wording import pixels_words
@@ -53,7 +57,7 @@ class WayOut:
         estimate, job = self.best.estimate, self.offer.job
         time = time_under(job.contract, estimate, job.workload.examples)
         took = "" if time is None else f", about {duration_text(time.seconds)}"
-        said = f"fits in {format_gib(estimate.process_peak_bytes)}, {estimate.speed_text(' examples/s')}{took}"
+        said = f"fits in {format_gib(estimate.process_peak_bytes)}, {estimate.speed_text()}{took}"
         return f"{self.offer.change}: {said} (predicted)"
 
 
@@ -86,6 +90,16 @@ class Alternatives:
         fitting = [knobs for knobs, estimate in estimates.items() if estimate.fits]
         best = max(fitting, key=lambda knobs: speed(estimates[knobs]), default=None)
         return None if best is None else Candidate(knobs=best, estimate=estimates[best])
+
+
+def ways_out(job: Job, given: dict[str, Any]) -> list[str]:
+    """What would fit where ``job`` does not with the ``given`` knobs: other settings if there are such, else other jobs."""
+    if given:
+        other = fastest(Estimator(job, at_once=True), {})
+        if other.estimate.fits:
+            return [f"without --knob: {WayOut(offer=Offer(change='', job=job), best=other).text().removeprefix(': ')}"]
+    found = Alternatives(job=job, grid=settings, make_estimator=partial(Estimator, at_once=True)).find()
+    return [way.text() for way in found]
 
 
 def exact_offers(job: Job) -> Iterator[Offer]:

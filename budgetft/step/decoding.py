@@ -95,7 +95,7 @@ def prepare_for_generation(step: Step) -> None:
     step.peft_model.requires_grad_(False).eval()
     # Published generation settings (repetition penalty, top-k) would apply unasked.
     base.generation_config = GenerationConfig()
-    if step.knobs.attention != "stock":
+    if step.knobs.attention not in ("stock", "eager"):
         name = _cached_attention(step.knobs.attention)
         for config in (base.config, base.model.config, base.model.language_model.config):
             config._attn_implementation = name

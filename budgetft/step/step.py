@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budgetft.contract import Contract
 from budgetft.data.collate import Batch
-from budgetft.knobs import Knobs
+from budgetft.knobs import STOCK_TOWERS, Knobs
 from budgetft.outcome import Phase
 from budgetft.step import lora, pointwise, vision
 from budgetft.step.attention import implementation
@@ -74,7 +74,8 @@ class Step:
         base = self.base
         if (knobs.vision == "cached") != isinstance(base.model.visual, CachedTower):
             raise ValueError(f"vision {knobs.vision!r}: build the model for it, with or without a tower")
-        text_attention = "sdpa" if knobs.attention == "stock" else implementation(knobs.attention)
+        transformers_own = {"stock": "sdpa", "eager": "eager"}
+        text_attention = transformers_own.get(knobs.attention) or implementation(knobs.attention)
         vision_attention = implementation(knobs.attention) if knobs.vision == "frozen" else text_attention
         base.config._attn_implementation = text_attention
         base.model.config._attn_implementation = text_attention
@@ -102,9 +103,12 @@ class Step:
             base.disable_input_require_grads()
         recompute = partial(checkpoint, use_reentrant=False)
         of_layers = checkpoint_on_host if knobs.offload == "activations" else recompute
-        stock_tower = knobs.vision == "stock" and knobs.checkpointed_layers > 0
-        base._set_gradient_checkpointing(enable=stock_tower, gradient_checkpointing_func=recompute)
-        if stock_tower:  # what a Trainer does for a PEFT model; in transformers 5 it hooks the vision tower's input too
+        checkpointing = knobs.checkpointed_layers > 0
+        base._set_gradient_checkpointing(
+            enable=checkpointing and knobs.vision == "stock", gradient_checkpointing_func=recompute
+        )
+        if checkpointing and knobs.vision in ("stock", "uncheckpointed"):
+            # What a Trainer, and peft, do with a PEFT model; in transformers 5 it hooks the vision tower's input too.
             base.enable_input_require_grads()
         for number, layer in enumerate(base.model.language_model.layers):
             layer._gradient_checkpointing_func = of_layers
@@ -185,13 +189,13 @@ class Step:
             self.peft_model.train()
 
     def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:
-        on_host = self.knobs.vision != "stock" or inputs.vision
+        on_host = self.knobs.vision not in STOCK_TOWERS or inputs.vision
         grid: Any = inputs.grid if on_host else torch.from_numpy(inputs.grid).to(self.device)
         return {
             "input_ids": inputs.input_ids_BS,
             "position_ids": inputs.position_ids_3BS,
             # Padding is on the right and attention causal: no real token sees it. Stock builds the mask all the same.
-            "attention_mask": inputs.attention_mask_BS if self.knobs.attention == "stock" else None,
+            "attention_mask": inputs.attention_mask_BS if self.knobs.attention in ("stock", "eager") else None,
             "pixel_values": inputs.pixel_values_PC,
             "image_grid_thw": None if inputs.pixel_values_PC is None else grid,
             "use_cache": False,

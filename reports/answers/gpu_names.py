@@ -2,8 +2,8 @@
 
     python reports/answers/gpu_names.py [--out FOLDER]
 
-Writes gpu_names.md beside this script or into FOLDER. Milliseconds are of the processor, in one process that looks names up one after another:
-the first reads what all profiles are called, the rest do not. No GPU is needed.
+Writes gpu_names.md beside this script or into FOLDER. Milliseconds are of the processor, in one process that looks names up one
+after another: the first reads what all profiles are called, the rest do not. No GPU is needed.
 """
 
 import argparse

@@ -6,7 +6,8 @@ For every bundled model, on GPUs with and without flash attention: recordings of
 features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of
 full-size models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower
 cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and
-the drawn sample dataset of `budgetft plan --gpu v100-16g`. What has no recording is traced where it is asked for.
+the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also laws of other trainers by
+default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
 """
 
 import sys
@@ -19,6 +20,7 @@ from budgetft.data.processor import load_processor
 from budgetft.data.sample import write_sample
 from budgetft.data.stats import measure_workload
 from budgetft.data.tokens import resized_size
+from budgetft.export.peers import PEERS, knobs_of, setup_of
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
@@ -67,6 +69,19 @@ def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -
         print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
 
 
+def ship_peers(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
+    """Fit and store the laws of every other trainer, by default and with Liger, unless they are there."""
+    job = job_of(model, gpu, contract.replace(allow_nf4=True), workload)
+    estimator = Estimator(job)
+    for name, peer in PEERS.items():
+        for liger in (False, True) if peer.liger_name else (False,):
+            knobs = estimator.combination(knobs_of(setup_of(name, gpu, model, liger=liger), job, 1))
+            key = law_key(model, job.contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
+            if not renewed(key, ".json"):
+                keep_law(key, estimator.law(knobs), FOLDER)
+                print(f"{model.name} {gpu.name} {name} {kind(knobs)}: {key}", flush=True)
+
+
 def renewed(key: str, ending: str) -> bool:
     """Whether what is stored under ``key`` is of this software; what is of other software goes."""
     current = FOLDER / f"{key}_{software()}{ending}"
@@ -91,6 +106,8 @@ def main() -> None:
             shape = Shape(images=(resized_size(*size, model, contract),), text_tokens=256, supervised_tokens=160)
             for gpu in GPUS:
                 ship_stock(model, load_gpu(gpu), contract, Workload.uniform(shape))
+                if (name, size) == ("qwen2.5-vl-3b", (448, 448)):
+                    ship_peers(model, load_gpu(gpu), contract, Workload.uniform(shape))
         if name == "qwen2.5-vl-3b":
             with tempfile.TemporaryDirectory() as folder:
                 write_sample(Path(folder) / "sample")

@@ -460,7 +460,7 @@ def test_what_determinism_costs_is_probed_once_and_told(make_planner):
     request = SimpleNamespace(deterministic=True, on_event=lambda event: told.append(event.text))
     text = _cost_of_determinism(request, planner.job, slower, planner)
     assert len(prober.asked) == asked + 1
-    found = re.fullmatch(r"; deterministic: 1\.00 samples/s, ([\d.]+) without \((-\d+)%\)", text)
+    found = re.fullmatch(r"; deterministic: 1\.00 examples/s, ([\d.]+) without \((-\d+)%\)", text)
     assert found is not None
     assert int(found[2]) == round(100 * (1 / float(found[1]) - 1))
     assert told == [text.removeprefix("; ")]

@@ -99,7 +99,7 @@ def test_with_a_gpu_the_next_step_of_every_axis_is_probed_first_and_no_more_than
     assert asked == [(32, 32), (16, 64), (64, 32), (16, 128)]
     assert [row.evidence for row in rows if row.value == "128"] == ["predicted", "measured"]
     measured = next(row for row in rows if (row.axis, row.value) == ("rank", "32"))
-    assert measured.speed_text() == "1.25 samples/s"
+    assert measured.speed_text() == "1.25 examples/s"
     assert measured.process_peak_bytes == 12 * GIB
     assert any("1 rows stay predicted" in event.text for event in events)
 

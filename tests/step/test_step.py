@@ -32,6 +32,9 @@ CHANGES = {
     "one layer's input on the host": {"offload": "activations", "checkpointed_layers": 1, "lora": "lean"},
     "loss in chunks of eight tokens": {"loss": "chunked", "loss_chunk": 8},
     "frozen vision, image by image": {"vision": "frozen", "vision_group": 1},
+    "the stock tower without a graph": {"vision": "no_grad"},
+    "the stock tower without checkpointing": {"vision": "uncheckpointed"},
+    "transformers' eager attention": {"attention": "eager"},
     "everything ours": {"loss": "chunked", "vision": "frozen", "attention": "efficient", "lora": "lean", "pointwise": "fused"},
 }
 
@@ -137,7 +140,9 @@ def test_frozen_vision_builds_no_graph_where_the_stock_recipe_does(case):
 
     if case.model.family == "qwen2_5_vl":  # transformers hooks this tower's input, and not every family's
         assert needs_gradient(case.stock)
-    assert not needs_gradient(case.stock.replace(vision="frozen"))
+        assert needs_gradient(case.stock.replace(vision="uncheckpointed"))
+    for vision in ("frozen", "no_grad"):
+        assert not needs_gradient(case.stock.replace(vision=vision))
 
 
 def test_splitting_a_batch_into_micro_batches_gives_the_same_gradient(precise):
