@@ -135,7 +135,8 @@ def span_text(time: RunTime | None) -> str:
 
 def number_text(value: float) -> str:
     """Two digits of a speed."""
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+    digits = next((digits for least, digits in ((10, 0), (1, 1), (0.1, 2)) if value >= least), None)
+    return f"{value:.2g}" if digits is None else f"{value:,.{digits}f}"
 
 
 def shrunk_text(table: "FitTable") -> list[str]:
