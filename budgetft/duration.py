@@ -106,9 +106,12 @@ def time_under(contract: Contract, estimate: Estimate, examples: int | None) -> 
 
 
 def duration_text(seconds: float) -> str:
-    """``45 s``, ``38 min``, ``2 h 10 min``, ``31 h``, ``4.2 days``: no more digits than such a figure has."""
+    """``45 s``, ``2 min 20 s``, ``38 min``, ``2 h 10 min``, ``31 h``, ``4.2 days``: no more digits than such a figure has."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 0.95 else "under 1 s"
+    if seconds < 595:
+        minutes, rest = divmod(round(seconds / 10) * 10, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"

@@ -2,13 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from budgetft.asked import LABEL_TOKENS, TEXT_TOKENS
 from budgetft.duration import MOST_EXAMPLES, RunTime
 from budgetft.knobs import Knobs
 from budgetft.outcome import Evidence
-from budgetft.units import GIB
+from budgetft.units import GIB, parse_size
 from budgetft.value import Value
 
 Method = Literal["LoRA", "QLoRA"]
@@ -32,6 +32,16 @@ class FitAsked(Value):
     examples: int = Field(default=2000, ge=1, le=MOST_EXAMPLES)
     """In one epoch."""
     epochs: int = Field(default=3, ge=1)
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _as_sizes(cls, images: Any) -> Any:
+        """Lists are taken too, and ``WxH`` as the command line has it."""
+        if not isinstance(images, list | tuple):
+            return images
+        return tuple(
+            parse_size(each) if isinstance(each, str) else tuple(each) if isinstance(each, list) else each for each in images
+        )
 
 
 class FitCell(Value):
@@ -125,7 +135,8 @@ def span_text(time: RunTime | None) -> str:
 
 def number_text(value: float) -> str:
     """Two digits of a speed."""
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+    digits = next((digits for least, digits in ((10, 0), (1, 1), (0.1, 2)) if value >= least), None)
+    return f"{value:.2g}" if digits is None else f"{value:,.{digits}f}"
 
 
 def shrunk_text(table: "FitTable") -> list[str]:

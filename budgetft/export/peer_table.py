@@ -88,8 +88,8 @@ def micro_batches_shown(effective_batch: int, asked: int | None) -> list[int]:
         raise UsageError(f"the micro-batch must be at least 1, not {asked}")
     divisors = [size for size in range(1, min(effective_batch, LARGEST_MICRO_BATCH) + 1) if effective_batch % size == 0]
     if effective_batch % asked:
-        near = sorted(divisors, key=lambda size: (abs(size - asked), size))[:2]
-        nearest = f"--micro-batch {' or '.join(map(str, sorted(near)))}"
+        around = [*[size for size in divisors if size < asked][-1:], *[size for size in divisors if size > asked][:1]]
+        nearest = f"--micro-batch {' or '.join(map(str, around))}"
         raise UsageError(
             f"micro-batch {asked} does not divide the effective batch {effective_batch}",
             hint=f"{nearest}, or --effective-batch {asked * max(1, round(effective_batch / asked))}",

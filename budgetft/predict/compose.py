@@ -181,8 +181,8 @@ class _Ordering:
         times = np.ones(len(part.begins), dtype=np.int64)
         targets = {origin: self._targets(origin, segment, layer) for origin, _, _ in part.of_origin}
         for origin, which, _ in part.of_origin:
-            if targets[origin] is not None:
-                times[which] = max(1, len(targets[origin]))
+            if (found := targets[origin]) is not None:
+                times[which] = max(1, len(found))
         if number >= TOWER_ROUNDS:
             times[self._passing(part, segment)] = 0
         starts = np.cumsum(times) - times

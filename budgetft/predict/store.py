@@ -61,10 +61,14 @@ def _adapters(contract: Contract) -> dict[str, Any]:
     return facts | ({"lora_dropout": "any, in one kernel"} if contract.lora_dropout else {})
 
 
-@cache
 def software() -> str:
     """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
-    return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
+    return _named(version)
+
+
+@cache
+def _named(version_of: Callable[[str], str]) -> str:
+    return "_".join(f"{name}-{version_of(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
 
 
 def find_law(key: str) -> Law | None:

@@ -56,7 +56,7 @@ def _table(table: FitTable, *, several: bool, price: float | None) -> str:
     head += "".join(
         f'<th class="number" aria-sort="none"><button>{_size(image)}<br><small>GiB</small></button></th>'
         f'<th class="number" aria-sort="none"><button>{"time" if price is None else "cost"}</button></th>'
-        f'<th class="number" aria-sort="none"><button>examples/s</button></th>'
+        f'<th class="number speed" aria-sort="none"><button>examples/s</button></th>'
         for image in table.asked.images
     )
     head += '<th class="number" aria-sort="none"><button>largest</button></th>'
@@ -83,7 +83,7 @@ def _cells(cell: FitCell, image: tuple[int, int], price: float | None) -> str:
         f'<td class="number {kind}" data-name="{_size(image)}" data-sort="{cell.peak_bytes}">{cell.peak_bytes / GIB:.1f}</td>'
     )
     if not cell.fits:
-        return f'{peak}<td class="number failed" data-sort="inf">no</td><td class="number" data-sort="-1"></td>'
+        return f'{peak}<td class="number failed" data-sort="inf">no</td><td class="number speed" data-sort="-1"></td>'
     seconds = "inf" if cell.time is None else f"{cell.time.seconds:.0f}"
     shown = span_text(cell.time) if price is None else "-" if cell.time is None else cell.time.price_text(price)
     speed = cell.examples_per_second

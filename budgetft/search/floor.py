@@ -30,9 +30,9 @@ def nothing_fits(
 
 def _change(least: Estimate, alternatives: Alternatives) -> str:
     """What would fit, in words, each with its price."""
+    heavy = least.term_bytes("weights") > alternatives.job.budget_bytes
+    why = " (its weights alone exceed the budget)" if heavy else ""
     ways = alternatives.find()
     if ways:
-        return "; or ".join(way.text() for way in ways)
-    if least.term_bytes("weights") > alternatives.job.budget_bytes:
-        return "choose a smaller model: its weights alone exceed the budget"
-    return "lower --rank or --max-length, or choose a smaller model"
+        return "; or ".join(way.text() for way in ways) + why
+    return f"choose a smaller model{why}" if heavy else "lower --rank or --max-length, or choose a smaller model"

@@ -94,7 +94,13 @@ class Looks:
         contract = contract_with(self.planning.contract, self.named(values))
         workload = self.workload(values)
         data = self.planning.data if self.data_frames(values) is None else None
-        return replace(self.planning, contract=contract, ranges={}, workload_under=lambda _: workload, data=data)
+        known = {(contract.max_pixels, contract.max_length): workload}
+
+        def under(other: Contract) -> Workload:
+            """That of this contract is known, frames that are still to be made included."""
+            return known.get((other.max_pixels, other.max_length)) or self.planning.workload_under(other)
+
+        return replace(self.planning, contract=contract, ranges={}, workload_under=under, data=data)
 
     def data_frames(self, values: Values) -> int | None:
         """Frames of the examples as they are, where ``values`` ask for others."""

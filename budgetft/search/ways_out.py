@@ -108,7 +108,7 @@ def exact_offers(job: Job) -> Iterator[Offer]:
         yield Offer(change="--cache auto, pre-computed vision features", job=job, vision="cached")
     cards = 2 * job.cards
     while cards <= min(MOST_GPUS, job.contract.effective_batch):
-        change = f"share the frozen layers out between {cards} such GPUs, --cards {cards}"
+        change = f"share the frozen layers out between {cards} such GPUs, --gpus {cards}"
         yield Offer(change=change, job=job.replace(cards=cards, shared=True, device="cuda"))
         cards *= 2
 

@@ -88,7 +88,8 @@ class _Fitting:
     """One model by one method, on any GPU."""
 
     def __init__(self, model: Model, method: Method, asked: FitAsked, on_trace: Callable[[str], None]) -> None:
-        self.model, self.method, self.asked, self.on_trace = model, method, asked, on_trace
+        self.model, self.asked, self.on_trace = model, asked, on_trace
+        self.method: Method = method
         self.images = [self._seen(*size) for size in asked.images]
         self._recordings: Recordings = {}
         self._groups: dict[tuple, tuple] = {}

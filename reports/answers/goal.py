@@ -34,9 +34,8 @@ IMAGE = (1920, 1080)
 LADDERS = {"pixels": [200_704, *pixel_steps(200_704, 1_605_632, 28)], "rank": [8, 16, 32, 64], "frames": [1, 2, 4]}
 ASKED = (
     ["--hours", "10", "--max-pixels", "200704..1605632", "--rank", "8..64"],
-    ["--hours", "10h", "--max-pixels", "200704..1605632", "--rank", "8..64", "--prefer", "rank"],
     ["--hours", "08:00:00", "--max-pixels", "200704..802816", "--frames-per-example", "1..4", "--prefer", "frames", "--sure"],
-    ["--hours", "90min", "--max-pixels", "200704..1605632", "--rank", "8..64"],
+    ["--hours", "90min", "--prefer", "rank", "--max-pixels", "200704..1605632", "--rank", "8..64"],
 )
 Key = tuple[int, int, int]
 
@@ -138,7 +137,7 @@ def shown(name: str, words: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--goals", type=int, default=60)
+    parser.add_argument("--goals", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("goal.md"))
     asked = parser.parse_args()
     outputs = "\n".join(f"## {name}\n\n" + "\n".join(shown(name, words) for words in ASKED) for name in GPUS)

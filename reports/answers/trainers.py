@@ -6,6 +6,8 @@ Prints the tables of ``trainers.md``. The first is of Qwen2.5-VL-3B, one image o
 labels, rank 16, effective batch 32. Takes seconds where the laws ship, and a minute for each that does not.
 """
 
+from typing import Any
+
 from budgetft.contract import Contract
 from budgetft.export.peer_table import PeerTable, peer_table
 from budgetft.export.peers import PEERS, setup_of
@@ -19,7 +21,7 @@ GPUS = ("rtx3060-12g", "rtx4090", "v100-16g")
 SIZES = ((448, 448), (1288, 728))
 
 
-def table_of(trainer: str, gpu: str, model: str, shape: Shape, contract: Contract, **options: bool) -> PeerTable:
+def table_of(trainer: str, gpu: str, model: str, shape: Shape, contract: Contract, **options: Any) -> PeerTable:
     """The table of ``trainer`` with ``options`` of :func:`setup_of`."""
     card, architecture = load_gpu(gpu), load_model(model)
     job = Job(

@@ -1,15 +1,17 @@
 """Other trainers as settings of our step: their defaults, what is refused, and which micro-batch is the best."""
 
+from typing import Any
+
 import pytest
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.export.peer_table import PeerTable, Row, best_row, micro_batches_shown, peer_table
 from budgetft.export.peers import PEERS, knobs_of, notes_of, setup_of
-from budgetft.gpu import load_gpu
+from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import is_stock
 from budgetft.measure.job import Job
-from budgetft.model import load_model
+from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate
 from budgetft.plan import knob_problems
 from budgetft.workload import Shape, Workload
@@ -34,7 +36,7 @@ def knobs(trainer: str, gpu=RTX, model=MODEL, **options):
     return knobs_of(setup_of(trainer, gpu, model, **options), job(gpu, model), 4)
 
 
-def text(trainer: str, gpu=RTX, model=MODEL, **options) -> str:
+def text(trainer: str, gpu: Gpu = RTX, model: Model = MODEL, **options: Any) -> str:
     setup = setup_of(trainer, gpu, model, **options)
     return " | ".join(f"{note.kind}: {note.text}" for note in notes_of(setup, job(gpu, model), 7 * 2**30))
 
@@ -132,7 +134,7 @@ def test_powers_of_two_that_divide_the_batch_are_shown_and_what_is_asked(batch, 
 @pytest.mark.parametrize(
     ("batch", "asked", "message", "hint"),
     [(32, 5, "5 does not divide the effective batch 32", "--micro-batch 4 or 8, or --effective-batch 30"),
-     (32, 64, "64 does not divide the effective batch 32", "--micro-batch 16 or 32"),
+     (32, 64, "64 does not divide the effective batch 32", "--micro-batch 32, or --effective-batch 64"),
      (32, 0, "at least 1, not 0", ""), (32, -4, "at least 1, not -4", ""), (128, 128, "above 64", "")],
 )  # fmt: skip
 def test_a_micro_batch_that_cannot_be_is_refused(batch, asked, message, hint):

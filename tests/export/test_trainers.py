@@ -7,6 +7,7 @@ import ast
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +45,7 @@ def calls(text: str) -> dict[str, dict[str, ast.expr]]:
     }
 
 
-def literals(text: str, name: str) -> dict[str, object]:
+def literals(text: str, name: str) -> dict[str, Any]:
     return {field: ast.literal_eval(value) for field, value in calls(text)[name].items()}
 
 

@@ -504,3 +504,16 @@ def test_a_row_says_what_stands_against_it():
     assert row.replace(fits=False).verdict == "too much memory"
     assert row.replace(in_time=True).verdict == "in time"
     assert row.replace(low_seconds=25 * 60, high_seconds=80 * 60).time_text() == "2 min (25 to 80 min)"
+
+
+def test_what_keeping_the_images_would_cost_is_asked_of_larger_images():
+    """The plan of the chosen contract prices others beside it: each has examples of its own."""
+    seen: list[PlanRequest] = []
+
+    def plan(request: PlanRequest) -> Plan:
+        seen.append(request)
+        return planner()(request)
+
+    plan_goal(request_of(8, {"max_pixels": [401_408]}, plan_one=plan))
+    other = LOW.replace(max_pixels=1_605_632)
+    assert seen[-1].workload_under(other) == shape_of(other)

@@ -209,7 +209,7 @@ def test_tensors_that_exceed_the_budget_are_refused_without_a_probe(make_planner
     needed = round(smallest.process_peak_bytes * (1 + planner.estimator.calibration.uncertainty_share))
     assert f"about {format_gib(needed)}" in caught.value.hint
     assert "weights alone exceed the budget" in caught.value.hint
-    assert "--cards 2: fits in " in caught.value.hint
+    assert "--gpus 2: fits in " in caught.value.hint
 
 
 def test_the_budget_that_the_refusal_names_does_work(make_planner):
