@@ -25,7 +25,7 @@ from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.live import both, event_text, record_text, telling
-from budgetft.model import Model, trainable_names
+from budgetft.model import Model
 from budgetft.plan import Candidate, Plan, load_planned_model
 from budgetft.plan import read_plan as _read_plan
 from budgetft.plan import write_plan as _write_plan
@@ -258,16 +258,17 @@ def fit(
     budget: str | int | None = None,
     **fields: Any,
 ) -> FitTable:
-    """What runs on ``gpu``: each model (every bundled one when left out) by LoRA and QLoRA, at several picture sizes.
+    """What runs on ``gpu``: each model (the bundled ones that have recordings when left out) by LoRA and QLoRA.
 
-    Of each the peak memory, the speed, the time of a run, and the largest square picture that fits. ``fields`` are those of
+    Of each, at several picture sizes, the peak memory, the speed, the time of a run, and the largest square picture that
+    fits. ``fields`` are those of
     :class:`budgetft.what_fits.FitAsked`: ``images=((448, 448),)``, ``rank``, ``examples``, ``epochs``, ``effective_batch``,
     ``text_tokens``, ``label_tokens``. Of several GPUs, ``budget`` is each one's. All is predicted; torch is not loaded.
     """
-    from budgetft.search.what_fits import what_fits
+    from budgetft.search.what_fits import recorded_models, what_fits
 
     gpus = [asked.as_gpu(each) for each in asked.each_of(gpu)]
-    models = [asked.as_model(each) for each in (trainable_names() if model is None else asked.each_of(model))]
+    models = recorded_models(gpus)[0] if model is None else [asked.as_model(each) for each in asked.each_of(model)]
     wanted = FitAsked.make(**{name: asked.as_plain(value) for name, value in fields.items()})
     if not gpus or not models:
         raise UsageError("name at least one GPU and one model")

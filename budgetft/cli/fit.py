@@ -67,8 +67,8 @@ def fit(
     from budgetft.cli.progress import waiting
     from budgetft.cli.show_fit import print_fit
     from budgetft.gpu import all_gpus
-    from budgetft.model import load_model, trainable_names
-    from budgetft.search.what_fits import what_fits
+    from budgetft.model import load_model
+    from budgetft.search.what_fits import recorded_models, what_fits
     from budgetft.units import parse_size
     from budgetft.what_fits import PICTURES, FitAsked
 
@@ -80,8 +80,7 @@ def fit(
     else:
         gpus = sorted(all_gpus(), key=lambda each: (each.memory_bytes, each.fp16_tflops or 0.0, each.name))
         budgets = {each.name: each.budget_bytes for each in gpus}
-    bundled = trainable_names()
-    models = [load_model(name) for name in (bundled if model is None else [model])]
+    models, others = recorded_models(gpus) if model is None else ([load_model(model)], [])
     one_size = len(gpus) > 1 or price_per_hour is not None
     pictures = tuple(map(parse_size, image)) if image else PICTURES[:1] if one_size else PICTURES
     asked = FitAsked.make(
@@ -102,4 +101,4 @@ def fit(
     if json_output:
         print(json.dumps(table.to_dict(), indent=2))
     else:
-        print_fit(table, gpus, price_per_hour=price_per_hour, page=None if html is None else str(html))
+        print_fit(table, gpus, price_per_hour=price_per_hour, page=None if html is None else str(html), others=others)

@@ -14,7 +14,9 @@ TIME = 8
 """Columns of a time such as ``9.7-15h``."""
 
 
-def print_fit(table: FitTable, gpus: Sequence[Gpu], *, price_per_hour: float | None, page: str | None) -> None:
+def print_fit(
+    table: FitTable, gpus: Sequence[Gpu], *, price_per_hour: float | None, page: str | None, others: Sequence[str] = ()
+) -> None:
     """The whole answer on stdout: what it is of, the table, how to read it, what to run next."""
     for line in _title(table, gpus):
         put(line)
@@ -32,6 +34,8 @@ def print_fit(table: FitTable, gpus: Sequence[Gpu], *, price_per_hour: float | N
         put(line)
     if page is not None:
         put(f"written to {page}")
+    if others:
+        put(f"not listed: {', '.join(others)} (--model NAME asks for one, minutes the first time)")
     put(_next(table))
 
 

@@ -86,6 +86,11 @@ def find_recording(key: str) -> Recording | None:
     return next(filter(None, (read_recording(folder / f"{key}_{software()}.json.gz") for folder in _folders())), None)
 
 
+def has_recording(key: str) -> bool:
+    """Whether there is a recording under ``key``, of this software or another; it is not read."""
+    return any(any(folder.glob(f"{key}_*.json.gz")) for folder in _folders())
+
+
 def find_foreign_recording(key: str) -> tuple[Recording, str] | None:
     """As :func:`find_foreign_law`."""
     return _newest(key, ".json.gz", read_recording)

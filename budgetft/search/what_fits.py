@@ -15,12 +15,13 @@ from budgetft.errors import UsageError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
-from budgetft.model import Model
+from budgetft.model import Model, load_model, trainable_names
 from budgetft.plan import Candidate
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator, Recordings
 from budgetft.predict.machine import speeds_here
+from budgetft.predict.store import has_recording, recording_key
 from budgetft.search.predicted import fastest_of
 from budgetft.search.space import offloads, part_sizes, settings
 from budgetft.what_fits import METHODS, FitAsked, FitCell, FitRow, FitTable, Method
@@ -75,6 +76,27 @@ def what_fits(
         found = [_Fitting(model, method, asked, on_trace).rows(places) for method in methods]
         rows += [row for of_gpu in zip(*found, strict=True) for row in of_gpu]
     return FitTable(asked=asked, rows=tuple(rows))
+
+
+def recorded_models(gpus: Sequence[Gpu]) -> tuple[list[Model], list[str]]:
+    """The bundled models of which recordings ship for all of ``gpus``, smallest first, and the names of the others.
+
+    The others would have to be traced first, minutes each; they are, where one is asked for by its name.
+    """
+    kernels = {(gpu.flash_attention, gpu.efficient_attention, gpu.base_precision): gpu for gpu in gpus}
+    models = sorted(map(load_model, trainable_names()), key=lambda model: model.parameters or 0)
+    found = [model for model in models if all(_is_recorded(model, gpu) for gpu in kernels.values())]
+    return found, [model.name for model in models if model not in found]
+
+
+def _is_recorded(model: Model, gpu: Gpu) -> bool:
+    contract = Contract(allow_nf4=True)
+    shape = Shape(images=((model.pixel_step * 16,) * 2,), text_tokens=256, supervised_tokens=128)
+    job = Job(
+        gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=Workload.uniform(shape),
+        evidence="predicted",
+    )  # fmt: skip
+    return all(has_recording(key) for key in {recording_key(model, contract, knobs, gpu) for knobs in settings(job)})
 
 
 def _place(gpu: Gpu, budget: int) -> Place:
