@@ -261,15 +261,15 @@ def fit(
     """What runs on ``gpu``: each model (the bundled ones that have recordings when left out) by LoRA and QLoRA.
 
     Of each, at several picture sizes, the peak memory, the speed, the time of a run, and the largest square picture that
-    fits. ``fields`` are those of
-    :class:`budgetft.what_fits.FitAsked`: ``images=((448, 448),)``, ``rank``, ``examples``, ``epochs``, ``effective_batch``,
-    ``text_tokens``, ``label_tokens``. Of several GPUs, ``budget`` is each one's. All is predicted; torch is not loaded.
+    fits. ``fields`` are those of :class:`budgetft.what_fits.FitAsked`: ``images=["448x448", "896x896"]``, ``rank``,
+    ``examples``, ``epochs``, ``effective_batch``, ``text_tokens``, ``label_tokens``. Of several GPUs, ``budget`` is each one's.
+    All is predicted.
     """
     from budgetft.search.what_fits import recorded_models, what_fits
 
     gpus = [asked.as_gpu(each) for each in asked.each_of(gpu)]
     models = recorded_models(gpus)[0] if model is None else [asked.as_model(each) for each in asked.each_of(model)]
-    wanted = FitAsked.make(**{name: asked.as_plain(value) for name, value in fields.items()})
+    wanted = FitAsked.make(**asked.with_sizes(fields))
     if not gpus or not models:
         raise UsageError("name at least one GPU and one model")
     return what_fits(gpus, models, wanted, budget_bytes=lambda each: asked.budget_bytes(budget, each))

@@ -223,6 +223,22 @@ def yes_or_no(name: str, value: Any) -> bool:
     return value
 
 
+def size_of(name: str, image: Any) -> tuple[int, int]:
+    """(width, height) in pixels of ``"896x448"`` or of a pair of numbers."""
+    if not isinstance(image, str) and isinstance(image, Sequence) and len(image) == 2:
+        width, height = (whole(name, side, most=10**7) for side in image)
+        return width, height
+    return parse_size(of_kind(name, image, str))
+
+
+def with_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields``, a list of sizes in ``images`` as values."""
+    plain = {name: as_plain(value) for name, value in fields.items()}
+    if isinstance(plain.get("images"), list | tuple):
+        plain["images"] = tuple(size_of("images", each) for each in plain["images"])
+    return plain
+
+
 def as_text(name: str, value: Any) -> str | None:
     return None if value is None else of_kind(name, value, str)
 

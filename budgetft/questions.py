@@ -1,6 +1,6 @@
 """Arguments of the Python API as one question: of what GPU, model, examples, training configuration and settings it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.plan import Plan, read_plan
-from budgetft.units import parse_size
 from budgetft.workload import Shape, Workload
 
 if TYPE_CHECKING:
@@ -203,17 +202,10 @@ def _work(arguments: Mapping[str, Any]) -> Work | None:
         return asked.as_path(kinds[0], given[kinds[0]])
     if not given:
         return None
-    return Typed.make(**{name: _size(value) if name == "image" else asked.as_plain(value) for name, value in given.items()})
-
-
-def _size(image: Any) -> str:
-    """``WxH``, whichever way it was given."""
-    if not isinstance(image, str) and isinstance(image, Sequence) and len(image) == 2:
-        width, height = (asked.whole("image", side) for side in image)
-        return f"{width}x{height}"
-    size = asked.of_kind("image", image, str)
-    parse_size(size)
-    return size
+    if "image" in given:
+        width, height = asked.size_of("image", given["image"])
+        given["image"] = f"{width}x{height}"
+    return Typed.make(**{name: value if name == "image" else asked.as_plain(value) for name, value in given.items()})
 
 
 def _contract(contract: Contract | Mapping[str, Any] | None, fields: dict[str, Any], work: Work | None) -> Contract:

@@ -180,6 +180,12 @@ def test_a_pair_of_numbers_is_one_image_and_a_list_of_names_one_value_of_targets
         combinations({**base, "rank": range(1, 1000), "seed": range(1000)})
 
 
+def test_what_fits_takes_sizes_as_people_type_them(monkeypatch):
+    computing = pytest.importorskip("budgetft.search.what_fits")
+    monkeypatch.setattr(computing, "what_fits", lambda gpus, models, wanted, budget_bytes: wanted.images)
+    assert api.fit("t4", images=["448x448", (896, 448)]) == ((448, 448), (896, 448))
+
+
 def test_numbers_of_numpy_are_numbers():
     numpy = pytest.importorskip("numpy")
     asked = estimate("rtx4090", rank=numpy.int64(8), micro_batch=numpy.int32(1), lora_dropout=numpy.float64(0.0))
