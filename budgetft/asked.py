@@ -1,10 +1,13 @@
 """What people ask for, as values: what is left out and what is given, for the command line and the Python API alike."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from budgetft.contract import Contract
+from pydantic import Field
+
+from budgetft.contract import LEAST_PIXELS, Contract
 from budgetft.errors import UsageError, nearest, unknown_name
 from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
@@ -29,7 +32,7 @@ class Typed(Value):
 
     image: str = IMAGE
     """``WIDTHxHEIGHT`` in pixels."""
-    images: int = IMAGES
+    images: int = Field(default=IMAGES, ge=1, le=10**6)
     text_tokens: int = TEXT_TOKENS
     """Of one example: prompt and answer."""
     label_tokens: int = LABEL_TOKENS
@@ -37,16 +40,15 @@ class Typed(Value):
 
     @property
     def pixels(self) -> int:
+        """Of an image; no fewer than a contract may have for its most."""
         width, height = parse_size(self.image)
-        return width * height
+        return max(LEAST_PIXELS, width * height)
 
     def shape(self, model: Model, contract: Contract) -> Shape:
         """As the model sees one example; ``UsageError`` when it is longer than the contract allows."""
         from budgetft.data.tokens import check_positions, resized_size
 
         check_positions(model, contract)
-        if self.images < 1:
-            raise UsageError(f"images must be at least 1, not {self.images}")
         size = resized_size(*parse_size(self.image), model, contract)
         one = Shape.make(images=(size,), text_tokens=self.text_tokens, supervised_tokens=self.label_tokens)
         if self.label_tokens >= self.text_tokens:
@@ -141,6 +143,20 @@ def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list
     return fixed, ranges
 
 
+def ranges_of(ranges: Any) -> dict[str, list[int]]:
+    """Further values of contract fields to be priced, by field."""
+    if not isinstance(ranges, Mapping):
+        raise UsageError(f"ranges must be a dict of lists, not {short_text(ranges)}")
+    found = {}
+    for name, values in ranges.items():
+        if name not in RANGED:
+            raise unknown_name("range", str(name), RANGED)
+        if not isinstance(values, list | tuple | range):
+            raise UsageError(f"ranges: {name} must be a list of numbers, not {short_text(values)}")
+        found[name] = [whole(name, value) for value in values]
+    return found
+
+
 def as_plain(value: Any) -> Any:
     """A number of numpy or pandas as Python's own, anything else as it is."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
@@ -148,7 +164,7 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-# Arguments: each is what the function needs, or a ``UsageError`` that names it.
+# Arguments: each is what a function needs, or a ``UsageError`` that names it.
 
 
 def as_gpu(gpu: Any) -> Gpu:
@@ -162,7 +178,12 @@ def as_model(model: Any) -> Model:
 def as_path(name: str, value: Any) -> Path:
     path = Path(of_kind(name, value, str, Path))
     if "\0" in str(path) or not str(value):
-        raise UsageError(f"{name} is no path: {str(value)!r}")
+        raise UsageError(f"{name} is no path: {short_text(value)}")
+    try:
+        path.exists()
+        os.fsencode(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} {short_text(str(value))}: {getattr(error, 'strerror', None) or 'is no path'}") from None
     return path
 
 
@@ -202,8 +223,33 @@ def yes_or_no(name: str, value: Any) -> bool:
     return value
 
 
+def size_of(name: str, image: Any) -> tuple[int, int]:
+    """(width, height) in pixels of ``"896x448"`` or of a pair of numbers."""
+    if not isinstance(image, str) and isinstance(image, Sequence) and len(image) == 2:
+        width, height = (whole(name, side, most=10**7) for side in image)
+        return width, height
+    return parse_size(of_kind(name, image, str))
+
+
+def with_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields``, a list of sizes in ``images`` as values."""
+    plain = {name: as_plain(value) for name, value in fields.items()}
+    if isinstance(plain.get("images"), list | tuple):
+        plain["images"] = tuple(size_of("images", each) for each in plain["images"])
+    return plain
+
+
+def as_text(name: str, value: Any) -> str | None:
+    return None if value is None else of_kind(name, value, str)
+
+
+def each_of(value: Any) -> Sequence[Any]:
+    """A list as it is, anything else as the only one of a list."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def callback(name: str, value: Any) -> Any:
-    if not callable(value):
+    if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, not {short_text(value)}")
     return value
 
@@ -213,7 +259,7 @@ def budget_bytes(budget: Any, gpu: Gpu) -> int:
     if budget is None:
         return gpu.budget_bytes
     budget = as_plain(budget)
-    size = parse_bytes(budget) if isinstance(budget, str) else whole("budget", budget)
+    size = parse_bytes(budget) if isinstance(budget, str) else whole("budget", budget, most=2**60)
     if not 0 < size <= gpu.memory_bytes:
         raise UsageError(f"a budget of {budget} is {format_gib(size)}; {gpu.name} has {format_gib(gpu.memory_bytes)}")
     return size

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from budgetft.gpu import Gpu
+from budgetft.gpu import Gpu, gpu_at_hand
 from budgetft.units import MIB
 
 
@@ -166,6 +166,18 @@ def pinned(environment: Mapping[str, str]) -> dict[str, str]:
     cards = list_cards()
     visible = visible_cards(cards, environment)
     return {"CUDA_VISIBLE_DEVICES": visible[0].uuid} if visible and len(cards) > 1 else {}
+
+
+def gpu_here(environment: Mapping[str, str]) -> Gpu | None:
+    """The first GPU of a process with ``environment``: its profile, else what its driver says; None without one."""
+    import pynvml
+
+    card = first_visible(environment)
+    with suppress(pynvml.NVMLError):  # memory that it shares with the CPU has no total of its own
+        if card is not None:
+            memory_bytes = memory_of(card)
+            return gpu_at_hand(card.name, memory_bytes) or unlisted_card(card, memory_bytes)
+    return None
 
 
 def unlisted_card(card: Card, memory_bytes: int) -> Gpu | None:

@@ -13,6 +13,8 @@ Init = Literal["default", "gaussian", "orthogonal"]
 MOST_SEED = 2**32 - 1
 """What numpy's generators take."""
 MOST_ALPHA = 2**20
+LEAST_PIXELS = 28 * 28
+"""Of an image: one visual token of the models with the smaller patches."""
 CHANGES_BASE = "it takes a part out of the base weights, so that the adapter would fit only a base that is changed too"
 NEEDS_DATA = "it needs passes over the data with the whole model before training, which are not planned"
 OTHER_INITS = {
@@ -30,7 +32,7 @@ LANGUAGE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 class Contract(Value):
     """Never traded for speed by the search; a cost-only choice belongs in :class:`budgetft.knobs.Knobs`."""
 
-    max_pixels: int = Field(default=200_704, ge=784, le=10**10)
+    max_pixels: int = Field(default=200_704, ge=LEAST_PIXELS, le=10**10)
     """An image is shrunk to at most this many pixels; 200,704 is 448 x 448."""
     frames_per_example: int = Field(default=1, ge=1, le=10**6)
     max_length: int = Field(default=4096, ge=16, le=10**8)

@@ -48,9 +48,7 @@ class RunTime(Value):
             return ""
         assert self.low_seconds is not None
         assert self.high_seconds is not None
-        low, high = duration_text(self.low_seconds), duration_text(self.high_seconds)
-        short = low.removesuffix(" min") if low.endswith(" min") and high.endswith(" min") and " h" not in low + high else low
-        return "" if low == high else f"{short} to {high}"
+        return between_text(self.low_seconds, self.high_seconds)
 
     def text(self) -> str:
         """``3 epochs = 188 steps, about 40 min (25 to 80 min)``."""
@@ -108,9 +106,12 @@ def time_under(contract: Contract, estimate: Estimate, examples: int | None) -> 
 
 
 def duration_text(seconds: float) -> str:
-    """``45 s``, ``38 min``, ``2 h 10 min``, ``31 h``, ``4.2 days``: no more digits than such a figure has."""
+    """``45 s``, ``2 min 20 s``, ``38 min``, ``2 h 10 min``, ``31 h``, ``4.2 days``: no more digits than such a figure has."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 0.95 else "under 1 s"
+    if seconds < 595:
+        minutes, rest = divmod(round(seconds / 10) * 10, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
@@ -120,6 +121,14 @@ def duration_text(seconds: float) -> str:
         return f"{hours} h {rest} min" if rest else f"{hours} h"
     hours = round(seconds / HOUR)
     return f"{hours} h" if hours < 72 else f"{seconds / 86_400:.1f} days"
+
+
+def between_text(low_seconds: float, high_seconds: float) -> str:
+    """``25 min to 1 h 20 min``, ``6 to 13 h``: the unit once where both ends have it alone; empty where both read the same."""
+    low, high = duration_text(low_seconds), duration_text(high_seconds)
+    words, others = low.split(), high.split()
+    short = words[0] if len(words) == len(others) == 2 and words[1] == others[1] else low
+    return "" if low == high else f"{short} to {high}"
 
 
 def parse_hours(text: str) -> float:

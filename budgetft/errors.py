@@ -68,4 +68,4 @@ def unknown_name(kind: str, word: str, allowed: Iterable[str]) -> UsageError:
     names = sorted(allowed)
     near = nearest(word, names)
     hint = f"did you mean {near!r}?" if near else None
-    return UsageError(f"unknown {kind} {word!r}; known: {', '.join(names)}", hint=hint)
+    return UsageError(f"unknown {kind} {word[:80]!r}; known: {', '.join(names)}", hint=hint)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from budgetft.contract import Contract
-from budgetft.duration import HOUR, RunTime, duration_text
+from budgetft.duration import HOUR, RunTime, between_text, duration_text
 from budgetft.errors import UsageError, nearest
 from budgetft.outcome import KNOWN_FACTOR, Evidence
 from budgetft.value import Value
@@ -49,20 +49,20 @@ class GoalRow(Value):
 
     @property
     def verdict(self) -> str:
-        """``possible``, or what stands against it."""
+        """``in time``, or what stands against it."""
         if self.problem:
             return self.problem
-        against = [*([] if self.fits else ["too much memory"]), *([] if self.in_time or not self.fits else ["too long"])]
-        return ", ".join(against) or "possible"
+        return "too much memory" if not self.fits else "in time" if self.in_time else "too long"
 
     def time_text(self) -> str:
-        """``8 h 40 min (6 h to 13 h)``; ``-`` where there is no run."""
+        """``8 h 40 min (6 to 13 h)``; ``-`` where there is no run."""
         if self.seconds is None or not self.fits:
             return "-"
         low, high = self.low_seconds, self.high_seconds
-        known = low is None or high is None or high / low < KNOWN_FACTOR
-        between = "" if known else f" ({duration_text(low)} to {duration_text(high)})"
-        return duration_text(self.seconds) + between
+        if low is None or high is None or high / low < KNOWN_FACTOR:
+            return duration_text(self.seconds)
+        between = between_text(low, high)
+        return f"{duration_text(self.seconds)} ({between})" if between else duration_text(self.seconds)
 
 
 class Goal(Value):
@@ -149,6 +149,11 @@ def contract_with(contract: Contract, values: dict[str, int]) -> Contract:
     if "rank" in changes and contract.alpha == 2 * contract.rank:
         changes["alpha"] = 2 * changes["rank"]
     return Contract.make(**{**dict(contract), **changes})
+
+
+def time_asked(goal: Goal) -> str:
+    """``10 h``, or ``10 h, its slow end included``."""
+    return duration_text(goal.hours * HOUR) + (", its slow end included" if goal.sure else "")
 
 
 def values_text(values: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator
 
 from budgetft.errors import UsageError
-from budgetft.gpu_size import CAPABILITIES, Size, parse_gpu_size
+from budgetft.gpu_size import CAPABILITIES, Size, is_size, parse_gpu_size
 from budgetft.gpu_text import Listed, Match, match, nearest_listed, other_makers, typed
 from budgetft.profiles import profiles_folder
 from budgetft.units import GIB, MIB
@@ -164,6 +164,8 @@ def look_up(text: str) -> tuple[Gpu, str]:
         return Gpu.read({"name": Path(text).stem, **read_toml(Path(text))}, source=text), ""
     if (folded := text.strip().lower()) in gpu_names():
         return _profile(folded), ""
+    if is_size(text) and (size := parse_gpu_size(text)) is not None:
+        return _of_size(size)
     listed = _listed()
     meant = match(text, listed, elsewhere=_unlisted())
     if len(meant.found) == 1:
@@ -203,7 +205,7 @@ def _of_size(size: Size) -> tuple[Gpu, str]:
 
 def _not_found(text: str, meant: Match, listed: Sequence[Listed]) -> UsageError:
     shown, bare = repr(text.strip()[:60]), text.strip()
-    memory = f"--gpu {bare}GiB" if bare.isdecimal() and 1 <= int(bare) <= 300 else "for example --gpu 24GiB"
+    memory = f"--gpu {bare}GiB" if bare.isdecimal() and len(bare) <= 3 and 1 <= int(bare) <= 300 else "for example --gpu 24GiB"
     ways = f"`budgetft gpus` lists all; or give the memory of any NVIDIA GPU, {memory}"
     if meant.found:
         return _ambiguous(shown, meant, typed(text).key, ways)

@@ -44,6 +44,12 @@ class Size:
         return f"{self.written}-sm{self.compute_capability.replace('.', '')}".lower()
 
 
+def is_size(text: str) -> bool:
+    """Whether ``text`` is a size whatever GPU is called like its end: ``24GiB:50`` has a capability, ``24 GB 5090`` may not."""
+    found = _WRITTEN.fullmatch(text.strip())
+    return found is not None and (found[3] is None or re.search(r"[:@]|sm", text, re.IGNORECASE) is not None)
+
+
 def parse_gpu_size(text: str) -> Size | None:
     """The size in ``text``; None when it is none. Units are taken at their word: GiB and G are 2^30 bytes, GB is 10^9.
 

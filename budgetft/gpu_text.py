@@ -37,8 +37,8 @@ def typed(text: str) -> Typed:
     plain = re.sub(rf"({_SPLIT})", r" \1 ", text.casefold())
     memory = None
     for pattern, mebibytes in ((_MEBIBYTES, 1), (_MEMORY, 1024)):
-        if memory is None and (found := pattern.search(plain)):
-            memory = float(found[1]) * mebibytes
+        if found := pattern.search(plain):
+            memory = memory or float(found[1]) * mebibytes
             plain = plain[: found.start()] + " " + plain[found.end() :]
     words = re.findall(r"[a-z0-9]+", plain)
     if "titan" in words:  # RTX is the Titan's own name, and only everybody else's family
@@ -95,11 +95,15 @@ class Match:
 
 
 def match(text: str, listed: Iterable[Listed], *, elsewhere: Collection[str] = ()) -> Match:
-    """Which of ``listed`` are meant by ``text``: the whole name, else its beginning.
+    """Which of ``listed`` are meant by ``text``: a name to the letter, else the whole of one as it can be compared, else its
+    beginning.
 
     ``elsewhere``: keys of GPUs that exist but are not listed, so that ``P4`` is no beginning of ``P40``.
     """
     name, known = typed(text), list(listed)
+    exactly = [one for one in known if text.strip() in one.called]
+    if len(exactly) == 1:  # a driver says A2000 for the one of 6 GB, and A2000 12GB for the other
+        return Match(found=tuple(exactly))
     if name.key:
         for keys in (lambda one: one.keys, lambda one: one.shorts):
             if whole := [one for one in known if name.key in keys(one)]:

@@ -23,6 +23,8 @@ STOCK_TOWERS = ("stock", "no_grad", "uncheckpointed")
 """Values of ``vision`` with transformers' own forward of the tower."""
 LOSS_CHUNK = 256
 """Tokens: the logits of 256 of 151,936 words are 156 MB in fp32 and 78 MB in fp16."""
+MOST_AT_ONCE = 2**40
+"""Tokens or patches: more are taken at a time than any example has."""
 VISION_GROUP = 8192
 """Patches: enough to fill a card, small beside the backward that follows."""
 
@@ -62,10 +64,10 @@ class Knobs(Value):
     """``adamw8bit``: its two moments in eight bits, 2 bytes a trainable parameter instead of 8; needs the contract's leave."""
     offload: Offload = "none"
     """``activations``: the inputs of checkpointed layers wait on the host for backward."""
-    loss_chunk: int = Field(default=LOSS_CHUNK, ge=1, exclude_if=lambda size: size == LOSS_CHUNK)
+    loss_chunk: int = Field(default=LOSS_CHUNK, ge=1, le=MOST_AT_ONCE, exclude_if=lambda size: size == LOSS_CHUNK)
     """Answer tokens whose logits exist at a time, with loss ``chunked`` and in evaluation. Not written at its default, nor is
     the next: plans and ledgers stay as they were."""
-    vision_group: int = Field(default=VISION_GROUP, ge=1, exclude_if=lambda size: size == VISION_GROUP)
+    vision_group: int = Field(default=VISION_GROUP, ge=1, le=MOST_AT_ONCE, exclude_if=lambda size: size == VISION_GROUP)
     """Patches that a ``frozen`` tower takes at a time: equal images together up to it, a larger one by itself."""
     fp32_blocks: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     """Blocks that compute in fp32 because they overflow fp16, by module name: not searched, but found in the weights. In a

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from budgetft.errors import UsageError
 from budgetft.units import format_gib, format_seconds
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def telling(progress: bool | None, what: str) -> Iterator[Tell]:
 
     The line goes to the display of a notebook, else to stderr; it is gone when all is done.
     """
+    if progress is not None and not isinstance(progress, bool):
+        raise UsageError(f"progress must be True, False or None, not {progress!r:.60}")
     if progress is not False and in_notebook():
         with _cell(what) as tell:
             yield tell

@@ -91,6 +91,11 @@ def model_names() -> list[str]:
     return sorted(path.parent.name for path in (profiles_folder() / "models").glob("*/config.json"))
 
 
+def trainable_names() -> list[str]:
+    """Those of models that people train: without the tiny ones, which are for tests and demos."""
+    return [name for name in model_names() if not name.startswith("tiny-")]
+
+
 def load_model(name: str) -> Model:
     """A bundled description, a folder with ``config.json``, or a hub id such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
 

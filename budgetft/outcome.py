@@ -23,8 +23,8 @@ KNOWN_FACTOR = 1.05
 """Between the ends of a range of speeds under which it is printed as one number."""
 
 
-def speed_text(middle: float, low: float | None, high: float | None, unit: str = " samples/s") -> str:
-    """``5.1 to 8.2 samples/s``; one number where ``low`` and ``high`` are None or next to each other."""
+def speed_text(middle: float, low: float | None, high: float | None, unit: str = " examples/s") -> str:
+    """``5.1 to 8.2 examples/s``; one number where ``low`` and ``high`` are None or next to each other."""
     if low is None or high is None or high / low < KNOWN_FACTOR:
         return f"{middle:.2f}{unit}"
     return f"{_two_digits(low)} to {_two_digits(high)}{unit}"
@@ -56,7 +56,7 @@ class Estimate(Value):
     terms: tuple[Term, ...]
     evidence: Evidence = "predicted"
 
-    def speed_text(self, unit: str = " samples/s") -> str:
+    def speed_text(self, unit: str = " examples/s") -> str:
         """The speed for people: a range while it is not known to a few per cent, else a number."""
         if self.samples_per_second is None:
             return "speed unknown"

@@ -34,6 +34,8 @@ class Target(Value):
     name: str
     budget_bytes: int = Field(gt=0)
     """Of each card, where there are several."""
+    display_bytes: int = Field(default=0, ge=0, exclude_if=lambda kept: kept == 0)
+    """What the budget leaves to a display on the GPU."""
     profile: Gpu
     cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
     """Alike and in one machine: they share the micro-batches of a step."""
@@ -235,8 +237,8 @@ class Plan(Shown, Value):
         return f"plan for {self.model.name} on {cards}{self.gpu.name}"
 
     def _verdict(self) -> str:
-        room = f"{format_gib(self.estimate.process_peak_bytes)} of {format_gib(self.gpu.budget_bytes)}"
-        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text(' examples/s')}"
+        room = f"{self.peak_gib:.2f} of {format_gib(self.gpu.budget_bytes)}"
+        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text()}"
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]
@@ -244,7 +246,8 @@ class Plan(Shown, Value):
             rows.append(("time", f"{self.hours()} for {self.workload.examples:,} examples"))
         if self.baseline is not None and (ratio := self.over_baseline_text()):
             rows.append(("baseline", f"{ratio} as fast as Hugging Face Trainer defaults, {self.baseline._verdict()}"))
-        rows.append(("evidence", f"{self.evidence.kind}: {self.evidence.statement}"))
+        kind, said = self.evidence.kind, self.evidence.statement
+        rows.append(("evidence", said if said.startswith(kind) else f"{kind}: {said}"))
         return rows
 
     def is_own(self, row: PriceRow) -> bool:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from budgetft.answers import is_uncalibrated
 from budgetft.contract import Contract
 from budgetft.duration import RunTime
 from budgetft.plan import Candidate
 from budgetft.shown import Rows, contract_text, shape_text, time_of
-from budgetft.units import format_gib
+from budgetft.units import GIB, format_gib
 from budgetft.workload import Shape
 
 
@@ -51,19 +52,16 @@ class Estimated(Candidate):
     def _verdict(self) -> str:
         """As of any candidate, with the budget and the margin that decide whether it fits."""
         estimate = self.estimate
-        room = f"{format_gib(estimate.process_peak_bytes)} of {format_gib(self.budget_bytes)}"
-        margin = f"+- {self.uncertainty_share:.0%}, {estimate.evidence}"
-        if self.fits:
-            verdict = f"fits in {room} ({margin})"
-        elif estimate.process_peak_bytes <= self.budget_bytes:
-            verdict = f"too close to the budget: {room} ({margin})"
-        else:
-            verdict = f"does not fit: {room} ({margin})"
-        return f"{verdict}, {estimate.speed_text(' examples/s')}"
+        peak, budget = estimate.process_peak_bytes, self.budget_bytes
+        fits = "fits" if self.fits else "too close to the budget" if peak <= budget else "does not fit"
+        room = f"{peak / GIB:.2f} of {format_gib(budget)}"
+        verdict = f"{fits}, {room} ({estimate.evidence}, +- {self.uncertainty_share:.0%})"
+        return f"{verdict}, {estimate.speed_text()}"
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.example))]
         if self.examples is not None and self.examples_per_second:
             rows.append(("time", f"{self.hours()} for {self.examples:,} examples"))
-        rows.append(("calibration", self.calibration))
+        none = "none of this GPU: budgetft gpus --calibrate makes one there"
+        rows.append(("calibration", none if is_uncalibrated(self.calibration) else self.calibration))
         return rows

@@ -56,7 +56,7 @@ class Shown:
     def _verdict(self) -> str:
         """Memory and speed in one line, with where the numbers are from."""
         fits = "fits" if self.fits else "does not fit"
-        speed = self.estimate.speed_text(" examples/s")
+        speed = self.estimate.speed_text()
         return f"{fits}, {format_gib(self.estimate.process_peak_bytes)}, {speed} ({self.estimate.evidence})"
 
     def _rows(self) -> Rows:

@@ -22,7 +22,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     if match is None or match[2] not in _FACTORS:
         raise UsageError(
-            f"cannot read {text!r} as an amount of memory; allowed units: {', '.join(_FACTORS)}",
+            f"cannot read {text[:40]!r} as an amount of memory; allowed units: {', '.join(_FACTORS)}",
             hint="write for example 14GiB (14 * 2^30 bytes) or 14GB (14 * 10^9 bytes)",
         )
     if len(match[1]) > 15:
@@ -39,7 +39,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """``WxH`` in pixels, for example ``1288x728``."""
     match = re.fullmatch(r"\s*(\d{1,7})\s*[xX]\s*(\d{1,7})\s*", text)
     if match is None or int(match[1]) < 1 or int(match[2]) < 1:
-        raise UsageError(f"cannot read {text!r} as an image size", hint="write WIDTHxHEIGHT, for example 448x448")
+        raise UsageError(f"cannot read {text[:40]!r} as an image size", hint="write WIDTHxHEIGHT, for example 448x448")
     return int(match[1]), int(match[2])
 
 

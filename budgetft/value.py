@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from budgetft.errors import UsageError, WrongValue, nearest
 
+LONGEST = 500
+"""Characters of what is said of one field: what a stranger's file holds may be any length."""
+
 
 class Value(BaseModel):
     """A frozen value that rejects unknown fields, and types that are merely convertible."""
@@ -111,7 +114,8 @@ def _explain(cls: type[Value], error: Exception, source: str) -> WrongValue:
                 near = nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", "")))
                 hints += [f"did you mean {near!r}?"] if near else []
     count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
-    return WrongValue(f"{source}: {count}\n  " + "\n  ".join(lines), hint=" ".join(hints) or None)
+    cut = (line if len(line) <= LONGEST else f"{line[:LONGEST]}..." for line in lines)
+    return WrongValue(f"{source}: {count}\n  " + "\n  ".join(cut), hint=" ".join(hints) or None)
 
 
 def _field_names(cls: type[BaseModel]) -> set[str]:

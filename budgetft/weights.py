@@ -73,7 +73,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` can only be a hub id: it is no folder here, and does not look like one."""
-    return "/" in name and not name.startswith((".", "/", "~")) and not Path(name).is_dir()
+    return "/" in name and not name.startswith((".", "/", "~")) and not os.path.isdir(name)
 
 
 def with_revision(name: str, revision: str | None) -> str:
@@ -95,7 +95,7 @@ def checkpoint_folder(weights: str) -> Path:
 
     Raises ``UsageError`` when there are none.
     """
-    if Path(weights).is_dir():
+    if os.path.isdir(weights):
         return Path(weights)
     if not is_hub_id(weights):
         raise UsageError(f"{weights} is not a folder with a checkpoint", hint="give --weights FOLDER or a hub id")
@@ -136,7 +136,7 @@ def base_here(weights: str | None) -> Checkpoint | None:
     """The same where the weights are on this machine already; None where nothing is, or nothing was named."""
     if weights is None:
         return None
-    if Path(weights).is_dir():
+    if os.path.isdir(weights):
         return open_checkpoint(weights) if weight_files(Path(weights)) else None
     try:
         folder = _cached(weights)

@@ -14,6 +14,7 @@ from rounding import arithmetic
 
 from budgetft.cards import first_visible
 from budgetft.cli import main
+from budgetft.errors import NothingFits
 from budgetft.gpu import gpu_names
 from budgetft.model import model_names
 from budgetft.plan import Plan, read_plan
@@ -126,8 +127,8 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["estimate", *JOB, "--gpu", "v100-16gb"], ["unknown GPU 'v100-16gb'", "hint: did you mean 'v100-16g'?"]),
-        (["plan", *JOB, "--gpu", "V100"], ["unknown GPU 'V100'", "did you mean 'v100-16g'?", "t4"]),
+        (["estimate", *JOB, "--gpu", "v100-16x"], ["unknown GPU 'v100-16x'", "hint: did you mean 'v100-16g'?"]),
+        (["plan", *JOB, "--gpu", "V100"], ["'V100' is sold with 16 or 32 GB", "--gpu v100-16g or --gpu v100-32g"]),
         (["gpus", "rtx4090ti"], ["unknown GPU", "did you mean 'rtx4090'?"]),
         (["estimate", *JOB, "--model", "qwen2.5-vl-3"], ["unknown model", "did you mean 'qwen2.5-vl-3b'?"]),
         (["models", "tiny-qwen3vl"], ["unknown model", "did you mean 'tiny-qwen3-vl'?"]),
@@ -135,12 +136,17 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
         (["estimate", *JOB, "--knob", "loss=chunk"], ["unknown value for knob loss", "did you mean 'chunked'?"]),
         (["estimate", *JOB, "--knob", "attention=flash"], ["'flash' needs compute capability 8.0", "v100-16g"]),
         (["estimate", *JOB, "--knob", "base_precision=bf16"], ["'bf16' is emulated on v100-16g"]),
-        (["estimate", *JOB, "--knob", "micro_batch=3"], ["micro_batch 3 x grad_accum 1 is not the effective batch 4"]),
+        (["estimate", *JOB, "--knob", "micro_batch=3"], ["micro_batch 3 does not divide the effective batch 4: 1, 2, 4 do"]),
+        (["estimate", *JOB, "--knob", "grad_accum=3"], ["grad_accum 3 does not divide the effective batch 4"]),
+        (
+            ["estimate", *JOB, "--knob", "micro_batch=64"],
+            ["micro_batch 64 is above the effective batch 4", "--effective-batch 64"],
+        ),
         (["estimate", *JOB, "--knob", "micro_batch=0"], ["micro_batch", "greater than or equal to 1", "got '0'"]),
-        (["estimate", *JOB, "--knob", "checkpointed_layers=9"], ["checkpointed_layers is 0 to 2"]),
+        (["estimate", *JOB, "--knob", "checkpointed_layers=9"], ["checkpointed_layers is 0 to 2 for tiny-qwen2.5-vl, not 9"]),
         (["estimate", *JOB, "--budget", "14"], ["cannot read '14'", "14GiB"]),
         (["estimate", *JOB, "--budget", "0GiB"], ["--budget 0GiB"]),
-        (["plan", *JOB, "--budget", "17GiB"], ["--budget 17GiB is 17.00 GiB; v100-16g has 15.78 GiB"]),
+        (["plan", *JOB, "--budget", "17GiB"], ["budget of 17GiB is 17.00 GiB; v100-16g has 15.78 GiB"]),
         (["plan", *JOB, "--rank", "8..4"], ["--rank 8..4", "must rise"]),
         (["plan", *JOB, "--rank", "many"], ["--rank must be a number or LOW..HIGH, not 'many'"]),
         (["plan", *JOB, "--rank", "0"], ["--rank 0"]),
@@ -162,11 +168,17 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
         (["plan", *JOB, "--targets", "q_prj"], ["targets must be some of q_proj", "q_prj"]),
         (["plan", *JOB, "--image", "56"], ["'56'", "WIDTHxHEIGHT"]),
         (["plan", *JOB, "--text-tokens", "5000"], ["5004 tokens (4 of them visual)", "the limit is 4096"]),
-        (["plan", *JOB, "--supervised-tokens", "40"], ["must be fewer than --text-tokens 40"]),
+        (["plan", *JOB, "--supervised-tokens", "40"], ["40 label tokens must be fewer than the 40 text tokens"]),
         (["plan", *JOB, "--probe", "sometimes"], ["sometimes", "always"]),
         (["plan", *JOB, "--budgt", "14GiB"], ["--budgt", "--budget"]),
         (["plan"], ["--gpu"]),
-        (["pln"], ["pln"]),
+        (["plan", *JOB, "--batch", "4"], ["no option --batch", "did you mean --effective-batch?", "budgetft plan -h"]),
+        (["train", "--lr", "1"], ["no option --lr", "budgetft train -h"]),
+        (["pln"], ["no command 'pln'; did you mean 'plan'?"]),
+        (["eval"], ["did you mean 'evaluate'?"]),
+        (["data", "conver"], ["no command 'conver'; did you mean 'convert'?"]),
+        (["price"], ["no command 'price'; commands: doctor, gpus,"]),
+        (["help", "pln"], ["did you mean 'plan'?"]),
     ],
     ids=lambda value: " ".join(w for w in value if w not in JOB or len(value) < 3) if isinstance(value, list) else value,
 )
@@ -219,6 +231,38 @@ def test_an_estimate_answers_for_the_knobs_that_were_asked(planned, said):
     recomputed, kept = peak("checkpointed_layers=2"), peak("checkpointed_layers=0")
     assert recomputed["samples_per_second"] < kept["samples_per_second"]
     assert peak("micro_batch=4", budget="0.5GiB")["fits"] is False
+
+
+def test_what_does_not_fit_ends_with_the_exit_code_of_nothing_fits(planned, said):
+    for form in ([], ["--json"]):
+        answer = said("estimate", *JOB, "--rank", "4", "--budget", "0.5GiB", *form)
+        assert answer.code == NothingFits.exit_code == 3
+        assert answer.out, "the estimate is printed all the same"
+        assert answer.err == ""
+
+
+def test_a_knob_that_cannot_be_is_told_of_alone(said):
+    answer = said("estimate", *JOB, "--knob", "attention=flash")
+    assert answer.err == "error: attention 'flash' needs compute capability 8.0; v100-16g has 7.0\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["plan", *JOB], "interrupted; finished trials are kept: run the same command again"),
+        (["estimate", *JOB], "interrupted; nothing was lost: run the same command again"),
+        (["gpus"], "interrupted"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_an_interrupt_says_what_is_kept_and_ends_with_130(words, told, said, monkeypatch):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("budgetft.gpu.load_gpu", interrupt)
+    monkeypatch.setattr("budgetft.cli.gpus.load_gpu", interrupt)
+    answer = said(*words)
+    assert (answer.code, answer.out, answer.err) == (130, "", f"\n{told}\n")
 
 
 def test_an_estimate_in_words_says_that_nothing_was_run(planned, said):

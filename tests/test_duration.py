@@ -47,6 +47,12 @@ def test_ends_that_are_next_to_each_other_are_no_range() -> None:
     assert made.text() == "1 epoch = 225 steps, about 2 h"
 
 
+def test_ends_in_one_unit_say_it_once() -> None:
+    made = run_time(estimate(1.0, 0.8, 1.25), examples=20, epochs=1, effective_batch=32)
+    assert made is not None
+    assert made.range_text() == "16 to 25 s"
+
+
 def test_ends_in_different_units() -> None:
     made = run_time(estimate(1.0, 0.5, 2.0), examples=7200, epochs=1, effective_batch=32)
     assert made is not None
@@ -58,7 +64,11 @@ def test_ends_in_different_units() -> None:
     [
         (0.2, "under 1 s"),
         (99.4, "99 s"),
-        (99.6, "2 min"),
+        (99.6, "1 min 40 s"),
+        (119, "2 min"),
+        (140, "2 min 20 s"),
+        (594, "9 min 50 s"),
+        (596, "10 min"),
         (2400, "40 min"),
         (5970, "1 h 40 min"),
         (7200, "2 h"),

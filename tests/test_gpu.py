@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -133,12 +134,13 @@ def test_the_command_lists_every_card():
     result = CliRunner().invoke(app, [], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert all(name in result.stdout for name in gpu_names())
-    assert "14.00 GiB" in result.stdout
+    assert re.search(r"v100-16g +15\.78 +14\.00 +7\.0 +900 +125 +fp16 +no", result.stdout)
 
 
-def test_no_name_is_cut_in_a_narrow_terminal():
-    result = CliRunner().invoke(app, [], env={"COLUMNS": "80"})
-    assert all(name in result.stdout for name in gpu_names())
+def test_nothing_of_the_list_is_cut_or_wrapped_in_a_narrow_terminal():
+    lines = CliRunner().invoke(app, [], env={"COLUMNS": "80"}).stdout.splitlines()
+    assert all(any(line.split()[:1] == [name] and len(line.split()) == 8 for line in lines) for name in gpu_names())
+    assert not any("\u2026" in line or len(line.rstrip()) > 80 for line in lines)
 
 
 def test_the_command_gives_the_list_as_json():

@@ -28,6 +28,9 @@ NOUNS = (
     "plan",
     "lock",
     "cards",
+    "duration",
+    "shown",
+    "results",
 )
 ABOVE = {
     "meter": {"export", "evaluate", "data", "step", "predict", "measure", "search", "train", "report", "cli"},

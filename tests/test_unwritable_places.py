@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": f"bench {PROBED} --out PLACE/bench",
     "bench, ledger": f"bench {PROBED} --out HERE/bench --ledger PLACE/ledger.sqlite3",
     "train": f"train --plan {PLAN} --data HERE/data --weights random --quiet --out PLACE/run",
+    "fit": "fit --gpu rtx3060-12g --model qwen2.5-vl-3b --image 448x448 --html PLACE/fit.html",
     "report": f"report {PLAN} -o PLACE/report.html",
     "merge": "merge HERE/adapter --weights HERE/base --out PLACE/merged",
     "export, llamafactory": f"export {PLAN} --to llamafactory --out PLACE/run.yaml",

@@ -1,4 +1,4 @@
-"""``budgetft bench``: the stock recipe against the plan, on this card, in one run."""
+"""``budgetft bench``: the baseline against the plan, on this GPU, in one run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,40 +14,61 @@ from budgetft.units import format_gib, parse_size
 if TYPE_CHECKING:
     from budgetft.search.bench import Bench
 
+SIZES = ("448x448", "1288x728")
+
 
 def bench(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
-    image: Annotated[list[str] | None, typer.Option(help="Size of every image, WxH; repeatable.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WxH",
+            show_default=" and ".join(SIZES),
+            help="All images have this size; repeatable.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     images: options.Images = IMAGES,
     text_tokens: options.TextTokens = TEXT_TOKENS,
     supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
-    effective_batch: options.EffectiveBatch = 32,
-    cached: Annotated[bool, typer.Option("--cached", help="Also with vision features computed once.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Further probes of each path, in turn, after planning.")] = 2,
-    max_probes: Annotated[int, typer.Option(min=5, help="Most probes of each plan.")] = 20,
-    probe: Annotated[options.Probe, typer.Option(help="auto: on a CUDA card; always: also on the CPU.")] = "auto",
-    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the JSON and the table.")] = Path("reports/bench"),
+    rank: Annotated[int | None, options.setting("rank", "LoRA rank.")] = None,
+    effective_batch: options.EffectiveBatch = None,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Also with pre-computed vision features.", rich_help_panel=options.SEARCH)
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Further trials of each, in turn, after planning.", rich_help_panel=options.SEARCH)
+    ] = 2,
+    max_probes: Annotated[int, typer.Option(min=5, help="Most trials of each plan.", rich_help_panel=options.SEARCH)] = 20,
+    probe: Annotated[
+        options.Probe,
+        typer.Option(help="auto: on a CUDA GPU; always: on the CPU too.", rich_help_panel=options.SEARCH),
+    ] = "auto",
+    ledger: options.Ledger = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the JSON and the table.", rich_help_panel=options.OUTPUT)
+    ] = Path("reports/bench"),
     quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure the stock recipe at its best micro-batch, and the plan, in turn; write OUT/<card>-<profile>.json and .md."""
+    """Measure the plan against the baseline (Hugging Face Trainer defaults) on this GPU.
+
+    The baseline runs at its best micro-batch, and both in turn. Writes OUT/<gpu>-<profile>.json and .md.
+    """
     from budgetft.cache import cache_folder
     from budgetft.cli.progress import planning
-    from budgetft.gpu import load_gpu
     from budgetft.search.bench import Size, run_bench
     from budgetft.search.run import PlanRequest
 
     check_folder(out)
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     sizes = []
-    for text in image or ["448x448", "1288x728"]:
+    for text in image or SIZES:
         contract, ranges = options.contract_from(
-            max_pixels=options.pixels_of(text), rank=str(rank), effective_batch=effective_batch
+            max_pixels=options.pixels_of(text), rank=None if rank is None else str(rank), effective_batch=effective_batch
         )
         if ranges:
             raise UsageError("a bench measures one contract: give single values, not LOW..HIGH")
@@ -76,7 +97,7 @@ def table(bench: "Bench") -> str:
     lines = [
         f"{bench.model}, {bench.gpu}, {format_gib(bench.budget_bytes)}: {bench.statement}.",
         "",
-        "| image | path | micro-batch | checkpointed | allocator | samples/s | over stock | process peak | |",
+        "| image | path | micro-batch | checkpointed | allocator | examples/s | over stock | process peak | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in bench.rows:

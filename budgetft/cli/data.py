@@ -10,6 +10,7 @@ import typer
 from budgetft.cli import options
 from budgetft.cli.data_files import Force, convert, frames_of, progress, show
 from budgetft.cli.data_stats import stats
+from budgetft.cli.help import Command, Group
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.model import Model, load_model
@@ -18,40 +19,47 @@ from budgetft.weights import checkpoint_folder
 if TYPE_CHECKING:
     from budgetft.data.features import Picture
 
-app = typer.Typer(help="Make, convert and measure datasets.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group,
+    help="Make, convert and measure datasets.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _N = TypeVar("_N", int, float)
 
 
-@app.command()
+@app.command(cls=Command)
 def sample(
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     count: Annotated[int, typer.Option(help="Number of examples.")] = 48,
     seed: Annotated[int, typer.Option(help="The same seed gives the same dataset.")] = 0,
     force: Force = False,
 ) -> None:
-    """Make up a small dataset of drawn street scenes."""
+    """Draw a small synthetic dataset of street scenes."""
     from budgetft.data.sample import write_sample
 
     examples = write_sample(out, count=count, seed=seed, overwrite=force)
     typer.echo(f"{out}: {len(examples)} examples, fingerprint {examples.fingerprint}")
 
 
-@app.command()
+@app.command(cls=Command)
 def twin(
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     scenarios: Annotated[int, typer.Option(help="Number of scenarios.")] = 12,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-    style: Annotated[str, typer.Option(help="Colours and cameras: day, dusk, winter or desert.")] = "day",
-    split_fractions: Annotated[str, typer.Option(help="Shares of the scenarios: train,val,test.")] = "0.6,0.2,0.2",
-    videos: Annotated[int | None, typer.Option(help="Videos in all; without it 2 to 4 a scenario.")] = None,
+    style: Annotated[str, typer.Option(metavar="NAME", help="Colours and cameras: day, dusk, winter or desert.")] = "day",
+    split_fractions: Annotated[
+        str, typer.Option(metavar="X,X,X", help="Shares of the scenarios for train, val and test.")
+    ] = "0.6,0.2,0.2",
+    videos: Annotated[int | None, typer.Option(show_default="2 to 4 a scenario", help="Videos in all.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of a video.")] = 4.0,
-    fps: Annotated[int | None, typer.Option(help="Frames a second; without it 10 to 60.")] = None,
-    size: Annotated[str | None, typer.Option(help="Pixels of a frame, as 640x360; without it mixed.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that draw.")] = None,
+    fps: Annotated[int | None, typer.Option(show_default="10 to 60", help="Frames per second.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", show_default="mixed", help="Size of a frame.")] = None,
+    workers: options.Workers = None,
     force: Force = False,
 ) -> None:
-    """Make up a whole WTS tree: videos, captions, questions, boxes and a public test package."""
+    """Draw a synthetic WTS tree: videos, captions, questions, boxes and a public test package."""
     from budgetft.data.twin import TwinSpec, write_twin
 
     spec = TwinSpec.make(
@@ -69,27 +77,39 @@ def twin(
     typer.echo(f"{out}: {scenarios} scenarios, {count} videos; next: budgetft data wts {out} --split train --out DIR")
 
 
-@app.command()
+@app.command(cls=Command)
 def wts(
-    root: Annotated[Path, typer.Argument(help="Folder of the WTS data, of SynWTS, or of a twin.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
-    frames: Annotated[str, typer.Option(help="single, sheet (2x2), crop (frame and part), N images, or video:N.")] = "single",
-    policy: Annotated[str, typer.Option(help="For single: mid, boxes (drawn) or expand (--per-row).")] = "mid",
-    per_row: Annotated[int, typer.Option(help="For expand: examples a row, each of weight 1/N.")] = 3,
-    view: Annotated[str, typer.Option(help="overhead, vehicle or both.")] = "both",
-    cameras: Annotated[str, typer.Option(help="main: one overhead camera a scenario; all: each, of weight 1/N.")] = "main",
-    tasks: Annotated[str, typer.Option(help="captions, questions or both.")] = "both",
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the WTS data, of SynWTS, or of data twin.")],
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    frames: Annotated[
+        str, typer.Option(metavar="HOW", help="single, sheet (2x2), crop (frame and part), N images, or video:N.")
+    ] = "single",
+    policy: Annotated[str, typer.Option(metavar="NAME", help="For single: mid, boxes (drawn) or expand (--per-row).")] = "mid",
+    per_row: Annotated[int, typer.Option(help="For expand: frames per caption, each of weight 1/N.")] = 3,
+    view: Annotated[str, typer.Option(metavar="NAME", help="overhead, vehicle or both.")] = "both",
+    cameras: Annotated[
+        str, typer.Option(metavar="NAME", help="main: one overhead camera a scenario; all: each, of weight 1/N.")
+    ] = "main",
+    tasks: Annotated[str, typer.Option(metavar="NAME", help="captions, questions or both.")] = "both",
     external: Annotated[bool, typer.Option("--external/--no-external", help="Take BDD_PC_5K too.")] = True,
-    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to this many pixels a side.")] = None,
-    holdout: Annotated[float | None, typer.Option(help="Share of the scenarios for a second dataset, OUT-holdout.")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(show_default="as they are", help="Downscale frames to this many pixels a side.")
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(show_default="none", help="Share of the scenarios for a second dataset, OUT-holdout."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the scenarios that are held out.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what is bad, and name it.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Videos decoded side by side; all cores by default.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be used, and list it.")] = False,
+    workers: options.Workers = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert a split of the WTS data: one frame an example, or another format. A rerun goes on after an interrupt."""
+    """Convert a split of the WTS data, one frame per example or in another format.
+
+    After an interrupt the same command goes on.
+    """
     from budgetft.data.reformat import Format
     from budgetft.data.wts import Request, convert_wts
 
@@ -119,31 +139,38 @@ def wts(
     typer.echo(f"{report.scenarios} scenarios, {report.videos + report.videos_kept} videos, {len(report.skipped)} left out")
 
 
-app.command()(convert)
-app.command()(show)
-app.command()(stats)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(show)
+app.command(cls=Command)(stats)
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")],
-    model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="The cache folder: made, or added to.")],
-    weights: Annotated[
-        str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the model's when left out.")
-    ] = None,
+    model: options.Model_,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="The folder of features: made, or added to.", rich_help_panel=options.DATA),
+    ],
+    weights: options.Weights = None,
     revision: options.Revision = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
+    max_pixels: options.Pixels = None,
     precision: Annotated[
         Literal["auto", "fp16", "bf16", "fp32"],
-        typer.Option(help="Of the plan's base; auto: bf16 where the card has it, else fp16, fp32 on the CPU."),
+        typer.Option(
+            help="Of the plan's base model; auto: bf16 where the GPU has it, else fp16, fp32 on the CPU.",
+            rich_help_panel=options.GPU,
+        ),
     ] = "auto",
-    seed: Annotated[int | None, typer.Option(help="Of random weights.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the vision tower runs.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and compute nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    seed: Annotated[int | None, options.setting("seed", "Of random weights.")] = None,
+    device: options.Device = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would take, and compute nothing.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=options.OUTPUT)] = False,
 ) -> None:
-    """Compute what the frozen vision tower makes of every image, once, for plans with cached vision."""
+    """Pre-compute the vision features of every image, for plans that read them instead of running the vision tower."""
     from budgetft.data.examples import read_dataset
     from budgetft.data.features import BYTES, check_free_space, feature_bytes, find_pictures
 

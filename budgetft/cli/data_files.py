@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetft.asked import MODEL
+from budgetft.cli import names, options
 from budgetft.contract import Contract
 from budgetft.errors import UsageError, nearest
 from budgetft.model import load_model
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from budgetft.data.convert_options import Options
     from budgetft.data.examples import Examples
 
+GUESSED = "guessed from the names"
 Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is already there.")]
 
 
@@ -28,40 +31,73 @@ def convert(
             help="Files, folders, archives, globs or a hub id: JSON, JSONL, CSV, TSV, parquet, Arrow, image folders, tar, zip.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to create.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", show_default="none, needed", help="Folder to create.")
+    ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="What is asked where a row is an image and its caption; 'Describe the image.' when left out."),
+        typer.Option(show_default="Describe the image.", help="The question where an example is an image and its caption."),
     ] = None,
     frames: Annotated[
-        str | None, typer.Option(help="Of each video, spread evenly over it: N images, or video:N for one video of N frames.")
+        str | None,
+        typer.Option(
+            metavar="N|video:N",
+            show_default="none; videos are refused",
+            help="Of each video, spread evenly: N images, or one video of N frames.",
+        ),
     ] = None,
-    learn: Annotated[str, typer.Option(help="Of a conversation: all answers, or the last.")] = "all",
-    image_column: Annotated[list[str] | None, typer.Option(help="Of a table: where images are; may be repeated.")] = None,
-    video_column: Annotated[str | None, typer.Option(help="Of a table: where videos are.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Of a table: the answer, or the caption.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Of a table: what is asked.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a dataset with several splits.")] = None,
-    config: Annotated[str | None, typer.Option(help="Of a dataset on the hub.")] = None,
+    learn: Annotated[
+        str, typer.Option(metavar="all|last", help="Train on all answers of a conversation, or the last.")
+    ] = "all",
+    image_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", show_default=GUESSED, help="Of a table: where images are; repeatable."),
+    ] = None,
+    video_column: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=GUESSED, help="Of a table: where videos are.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=GUESSED, help="Of a table: the answer or caption.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=GUESSED, help="Of a table: the question.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="the only one", help="Of a dataset with several splits.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="the only one", help="Of a dataset on the hub.")
+    ] = None,
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="What boxes in the texts count in (pixels, thousandths, fractions): they are told as each model wants."
+            metavar="UNIT",
+            show_default="left as written",
+            help="Unit of boxes in the texts (pixels, thousandths, fractions); each model gets them as it was taught.",
         ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="A key that means nothing for training; may be repeated.")] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Rows may lack answers: for predict.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and name them.")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", show_default="none", help="A key that means nothing for training; repeatable."),
+    ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Examples may lack answers: for predict.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out examples that cannot be used, and list them.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; show three examples as the model sees them.")
     ] = False,
     model: Annotated[
-        str, typer.Option("--model", help="For --dry-run: a bundled model, a local folder or a hub id.")
-    ] = "qwen2.5-vl-3b",
+        str,
+        typer.Option("--model", metavar="NAME", help="For --dry-run: the model that shows them.", autocompletion=names.models),
+    ] = MODEL,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Convert data of other tools, with the images and videos it names; relative paths start at each file's folder."""
+    """Make a dataset of files of other tools, with the images and videos that they name.
+
+    Relative paths start at each file's folder. Look first: --dry-run.
+    """
     from budgetft.cli.datasets import converting
     from budgetft.data.convert import Options
     from budgetft.data.convert import convert as convert_data
@@ -72,7 +108,7 @@ def convert(
         raise UsageError(f"--frames must be a number or video:N, not {frames!r}")
     if count is not None and not 1 <= count <= 1024:
         raise UsageError(f"--frames must be from 1 to 1024, not {count}")
-    options = Options.make(
+    chosen = Options.make(
         prompt=prompt or DESCRIBE,
         frames=count,
         video=video,
@@ -89,12 +125,12 @@ def convert(
         prompt_column=prompt_column,
     )
     if dry_run:
-        _preview(file, options, model)
+        _preview(file, chosen, model)
         return
     if out is None:
         raise UsageError("--out is needed: the folder to create", hint="or look at three examples first: --dry-run")
     with converting() as calls:
-        written, report = convert_data(file, out, options, overwrite=force, on_columns=_say_lines, **calls)
+        written, report = convert_data(file, out, chosen, overwrite=force, on_columns=_say_lines, **calls)
     for note in report.notes:
         typer.echo(f"note: {note}", err=True)
     if report.left_out:
@@ -107,7 +143,7 @@ def convert(
     typer.echo(f"{out}: {len(written)} examples, fingerprint {written.fingerprint}")
 
 
-def _preview(what: list[Path], options: "Options", model: str) -> None:
+def _preview(what: list[Path], chosen: "Options", model: str) -> None:
     """Show what ``model`` would be given of the first three rows; nothing is kept."""
     import tempfile
 
@@ -118,12 +154,12 @@ def _preview(what: list[Path], options: "Options", model: str) -> None:
 
     description = load_model(model)
     with tempfile.TemporaryDirectory(prefix="budgetft-") as work:
-        conversion = Conversion(what, Path(work), options.replace(limit=3))
+        conversion = Conversion(what, Path(work), chosen.replace(limit=3))
         for line in conversion.describe():
             typer.echo(visible(line))
         examples = conversion.examples()
         processor, report = load_processor(description), conversion.report
-        answered = not options.unlabelled
+        answered = not chosen.unlabelled
         shown = [preview(one, processor, description, Contract(), answered=answered) for one in examples]
         notes = [f"note: {note}" for note in report.notes] + [f"left out: {line}" for line in report.left_out]
         print_previews(shown, notes, description.name)
@@ -143,16 +179,25 @@ def _one_of(value: str, flag: str, known: tuple[str, ...]) -> str:
 
 def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder, or data to be converted first.")],
-    model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")] = "qwen2.5-vl-3b",
-    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, max=200, help="How many, spread evenly; 3, on a page 24, the longest among them.")
+    model: options.Model_ = MODEL,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="none", help="Write a page with the pictures to this file."),
     ] = None,
-    name: Annotated[list[str] | None, typer.Option("--id", help="An example by its id; may be repeated.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens allowed in one example.")] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=200, show_default="3, on a page 24", help="How many, spread evenly; on a page the longest too."
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--id", metavar="ID", show_default="none", help="An example by its id; repeatable."),
+    ] = None,
+    max_pixels: options.Pixels = None,
+    max_length: options.MaxLength = None,
 ) -> None:
-    """Show examples as the model is given them: text with its marks, images in their size, what is learned."""
+    """Show examples as the model sees them: text with its special tokens, images in their size, what is learned."""
     from budgetft.cli.datasets import dataset
     from budgetft.cli.examples import print_previews
     from budgetft.data.examples import read_dataset

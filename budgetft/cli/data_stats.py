@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from budgetft.cli import options
+from budgetft.cli.lines import put
 from budgetft.contract import Contract
 from budgetft.model import Model, load_model
 
@@ -27,9 +29,9 @@ _KINDS = {
 
 def stats(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")],
-    model: Annotated[str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")],
-    max_pixels: Annotated[int | None, typer.Option(help="Shrink each image to at most this many pixels.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens allowed in one example.")] = None,
+    model: options.Model_,
+    max_pixels: options.Pixels = None,
+    max_length: options.MaxLength = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count the tokens of every example as the model would see it."""
@@ -40,15 +42,17 @@ def stats(
     description = load_model(model)
     examples = read_dataset(folder)
     summary = _summary(examples, _survey(examples, description, contract), description, contract)
-    typer.echo(json.dumps(summary, indent=2) if as_json else _lines(summary))
+    typer.echo(json.dumps(summary, indent=2)) if as_json else put(_lines(summary))
 
 
 def _survey(examples: "Examples", model: Model, contract: Contract) -> "Survey":
     from budgetft.cli.data_files import progress
+    from budgetft.cli.progress import spinning
     from budgetft.data.processor import load_processor
     from budgetft.data.survey import survey
 
-    processor = load_processor(model)
+    with spinning("loading the tokenizer"):
+        processor = load_processor(model)
     with progress("measuring") as (start, advance):
         start(len(examples))
         return survey(examples, processor, model, contract, on_example=advance)

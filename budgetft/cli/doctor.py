@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from budgetft.cache import cache_folder
+from budgetft.cli import names
 from budgetft.cli.lines import put
 from budgetft.doctor.builds import choose_build, other_builds
 from budgetft.doctor.card import NO_DRIVER
@@ -23,18 +24,39 @@ _SIGNS = {"ok": "ok", "note": "note", "warning": "WARN", "problem": "BAD"}
 
 
 def doctor(
-    gpu: Annotated[str | None, typer.Option("--gpu", help="A card to prepare for, here or not (budgetft gpus).")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            show_default="the one that is here",
+            help="A GPU to prepare for, here or not (budgetft gpus).",
+            autocompletion=names.gpus,
+        ),
+    ] = None,
     env: Annotated[
-        Path | None, typer.Option("--env", help="Write a script here that makes an isolated, pinned environment for the card.")
+        Path | None,
+        typer.Option(
+            "--env",
+            metavar="FILE",
+            show_default="none",
+            help="Write a script that makes an isolated, pinned environment for the GPU.",
+        ),
     ] = None,
     package: Annotated[
-        str | None, typer.Option("--package", help="With --env: what to install as budgetft, e.g. a folder or a wheel.")
+        str | None,
+        typer.Option(
+            "--package",
+            metavar="PATH",
+            show_default="where this one came from",
+            help="With --env: what to install as budgetft, such as a folder or a wheel.",
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Look for what breaks runs: mixed packages, foreign libraries, a wrong torch build, a busy card, a full disk.
+    """Look for what breaks runs: mixed packages, foreign libraries, a wrong torch build, a busy GPU, a full disk.
 
-    Exit codes: 0 no problem, 10 packages, 11 libraries, 12 driver, 13 torch build, 14 card, 15 machine.
+    Exit codes: 0 no problem, 10 packages, 11 libraries, 12 driver, 13 torch build, 14 GPU, 15 machine.
     """
     if env is not None:
         _write_environment(gpu, env, package)
@@ -77,7 +99,7 @@ def _write_environment(gpu: str | None, path: Path, package: str | None) -> None
         weakest = min(cards, key=lambda card: card["capability"])
         name, capability = weakest["name"], (weakest["capability"][0], weakest["capability"][1])
     else:
-        raise UsageError("no card here to write an environment for", hint="name one: budgetft doctor --gpu NAME --env FILE")
+        raise UsageError("no GPU here to write an environment for", hint="name one: budgetft doctor --gpu NAME --env FILE")
     build = choose_build(capability, driver)
     write_text_atomically(path, write_recipe(name, build, package, other_builds(capability, build)[:1]))
     put(f"written to {path}: {build.name} for {name}; next: bash {path}")

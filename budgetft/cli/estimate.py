@@ -6,23 +6,24 @@ from typing import Annotated
 import typer
 
 from budgetft.asked import IMAGE, IMAGES, LABEL_TOKENS, MODEL, TEXT_TOKENS, Typed, workload_of
-from budgetft.cli import options, peers
-from budgetft.errors import UsageError
+from budgetft.cli import names, options, peers
+from budgetft.errors import NothingFits, UsageError
 
 
 def estimate(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     data: options.Data = None,
-    image: options.Image = None,
+    image: options.OneImage = None,
     images: options.Images = IMAGES,
     text_tokens: options.TextTokens = TEXT_TOKENS,
     supervised_tokens: options.SupervisedTokens = LABEL_TOKENS,
-    max_pixels: options.MaxPixels = None,
+    max_pixels: options.OneMaxPixels = None,
     max_length: options.MaxLength = None,
-    rank: options.Rank = None,
+    rank: options.OneRank = None,
     targets: options.Targets = None,
     effective_batch: options.EffectiveBatch = None,
     seed: options.Seed = None,
@@ -40,7 +41,17 @@ def estimate(
     price_per_hour: options.PricePerHour = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
-    knob: Annotated[list[str] | None, typer.Option("--knob", help="A knob's value, NAME=VALUE; repeatable.")] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knob",
+            metavar="NAME=VALUE",
+            show_default="the fastest that fits",
+            help="Fix a setting, such as micro_batch=4; repeatable.",
+            autocompletion=names.knobs,
+            rich_help_panel=options.SEARCH,
+        ),
+    ] = None,
     trainer: peers.Trainer = None,
     micro_batch: peers.MicroBatch = None,
     liger: peers.Liger = False,
@@ -49,15 +60,18 @@ def estimate(
     load_in_4bit: peers.LoadIn4bit = None,
     json_output: options.Json = False,
 ) -> None:
-    """Estimate the memory and speed of one setting; knobs left out are the fastest that are predicted to fit."""
+    """Estimate the memory and speed of one setting, without a GPU and without running anything.
+
+    Settings that --knob does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
+    """
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import waiting
-    from budgetft.cli.show import print_estimate
-    from budgetft.gpu import load_gpu
+    from budgetft.cli.show import print_estimate, print_ways_out
     from budgetft.knobs import parse_knob
     from budgetft.measure.job import Job
     from budgetft.predict.estimator import Estimator
     from budgetft.search.predicted import estimated
+    from budgetft.search.ways_out import ways_out
 
     if data is not None and examples is not None:
         raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
@@ -71,7 +85,7 @@ def estimate(
         load_in_4bit=load_in_4bit,
     )
     asked.check(given, allow_adamw8bit=allow_adamw8bit)
-    card, architecture = load_gpu(gpu), options.model_at(model, revision)
+    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     typed = Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
@@ -99,9 +113,10 @@ def estimate(
         name = next(iter(ranges)).replace("_", "-")
         raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
     work = typed if data is None else dataset(data)
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     job = Job(
         gpu=card,
-        budget_bytes=options.budget_bytes(budget, card),
+        budget_bytes=budget_bytes,
         model=architecture,
         contract=contract,
         workload=workload_of(work, architecture, contract),
@@ -116,4 +131,11 @@ def estimate(
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        print_estimate(found, gpu=card, layers=architecture.layers, price_per_hour=price_per_hour)
+        print_estimate(found, gpu=card, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour)
+        if not found.fits:
+            with waiting() as tell:
+                tell("looking for what would fit")
+                ways = ways_out(job, given)
+            print_ways_out(ways)
+    if not found.fits:
+        raise typer.Exit(NothingFits.exit_code)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from budgetft.cli.lines import put
+
 if TYPE_CHECKING:
     from budgetft.evaluate.metrics import Scores
     from budgetft.evaluate.notes import Note
@@ -15,25 +17,36 @@ _SHOWN = 5
 
 
 def evaluate(
-    predictions: Annotated[list[Path], typer.Argument(help="Files that budgetft predict wrote, or submission files (.json).")],
-    data: Annotated[list[Path] | None, typer.Option("--data", help="The dataset they are of; repeatable.")] = None,
+    predictions: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files of budgetft predict, or submission files (.json).")
+    ],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="DIR", show_default="none", help="The dataset they are of; repeatable."),
+    ] = None,
     truth: Annotated[
-        list[Path] | None, typer.Option(help="A folder of true captions, or a .json of true answers, instead; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            show_default="none",
+            help="Instead of --data: a folder of true captions, or a .json of true answers; repeatable.",
+        ),
     ] = None,
     aggregate: Annotated[
         Literal["mid", "consensus"],
-        typer.Option(help="One of several frames: the middle one, or the one most like the others."),
+        typer.Option(help="Of several frames of a scene: the middle one, or the one most like the others."),
     ] = "mid",
     skip_unlabelled: Annotated[
-        bool, typer.Option("--skip-unlabelled", help="Leave out examples without a label (refused otherwise), and count them.")
+        bool,
+        typer.Option("--skip-unlabelled", help="Leave out and count examples without a label; without this they are refused."),
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Score captions (BLEU-4, METEOR, ROUGE-L, CIDEr, S1) and answers (accuracy), as the challenge does."""
+    """Score captions (BLEU-4, METEOR, ROUGE-L, CIDEr, S1) and answers (accuracy), as the AI City Challenge does."""
     from budgetft.evaluate.files import evaluate_files
 
     result = evaluate_files(predictions, data=data or (), truth=truth or (), how=aggregate, skip_unlabelled=skip_unlabelled)
-    print(json.dumps(result.labelled(), indent=2) if json_output else describe(result))
+    print(json.dumps(result.labelled(), indent=2)) if json_output else put(describe(result))
 
 
 def describe(result: "Evaluation") -> str:

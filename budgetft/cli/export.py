@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 
 
 def export(
-    plan: Annotated[Path, typer.Argument(help="The plan, as budgetft plan wrote it.")],
-    to: Annotated[str, typer.Option("--to", help="The trainer: transformers, trl, llamafactory, swift or unsloth.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; stdout when left out.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The data, as that trainer names it.")] = None,
-    output: Annotated[str, typer.Option(help="Where that trainer shall write.")] = "runs/exported",
-    model: Annotated[str | None, typer.Option(help="Where the plan's model is now; as in the plan when left out.")] = None,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, from budgetft plan.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME", help="The trainer: transformers, trl, llamafactory, swift or unsloth.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", show_default="stdout", help="The file to write.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="to be filled in", help="The data, as that trainer names it.")
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="DIR", help="Where that trainer shall write.")] = "runs/exported",
+    model: options.PlansModel = None,
     json_output: options.Json = False,
 ) -> None:
-    """Write a plan as TrainingArguments, a TRL or Unsloth script, or a YAML of LLaMA-Factory or ms-swift, at that trainer's
-    best micro-batch that fits."""
+    """Write a plan for another trainer: its settings or a script, at that trainer's best micro-batch that fits."""
     from budgetft.cli.progress import waiting
     from budgetft.export.trainers import export_plan
     from budgetft.plan import load_planned_model, read_plan, write_text_atomically

@@ -1,6 +1,7 @@
-"""``budgetft gpus``: the cards that can be planned for, and where each of their figures is from."""
+"""``budgetft gpus``: the GPUs that can be planned for, and where each of their figures is from."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from budgetft.cli import names
+from budgetft.cli.options import gpu_of
 from budgetft.errors import UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.gpu import Gpu, all_gpus, gpu_at_hand, load_gpu
 from budgetft.units import format_gib
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 # What the list shows of a card: the key in the JSON object, and a heading that leaves it within 80 columns.
 _COLUMNS = {
-    "memory_bytes": "memory",
+    "memory_bytes": "GiB",
     "budget_bytes": "budget",
     "compute_capability": "cc",
     "memory_bandwidth_gb_per_s": "GB/s",
@@ -30,18 +33,32 @@ _COLUMNS = {
 
 
 def gpus(
-    name: Annotated[str | None, typer.Argument(help="A card, or a TOML file; all cards when left out.")] = None,
-    detect: Annotated[bool, typer.Option("--detect", help="Measure the card at hand and write its profile.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            show_default="all",
+            help='As people call it ("3060"), its memory, or a TOML file.',
+            autocompletion=names.gpus,
+        ),
+    ] = None,
+    detect: Annotated[bool, typer.Option("--detect", help="Measure this machine's GPU and write its profile.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Probe the card at hand for some minutes and write its calibration.")
+        bool, typer.Option("--calibrate", help="Measure this machine's GPU for some minutes and write its calibration.")
     ] = False,
-    add: Annotated[Path | None, typer.Option(help="Use this calibration of another's from now on, if it can be true.")] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="none", help="Use this calibration from now on, if it is plausible."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --detect or --calibrate: the file; NAME.toml or NAME.json when left out.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default="NAME.toml or NAME.json", help="With --detect or --calibrate: the file to write."
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """List the cards that can be planned for, or one card with the source of each figure."""
+    """List the GPUs that can be planned for, or show one with the source of each figure."""
     if sum((detect, calibrate, add is not None)) > 1:
         raise UsageError("--detect, --calibrate and --add are three commands; give one of them")
     if add is not None:
@@ -55,10 +72,10 @@ def gpus(
     elif out is not None:
         raise UsageError("--out goes with --detect or --calibrate")
     elif name is None:
-        rows = [describe(load_gpu(known)) for known in gpu_names()]
-        _print_json({"gpus": rows}) if json_output else _print_all(rows)
+        known = all_gpus()
+        _print_json({"gpus": [describe(gpu) for gpu in known]}) if json_output else _print_all(known)
     else:
-        row = describe(load_gpu(name))
+        row = describe(gpu_of(name))
         _print_json(row) if json_output else _print_one(row)
 
 
@@ -128,8 +145,11 @@ def _at_hand(name: str | None) -> "tuple[Gpu, Stack]":
     stack = current_stack("cuda")  # raises where there is no card
     card = first_visible(os.environ)
     assert card is not None
-    known = [load_gpu(name)] if name is not None else [load_gpu(each) for each in gpu_names()]
-    found = next((gpu for gpu in known if gpu.is_card(card.name, memory_of(card))), None)
+    memory_bytes = memory_of(card)
+    named = None if name is None else load_gpu(name)
+    found = gpu_at_hand(card.name, memory_bytes) if named is None else named
+    if found is not None and not found.is_card(card.name, memory_bytes):
+        found = None
     if found is None:
         wanted = "is not in the list" if name is None else f"is not {name}"
         raise UsageError(
@@ -153,16 +173,37 @@ def _print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, indent=2))
 
 
-def _print_all(rows: list[dict[str, Any]]) -> None:
+def _kind(gpu: Gpu) -> str:
+    """The heading that the GPU is listed under."""
+    title = gpu.title.removeprefix("NVIDIA ")
+    if " Laptop" in title:
+        return "laptops"
+    for kind, start in (("GeForce", r"GeForce|TITAN"), ("workstations", r"RTX|Quadro"), ("Jetson", "Jetson")):
+        if re.match(start, title):
+            return kind
+    return "data centre"
+
+
+def _print_all(known: list[Gpu]) -> None:
     # A name is for copying: it is never cut, however narrow the terminal or pipe.
-    table = Table(Column("name", no_wrap=True), *_COLUMNS.values(), box=SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(row["name"], *(_show(key, row[key]) for key in _COLUMNS))
+    columns = (Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS.values())
+    table = Table(Column("name", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for kind in ("GeForce", "laptops", "workstations", "data centre", "Jetson"):
+        table.add_row(f"[bold]{kind}[/]")
+        of_kind = [gpu for gpu in known if _kind(gpu) == kind]
+        for gpu in sorted(of_kind, key=lambda gpu: (gpu.capability, gpu.memory_mib, gpu.name), reverse=True):
+            row = describe(gpu)
+            table.add_row(f"  {gpu.name}", *(_show(key, row[key]).removesuffix(" GiB") for key in _COLUMNS))
+        table.add_section()
     Console().print(table)
+    print("GiB: memory by nvidia-smi; budget: what a run may take; cc: compute capability.")
+    print('--gpu takes these as people type them ("RTX 3060", "4070 laptop"), and what')
+    print("nvidia-smi prints. Any other NVIDIA GPU: --gpu 24GiB, or --gpu 24GiB:sm_75.")
+    print("The source of each figure: budgetft gpus NAME")
 
 
 def _print_one(row: dict[str, Any]) -> None:
-    table = Table("figure", "value", "source", title=f"{row['name']}: {row['title']}")
+    table = Table(Column("figure", no_wrap=True), "value", "source", title=f"{row['name']}: {row['title']}")
     for key, value in row.items():
         if key not in ("name", "title", "sources"):
             table.add_row(key, _show(key, value), row["sources"].get(key, "-"))

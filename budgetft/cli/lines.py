@@ -11,6 +11,10 @@ LEAST = 40
 """Columns: in a narrower window there is nothing left to wrap for."""
 
 
+MOST_GAPS = 2
+"""Of two or more spaces within a line: one with more is a row of a table, which wrapping would take apart."""
+
+
 def put(text: str = "", *, hang: int | None = None) -> None:
     """Print ``text``, whose lines may be ``name   value``: on a terminal a long value goes on below itself, or at ``hang``."""
     if not sys.stdout.isatty():
@@ -24,9 +28,9 @@ def put(text: str = "", *, hang: int | None = None) -> None:
 def wrapped(line: str, width: int, hang: int | None = None) -> list[str]:
     """``line`` in pieces of at most ``width`` columns, broken between words, the later ones under the value of the first.
 
-    A word that is longer than the line stays whole, as does what follows ``next:`` or ``fix:``.
+    A word that is longer than the line stays whole, as do rows of tables and what follows ``next:`` or ``fix:``.
     """
-    if len(line) <= width or width < LEAST:
+    if len(line) <= width or width < LEAST or len(re.findall(r"\S {2,}(?=\S)", line)) > MOST_GAPS:
         return [line]
     named = re.match(r" *\S.*? {2,}(?=\S)", line)
     if hang is None:

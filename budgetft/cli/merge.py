@@ -11,10 +11,13 @@ from budgetft.cli import options
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="A run folder of budgetft train, or an adapter's folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new folder for the merged checkpoint.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of budgetft train, or an adapter's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder for the merged checkpoint.")],
     weights: Annotated[
-        str | None, typer.Option(help="The base checkpoint, a folder or hub id; what the run was started from when left out.")
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default="what the run started from", help="The base checkpoint: a folder or an id on the hub."
+        ),
     ] = None,
     revision: options.Revision = None,
     json_output: options.Json = False,

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from budgetft.cli import names
 from budgetft.model import Model, load_model, model_names
 
 # What the list shows of a model: the key in the JSON object, and the heading; within 80 columns.
@@ -22,11 +23,17 @@ _COLUMNS = {
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="A bundled model, a folder with config.json, or a hub id; all when left out.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            show_default="all",
+            help="A bundled model, a folder with config.json, or an id on the hub.",
+            autocompletion=names.models,
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """List the bundled model descriptions, or one model with where its description is from."""
+    """List the bundled models, or show one with where its description is from."""
     if name is None:
         rows = [describe(load_model(known)) for known in model_names()]
         _print_json({"models": rows}) if json_output else _print_all(rows)

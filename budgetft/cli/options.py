@@ -1,153 +1,206 @@
 """Options that several commands share, and how they become values."""
 
-import math
+import os
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from budgetft.asked import IMAGE, Typed, contract_of
 from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
-from budgetft.asked import contract_of
-from budgetft.contract import MOST_ALPHA, MOST_SEED, Contract, Schedule, init_problem
+from budgetft.cards import gpu_here
+from budgetft.cli import names
+from budgetft.cli.settings import DATA, GPU, OUTPUT, ROUNDS, TIME, finite
+from budgetft.cli.settings import KEPT as KEPT
+from budgetft.cli.settings import SEARCH as SEARCH
+from budgetft.cli.settings import EffectiveBatch as EffectiveBatch
+from budgetft.cli.settings import Epochs as Epochs
+from budgetft.cli.settings import FramesPerExample as FramesPerExample
+from budgetft.cli.settings import InitLora as InitLora
+from budgetft.cli.settings import LearningRate as LearningRate
+from budgetft.cli.settings import LoraAlpha as LoraAlpha
+from budgetft.cli.settings import LoraDropout as LoraDropout
+from budgetft.cli.settings import LrSchedule as LrSchedule
+from budgetft.cli.settings import MaxGradNorm as MaxGradNorm
+from budgetft.cli.settings import MaxLength as MaxLength
+from budgetft.cli.settings import MaxPixels as MaxPixels
+from budgetft.cli.settings import OneMaxPixels as OneMaxPixels
+from budgetft.cli.settings import OneRank as OneRank
+from budgetft.cli.settings import Pixels as Pixels
+from budgetft.cli.settings import Rank as Rank
+from budgetft.cli.settings import Seed as Seed
+from budgetft.cli.settings import Targets as Targets
+from budgetft.cli.settings import UseDora as UseDora
+from budgetft.cli.settings import UseRslora as UseRslora
+from budgetft.cli.settings import WarmupRatio as WarmupRatio
+from budgetft.cli.settings import WeightDecay as WeightDecay
+from budgetft.cli.settings import kept as kept
+from budgetft.cli.settings import setting as setting
+from budgetft.contract import Contract
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
+from budgetft.gpu import Gpu, look_up
 from budgetft.model import Model, load_model, model_names
-from budgetft.units import parse_size
 from budgetft.weights import split_revision, with_revision
 
-
-def _number(told: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
-    """A parser of finite numbers for which ``holds`` is true: those that are ``told``."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and holds(value)):
-            raise typer.BadParameter(f"{text} is not {told}.")
-        return value
-
-    return number
-
-
-def _init(text: str) -> str:
-    if problem := init_problem(text):
-        raise typer.BadParameter(f"{problem}.")
-    return text
-
-
 Probe = Literal["auto", "always", "never"]
-Gpu_ = Annotated[str, typer.Option("--gpu", help="A card profile (budgetft gpus) or a TOML file.")]
-Model_ = Annotated[str, typer.Option("--model", help="A bundled model (budgetft models), a local folder or a hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id; ORG/NAME@REVISION says the same.")]
-Budget = Annotated[str | None, typer.Option(help="Memory for the whole process, e.g. 14GiB; the profile's when left out.")]
-MaxPixels = Annotated[str | None, typer.Option(help="Most pixels of an image; LOW..HIGH prices the steps up.")]
-MaxLength = Annotated[int | None, typer.Option(help="Most tokens of an example, visual ones included; never cut.")]
-Rank = Annotated[str | None, typer.Option(help="LoRA rank; LOW..HIGH prices the steps up and plans the floor.")]
-FramesPerExample = Annotated[
+Gpu_ = Annotated[
     str | None,
     typer.Option(
-        help="Price examples of LOW..HIGH frames beside those that they have; N as a video cost about what N/2 images do."
+        "--gpu",
+        metavar="NAME",
+        show_default="this machine's",
+        help='The GPU as people call it ("RTX 3060"), any by its memory (24GiB, 24GiB:sm_75) or a TOML file.',
+        autocompletion=names.gpus,
+        rich_help_panel=GPU,
     ),
 ]
-Targets = Annotated[str | None, typer.Option(help="Linears that get an adapter, comma-separated.")]
-EffectiveBatch = Annotated[int | None, typer.Option(help="Examples per optimizer step.")]
-LearningRate = Annotated[
-    float | None, typer.Option(help="The highest of the run: it warms up to this, then goes by --lr-schedule.")
-]
-Epochs = Annotated[int | None, typer.Option(help="Times that every example is seen.")]
-Seed = Annotated[
-    int | None, typer.Option(min=0, max=MOST_SEED, help="Of the adapter's start, the order of the examples and dropout; 0.")
-]
-LoraAlpha = Annotated[int | None, typer.Option(min=1, max=MOST_ALPHA, help="Twice the rank when left out.")]
-LoraDropout = Annotated[
-    float | None,
+Display = Annotated[
+    bool | None,
     typer.Option(
-        parser=_number("a number from 0 to below 1", lambda value: 0 <= value < 1),
-        metavar="FLOAT",
-        help="Share of a linear's inputs that its adapter does not see; 0. Above 0 it takes more memory.",
+        "--display/--no-display",
+        help="The GPU drives a display too: the default budget keeps room for it. Found by itself for the GPU here.",
+        rich_help_panel=GPU,
     ),
 ]
-UseRslora = Annotated[bool, typer.Option("--use-rslora", help="Scale by alpha / sqrt(rank): rank-stabilised LoRA.")]
-UseDora = Annotated[
-    bool, typer.Option("--use-dora", help="Learn each weight's row lengths apart (DoRA); slower, and takes more memory.")
+Model_ = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="A name of budgetft models, a local folder or an id on the Hugging Face Hub.",
+        autocompletion=names.models,
+        rich_help_panel=DATA,
+    ),
 ]
-InitLora = Annotated[
+Revision = Annotated[
     str | None,
     typer.Option(
-        parser=_init,
-        metavar="[default|gaussian|orthogonal]",
-        help="How the adapter starts, as peft does it; those that change the base weights are refused.",
+        metavar="NAME",
+        show_default="main",
+        help="Branch, tag or commit of a model on the hub; ORG/NAME@REVISION says the same.",
+        rich_help_panel=DATA,
     ),
 ]
-LrSchedule = Annotated[
-    Schedule | None, typer.Option(help="After the warm-up, by transformers' names; cosine. constant has no warm-up.")
-]
-WarmupRatio = Annotated[
-    float | None,
+Budget = Annotated[
+    str | None,
     typer.Option(
-        parser=_number("a number from 0 to 1", lambda value: 0 <= value <= 1),
-        metavar="FLOAT",
-        help="Share of the steps in which the learning rate rises; 0.03.",
-    ),
-]
-WeightDecay = Annotated[
-    float | None,
-    typer.Option(
-        parser=_number("a number of at least 0", lambda value: value >= 0), metavar="FLOAT", help="AdamW's, of the adapter; 0."
-    ),
-]
-MaxGradNorm = Annotated[
-    float | None,
-    typer.Option(
-        parser=_number("a number above 0", lambda value: value > 0),
-        metavar="FLOAT",
-        help="Gradients whose norm is larger are scaled down to it; 1.",
+        metavar="SIZE",
+        show_default="the GPU's, see budgetft gpus",
+        help="Memory for the whole process, such as 14GiB.",
+        rich_help_panel=GPU,
     ),
 ]
 Hours = Annotated[
     str | None,
     typer.Option(
-        help="A time, as 10, 90min or 04:00:00: plan the largest contract of the ranges whose run ends in it, and list what"
-        " else would be possible. Without ranges: refuse what takes longer."
+        metavar="TIME",
+        show_default="no limit",
+        help="A time, such as 10, 90min or 04:00:00: plan the largest settings of the ranges whose run ends in it, and list"
+        " what else would be possible. Without ranges: refuse what takes longer.",
+        rich_help_panel=TIME,
     ),
 ]
 Prefer = Annotated[
     str | None,
-    typer.Option(help="With --hours: what is to be large first, of the ranges given: pixels,rank,frames when left out."),
+    typer.Option(
+        metavar="NAMES",
+        show_default="pixels,rank,frames",
+        help="With --hours: which of the ranges is to be large first.",
+        rich_help_panel=TIME,
+    ),
 ]
 Sure = Annotated[
     bool,
     typer.Option(
-        "--sure", help="With --hours: the slow end of a predicted time must be in time (9 in 10), not its middle (1 in 2)."
+        "--sure",
+        help="With --hours: the slow end of a predicted time must be in time (9 in 10), not its middle (1 in 2).",
+        rich_help_panel=TIME,
     ),
 ]
 ExamplesOf = Annotated[
-    int | None, typer.Option("--examples", min=1, max=MOST_EXAMPLES, help="With --image: examples of an epoch, for the time.")
+    int | None,
+    typer.Option(
+        "--examples",
+        min=1,
+        max=MOST_EXAMPLES,
+        show_default="not known",
+        help="With --image: examples of an epoch, for the time.",
+        rich_help_panel=TIME,
+    ),
 ]
 PricePerHour = Annotated[
     float | None,
     typer.Option(
-        parser=_number("a number of at least 0", lambda value: value >= 0),
+        parser=finite("a number of at least 0", lambda value: value >= 0),
         metavar="X",
+        show_default="none",
         help="What the GPU costs an hour, in any currency: prints what the run costs.",
+        rich_help_panel=TIME,
     ),
 ]
-AllowNf4 = Annotated[bool, typer.Option("--allow-nf4", help="Frozen base weights may be kept in four bits.")]
-AllowAdamw8bit = Annotated[bool, typer.Option("--allow-adamw8bit", help="The optimizer's moments may be kept in eight bits.")]
+AllowNf4 = Annotated[
+    bool,
+    typer.Option("--allow-nf4", "--qlora", help="Base weights may be kept in 4 bits (QLoRA, NF4).", rich_help_panel=ROUNDS),
+]
+AllowAdamw8bit = Annotated[
+    bool,
+    typer.Option(
+        "--allow-adamw8bit", "--optim-8bit", help="The optimizer may keep its state in 8 bits.", rich_help_panel=ROUNDS
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default="the model's own",
+        help="A folder or an id on the hub with the base weights, or 'random' for a smoke test without any.",
+        rich_help_panel=DATA,
+    ),
+]
 Data = Annotated[
     Path | None,
-    typer.Option(help="A dataset folder; or CSV, JSON, parquet, images, an archive or a hub id, which are converted first."),
+    typer.Option(
+        metavar="PATH",
+        show_default="none",
+        help="A dataset folder; or CSV, JSON, parquet, images, an archive or an id on the hub, which are converted first.",
+        rich_help_panel=DATA,
+    ),
 ]
-Image = Annotated[str | None, typer.Option(help="Size of every image, WxH, instead of data.")]
-Images = Annotated[int, typer.Option(min=1, help="Images per example, with --image.")]
-TextTokens = Annotated[int, typer.Option(min=2, help="Text tokens per example, with --image; prompt and answer.")]
-SupervisedTokens = Annotated[int, typer.Option(min=1, help="Answer tokens per example, with --image.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", show_default="none", help="Instead of --data: all images have this size.", rich_help_panel=DATA
+    ),
+]
+OneImage = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", show_default=IMAGE, help="Without --data: all images have this size.", rich_help_panel=DATA),
+]
+Images = Annotated[int, typer.Option(min=1, help="With --image: images per example.", rich_help_panel=DATA)]
+TextTokens = Annotated[
+    int, typer.Option(min=2, help="With --image: text tokens per example, prompt and answer.", rich_help_panel=DATA)
+]
+SupervisedTokens = Annotated[
+    int, typer.Option(min=1, help="With --image: label (answer) tokens per example.", rich_help_panel=DATA)
+]
+PlansModel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", show_default="as in the plan", help="Where the plan's model is now.", rich_help_panel=DATA),
+]
+CACHED = "in the cache folder"
+Ledger = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", show_default=CACHED, help="Database of all trials, read and added to.", rich_help_panel=OUTPUT
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", rich_help_panel=GPU)]
+Workers = Annotated[int | None, typer.Option(min=1, show_default="all cores", help="Processes side by side.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
 
 def model_at(name: str, revision: str | None) -> Model:
@@ -169,10 +222,42 @@ def weights_at(name: str | None, revision: str | None, default: str | None) -> s
     return with_revision(name or split_revision(default or "")[0], revision)
 
 
+def gpu_of(text: str | None) -> Gpu:
+    """The GPU that ``--gpu`` names, else the one in this machine; what was assumed goes to stderr."""
+    if text is not None:
+        gpu, assumed = look_up(text)
+        if assumed:
+            print(f"note: {assumed}", file=sys.stderr)
+        return gpu
+    here = gpu_here(os.environ)
+    if here is None:
+        raise UsageError(
+            "no NVIDIA GPU is in this machine, or its driver does not answer, and --gpu is left out",
+            hint='name the GPU to plan for: --gpu "RTX 3060", or by its memory --gpu 24GiB; `budgetft gpus` lists them',
+        )
+    print(f"note: --gpu is left out: taking the GPU in this machine, {here.title} ({here.name})", file=sys.stderr)
+    return here
+
+
+def budget_and_display(text: str | None, gpu: Gpu, display: bool | None) -> tuple[int, int]:
+    """The budget in bytes, and what of it is kept for a display: none of a budget that was typed.
+
+    What is kept is said on stderr; at least half of the default budget is left.
+    """
+    from budgetft.display import display_reserve
+
+    budget = budget_bytes(text, gpu)
+    reserve = None if text is not None else display_reserve(gpu, display)
+    if reserve is None:
+        return budget, 0
+    print(f"note: {reserve.describe()}", file=sys.stderr)
+    kept = min(reserve.memory_bytes, budget // 2)
+    return budget - kept, kept
+
+
 def pixels_of(image: str) -> str:
     """What ``--max-pixels`` means when only ``--image`` was given: the image as it is."""
-    width, height = parse_size(image)
-    return str(width * height)
+    return str(Typed(image=image).pixels)
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:

@@ -19,14 +19,25 @@ PANEL = "Another trainer"
 Trainer = Annotated[
     str | None,
     typer.Option(
-        help="What this trainer's own step needs: trainer, trl, llamafactory, swift or unsloth.", rich_help_panel=PANEL
+        metavar="NAME",
+        show_default="none",
+        help="What this trainer's own step needs: trainer, trl, llamafactory, swift or unsloth.",
+        rich_help_panel=PANEL,
     ),
 ]
 MicroBatch = Annotated[
-    int | None, typer.Option(help="Its examples per forward; a table of 1 to 32 is shown anyway.", rich_help_panel=PANEL)
+    int | None,
+    typer.Option(
+        show_default="the best that fits",
+        help="Its examples per forward; a table of 1 to 32 is shown anyway.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Liger = Annotated[bool, typer.Option("--liger", help="With Liger kernels.", rich_help_panel=PANEL)]
-Attn = Annotated[str | None, typer.Option(help="sdpa (the default of all), flash_attention_2 or eager.", rich_help_panel=PANEL)]
+Attn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", show_default="sdpa", help="sdpa, flash_attention_2 or eager.", rich_help_panel=PANEL),
+]
 GradientCheckpointing = Annotated[
     bool | None,
     typer.Option(

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
 
 def plan(
-    gpu: options.Gpu_,
+    gpu: options.Gpu_ = None,
     model: options.Model_ = MODEL,
     revision: options.Revision = None,
     budget: options.Budget = None,
+    display: options.Display = None,
     cards: Annotated[
-        int, typer.Option(min=1, help="Cards of one machine, each with that budget: the base whole on each, or shared out.")
+        int,
+        typer.Option(
+            "--gpus",
+            "--cards",
+            min=1,
+            help="GPUs of one machine, each with that budget: all hold the base model, or shard it, whichever is faster.",
+            rich_help_panel=options.GPU,
+        ),
     ] = 1,
     data: options.Data = None,
     image: options.Image = None,
@@ -55,37 +63,60 @@ def plan(
     examples: options.ExamplesOf = None,
     price_per_hour: options.PricePerHour = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Runs on one GPU have the same bits; what that costs is measured.")
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Runs on one GPU are bit-identical; what that costs is measured.",
+            rich_help_panel=options.SEARCH,
+        ),
     ] = False,
     cache: Annotated[
         str | None,
-        typer.Option(help="Consider computing vision features once and reading them from this folder; auto: one of its own."),
+        typer.Option(
+            metavar="DIR|auto",
+            show_default="none",
+            help="Also consider computing vision features once and reading them from this folder; auto: one of its own.",
+            rich_help_panel=options.SEARCH,
+        ),
     ] = None,
     allow_nf4: options.AllowNf4 = False,
     allow_adamw8bit: options.AllowAdamw8bit = False,
     probe: Annotated[
-        options.Probe, typer.Option(help="Measure settings: auto when a CUDA card is here, always, never.")
+        options.Probe,
+        typer.Option(help="Measure settings in trials: auto where a CUDA GPU is here.", rich_help_panel=options.SEARCH),
     ] = "auto",
-    max_probes: Annotated[int, typer.Option(min=5, help="Most probes, baseline and confirmation included.")] = 20,
-    sampler: Annotated[Literal["residual", "tpe", "gp"], typer.Option(help="Who proposes the next probe.")] = "residual",
+    max_probes: Annotated[
+        int, typer.Option(min=5, help="Most trials, baseline and confirmation included.", rich_help_panel=options.SEARCH)
+    ] = 20,
+    sampler: Annotated[
+        Literal["residual", "tpe", "gp"],
+        typer.Option(help="What proposes the next trial.", rich_help_panel=options.SEARCH),
+    ] = "residual",
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Optuna storage; SQLite in the cache when left out. journal://FILE, or a server's URL: workers may share it."
+            metavar="URL",
+            show_default=f"SQLite {options.CACHED}",
+            help="Optuna storage. Several workers may share journal://FILE or a database server.",
+            rich_help_panel=options.SEARCH,
         ),
     ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
+    ledger: options.Ledger = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The plan file to write.", rich_help_panel=options.OUTPUT)
+    ] = Path("plan.json"),
     quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
-    """Plan the fastest LoRA run that stays inside the budget without changing what is learned."""
+    """Plan the fastest LoRA run that stays inside the memory budget, without changing a training setting.
+
+    Without --data and --image it plans for a sample of drawn images. After an interrupt the same command goes on.
+    """
     read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cache import cache_folder
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import planning
     from budgetft.cli.show import print_plan
-    from budgetft.gpu import load_gpu
     from budgetft.plan import check_file, write_plan
     from budgetft.search.run import PlanRequest, make_plan
 
@@ -93,7 +124,7 @@ def plan(
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
     goal = _goal(hours, prefer, sure, examples, typed=image is not None)
-    card, architecture, own = load_gpu(gpu), options.model_at(model, revision), cache_folder()
+    card, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -117,6 +148,7 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
+    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
@@ -124,7 +156,8 @@ def plan(
         work = data or Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         request = PlanRequest(
             gpu=card,
-            budget_bytes=options.budget_bytes(budget, card),
+            budget_bytes=budget_bytes,
+            display_bytes=display_bytes,
             cards=cards,
             model=architecture,
             contract=contract,

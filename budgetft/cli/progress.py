@@ -44,6 +44,17 @@ def waiting() -> Iterator[Say]:
 
 
 @contextmanager
+def spinning(text: str) -> Iterator[None]:
+    """On a terminal, a spinner beside ``text`` during the block; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with waiting() as tell:
+        tell(text)
+        yield
+
+
+@contextmanager
 def planning(*, quiet: bool) -> Iterator[tuple["Callable[[Event], None]", Say]]:
     """What to call with events and with notes. A terminal also sees what is being probed, and for how long."""
     lines = ProbeLines()
@@ -119,7 +130,7 @@ class ProbeLines:
             self._best = max(self._best or (0.0, 0), (speed, event.number))
 
     def _rest(self, event: "Event") -> str:
-        text = "" if self._best is None else f"; best so far {self._best[0]:.2f} samples/s (probe {self._best[1]})"
+        text = "" if self._best is None else f"; best so far {self._best[0]:.2f} examples/s (probe {self._best[1]})"
         left = event.most - event.number
         if left > 0:
             text += f"; at most {left} more"
@@ -143,6 +154,6 @@ def _found(outcome: Outcome, estimate: Estimate | None) -> str:
     kind = "on the CPU" if outcome.evidence == "predicted" else outcome.evidence
     retries = f", {outcome.alloc_retries} allocator retries" if outcome.alloc_retries else ""
     return (
-        f"{kind} {outcome.samples_per_second:.2f} samples/s, {format_gib(outcome.process_peak_bytes)} (predicted {predicted})"
+        f"{kind} {outcome.samples_per_second:.2f} examples/s, {format_gib(outcome.process_peak_bytes)} (predicted {predicted})"
         f"{retries}, {outcome.wall_seconds:.0f} s"
     )

@@ -12,8 +12,13 @@ from budgetft.cli import options
 
 def report(
     source: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, or the folder of a run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; charts go beside it as PNG.")] = Path("report.html"),
-    ledger: Annotated[Path | None, typer.Option(help="Ledger of outcomes; in the cache when left out.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The page; its charts go beside it as PNG.", rich_help_panel=options.OUTPUT
+        ),
+    ] = Path("report.html"),
+    ledger: options.Ledger = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:

@@ -3,18 +3,19 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from budgetft.answers import compared, is_uncalibrated, memory_text, pictures_text, rate, time_text, trade_off
 from budgetft.cards import launch_command
 from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
 from budgetft.cli.show_goal import goal_lines
 from budgetft.contract import Contract
-from budgetft.duration import RunTime, duration_text, run_time, time_under
+from budgetft.duration import RunTime, time_under
 from budgetft.gpu import Gpu
-from budgetft.outcome import Estimate, Evidence, Term
-from budgetft.plan import FRAMES, Pictures, Plan, PriceRow
+from budgetft.outcome import Estimate, Evidence
+from budgetft.plan import Plan
 from budgetft.shown import contract_text
 from budgetft.units import GIB, format_gib
-from budgetft.wording import pixels_words, settings_words
+from budgetft.wording import settings_words
 
 if TYPE_CHECKING:
     from budgetft.results import Estimated
@@ -24,23 +25,22 @@ KINDS = {
     "emulated": "measured on another GPU, limited to stand in",
     "measured": "measured",
 }
-UNIT = " examples/s"
-PER = 1000
-"""Examples whose time is told where nobody said how many there are."""
-SMALL = GIB // 20
-"""Bytes under which a part of the peak is told with the others."""
 
 
-def print_estimate(found: "Estimated", *, gpu: Gpu, layers: int, price_per_hour: float | None = None) -> None:
+def print_estimate(
+    found: "Estimated", *, gpu: Gpu, layers: int, display_bytes: int = 0, price_per_hour: float | None = None
+) -> None:
     """One estimate on stdout; ``layers`` are those of the language model."""
     from budgetft.predict.calibrate import FOREIGN_STACK_SHARE
 
     estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
-    _title(found.model, found.contract, gpu, found.budget_bytes, estimate.evidence)
+    _title(found.model, found.contract, gpu)
+    _budget(found.budget_bytes, display_bytes, estimate.evidence)
     _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
-    _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
-    _price(time_under(found.contract, estimate, found.examples), price_per_hour)
-    _line("Speed", rate(estimate))
+    if estimate.fits:
+        _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
+        _price(time_under(found.contract, estimate, found.examples), price_per_hour)
+        _line("Speed", rate(estimate))
     _line("Settings", "; ".join(settings_words(found.knobs, layers)))
     _line("Kept fixed", contract_text(found.contract))
     _line("Memory", memory_text(estimate.terms))
@@ -50,11 +50,23 @@ def print_estimate(found: "Estimated", *, gpu: Gpu, layers: int, price_per_hour:
         _line("Traced on", f"{found.traced_on}, {wider}")
 
 
+def print_ways_out(ways: list[str]) -> None:
+    """What would fit instead; where nothing would, how to go on."""
+    for number, way in enumerate(ways):
+        _line("" if number else "Instead", way)
+    if not ways:
+        _line(
+            "Instead",
+            "lower --rank or --max-length, or choose a smaller model or a larger GPU: budgetft fit shows what runs where",
+        )
+
+
 def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_hour: float | None = None) -> None:
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
     estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
-    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.budget_bytes, estimate.evidence, plan.gpu.cards)
+    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.cards)
+    _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
     _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
     _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
     _price(plan.run_time(examples), price_per_hour)
@@ -101,11 +113,15 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
-def _title(model: str, contract: Contract, gpu: Gpu, budget_bytes: int, evidence: Evidence, cards: int = 1) -> None:
+def _title(model: str, contract: Contract, gpu: Gpu, cards: int = 1) -> None:
     several = f"{cards} x " if cards > 1 else ""
     name = f"{model} · LoRA rank {contract.rank} · {several}{gpu.title.removeprefix('NVIDIA ')}"
     put(paint(name, "bold"))
-    put(f"{KINDS[evidence]}; budget {format_gib(budget_bytes)}\n")
+
+
+def _budget(budget_bytes: int, display_bytes: int, evidence: Evidence) -> None:
+    kept = f", after {format_gib(display_bytes)} for the display" if display_bytes else ""
+    put(f"{KINDS[evidence]}; budget {format_gib(budget_bytes)}{kept}\n")
 
 
 def _line(name: str, text: str) -> None:
@@ -129,94 +145,7 @@ def _room(estimate: Estimate, budget_bytes: int, share: float | None) -> str:
     return f"{text} ({about}; {format_gib(left)} to spare)"
 
 
-def time_text(estimate: Estimate, contract: Contract, examples: int | None, *, uncalibrated: bool) -> str:
-    """``3 epochs = 188 steps, about 40 min (25 to 80 min; GPU not calibrated)``; of 1,000 examples where none are known."""
-    known = examples is not None
-    time = time_under(contract, estimate, examples) if known else _of_a_thousand(estimate, contract)
-    if time is None:
-        return "not known: no speed is known of this GPU"
-    why = [time.range_text(), "GPU not calibrated" if uncalibrated else ""]
-    notes = "; ".join(filter(None, why))
-    if known:
-        said = time.text().split(" (")[0]
-    else:
-        said = f"about {duration_text(time.seconds)} for each {PER:,} examples; --examples N tells that of a whole run"
-    return f"{said} ({notes})" if notes else said
-
-
-def _of_a_thousand(estimate: Estimate, contract: Contract) -> RunTime | None:
-    return run_time(estimate, examples=PER, epochs=1, effective_batch=contract.effective_batch)
-
-
-def is_uncalibrated(name: str | None) -> bool:
-    """Whether the calibration called ``name`` serves GPUs that have none of their own."""
-    return name is not None and name.split(" ")[0] == "assumed"
-
-
 def _price(time: RunTime | None, price_per_hour: float | None) -> None:
     if price_per_hour is not None:
         unknown = "not known: give the number of examples (--examples N)"
         _line("Cost", f"{time.price_text(price_per_hour)} at {price_per_hour:g} an hour" if time else unknown)
-
-
-def pictures_text(pictures: Pictures, plan: Plan) -> str:
-    """How many examples have images that are made smaller, and what it takes to keep them."""
-    size = pixels_words(plan.contract.max_pixels)
-    shrunk = f"those of {pictures.shrunk:,} of {pictures.examples:,} examples are shrunk to {size}"
-    row = pictures.keeping
-    if row is None:
-        return f"{shrunk}; --max-pixels {pictures.pixels} keeps them, with a larger --max-length where examples get too long"
-    most = int(row.value)
-    does = f"keeps them ({pixels_words(most)})" if most == pictures.pixels else f"allows {pixels_words(most)}"
-    return f"{shrunk}; --max-pixels {most} {does}: {_row_text(row, plan)}"
-
-
-def _row_text(row: PriceRow, plan: Plan) -> str:
-    if row.samples_per_second is None:
-        return f"does not fit ({row.evidence})"
-    time = _time_of(row, plan)
-    took = f"about {duration_text(time.seconds)}, " if time else f"{row.speed_text().replace(' samples/s', UNIT)}, "
-    return f"{took}{format_gib(row.process_peak_bytes)} ({row.evidence})"
-
-
-def _time_of(row: PriceRow, plan: Plan) -> RunTime | None:
-    if not row.samples_per_second or plan.workload.examples is None:
-        return None
-    low, high = row.speed_low, row.speed_high
-    estimate = plan.estimate.replace(samples_per_second=row.samples_per_second, speed_low=low, speed_high=high)
-    return time_under(plan.contract, estimate.replace(evidence=row.evidence), plan.workload.examples)
-
-
-def trade_off(row: PriceRow, plan: Plan) -> str:
-    """A row of the price list: the value in words, its time or speed, and its peak."""
-    value = {"max_pixels": lambda: f"--max-pixels {row.value} ({pixels_words(int(row.value))})",
-             "rank": lambda: f"--rank {row.value}",
-             FRAMES: lambda: f"{row.value} frames an example"}.get(row.axis, lambda: f"{row.axis} {row.value}")()  # fmt: skip
-    return f"{value}: {_row_text(row, plan)}" + (", the plan" if plan.is_own(row) else "")
-
-
-def memory_text(terms: tuple[Term, ...]) -> str:
-    """Where the bytes go, largest first; parts below 0.05 GiB together."""
-    ordered = sorted(terms, key=lambda term: term.memory_bytes, reverse=True)
-    large = [term for term in ordered if term.memory_bytes >= SMALL]
-    rest = sum(term.memory_bytes for term in ordered) - sum(term.memory_bytes for term in large)
-    parts = [f"{term.name} {term.memory_bytes / GIB:.2f}" for term in large]
-    return ", ".join([*parts, *([f"other {rest / GIB:.2f}"] if rest >= GIB // 200 else [])]) + " GiB"
-
-
-def rate(estimate: Estimate) -> str:
-    """Examples per second, with where the number is from."""
-    return f"{estimate.speed_text(UNIT)} ({estimate.evidence})"
-
-
-def compared(plan: Plan) -> str:
-    """The plan beside what Hugging Face's Trainer does by default."""
-    baseline = plan.baseline
-    if baseline is None:
-        return "Hugging Face Trainer defaults do not fit at any micro-batch"
-    if baseline.knobs == plan.knobs:
-        return "the plan is Hugging Face Trainer's defaults: nothing that was tried is faster and fits"
-    peak = format_gib(baseline.estimate.process_peak_bytes)
-    text = f"Hugging Face Trainer defaults: {peak}, {rate(baseline.estimate)}, micro-batch {baseline.knobs.micro_batch}"
-    ratio = plan.over_baseline_text()
-    return f"{text}; the plan is {ratio} as fast" if ratio else text

@@ -1,11 +1,15 @@
 """A goal for people: what was chosen, when it ends, and what else would be possible."""
 
+from collections.abc import Iterator
+from textwrap import wrap
+
 from budgetft.duration import HOUR, duration_text
-from budgetft.goal import TITLES, Goal, GoalRow
+from budgetft.goal import TITLES, Goal, GoalRow, time_asked
 from budgetft.plan import Plan
 from budgetft.units import format_gib
 
 SQUARE = "max_pixels"
+WIDTH = 80
 
 
 def goal_lines(plan: Plan) -> list[str]:
@@ -13,16 +17,20 @@ def goal_lines(plan: Plan) -> list[str]:
     goal = plan.goal
     if goal is None:
         return []
-    limit = duration_text(goal.hours * HOUR)
     wanted = ", then ".join(TITLES[name] for name in goal.prefer)
-    lines = [f"  goal          within {limit}{f': the largest {wanted}' if wanted else ''}"]
+    lines = [_line("Goal", f"within {time_asked(goal)}{f': the largest {wanted}' if wanted else ''}")]
     if goal.values:
-        lines.append(f"  chosen        {', '.join(_value(name, value) for name, value in goal.values.items())}")
-    lines += _time(goal, limit)
+        lines.append(_line("Chosen", ", ".join(_value(name, value) for name, value in goal.values.items())))
+    lines += [_line("Ends after", goal.run.text()), *(_line("", text) for text in _about_time(goal))]
     if goal.data_frames is not None:
-        frames = goal.values["frames_per_example"]
-        lines.append(f"  data          has {goal.data_frames} frames an example: make it with {frames}, and train on that")
+        own = "1 frame" if goal.data_frames == 1 else f"{goal.data_frames} frames"
+        wanted = goal.values["frames_per_example"]
+        lines.append(_line("Data", f"has {own} an example: make it with {wanted}, and train on that"))
     return [*lines, *_table(goal)]
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<11} {text}"
 
 
 def _value(name: str, value: int) -> str:
@@ -31,16 +39,12 @@ def _value(name: str, value: int) -> str:
     return f"{TITLES[name]} {value}{square}"
 
 
-def _time(goal: Goal, limit: str) -> list[str]:
-    run = goal.run
-    lines = [f"  ends after    {run.text()}"]
+def _about_time(goal: Goal) -> Iterator[str]:
     if goal.one_time_seconds:
-        lines.append(f"                and {duration_text(goal.one_time_seconds)} once for the feature cache")
-    after = f"{run.evidence} for this GPU; evaluation and saving come on top"
-    lines.append(f"                {after}")
+        yield f"and {duration_text(goal.one_time_seconds)} once for the feature cache"
+    yield f"{goal.run.evidence}; evaluation and saving come on top"
     if goal.late_at_its_slow_end:
-        lines.append(f"                its slow end is over {limit}; --sure chooses what is in time there too")
-    return lines
+        yield f"may take over {duration_text(goal.hours * HOUR)}: --sure chooses what is in time even if slow"
 
 
 def _table(goal: Goal) -> list[str]:
@@ -62,12 +66,14 @@ def _table(goal: Goal) -> list[str]:
         ]
         return ("    " + "  ".join(padded)).rstrip()
 
-    more = [f"    and {goal.left_out} more that are possible"] if goal.left_out else []
-    return [f"  what else     by {_source(goal)}", line(heads), *(line(row) for row in rows), *more]
+    more = [f"    and {goal.left_out} more that are in time"] if goal.left_out else []
+    for problem in dict.fromkeys(row.problem for row in goal.rows if row.problem):
+        more += wrap(f"impossible: {problem}", initial_indent="    ", subsequent_indent="      ", width=WIDTH)
+    return [_line("What else", f"by {_source(goal)}"), line(heads), *(line(row) for row in rows), *more]
 
 
 def _verdict(goal: Goal, row: GoalRow) -> str:
-    return "chosen" if goal.is_chosen(row) else row.verdict
+    return "chosen" if goal.is_chosen(row) else "impossible" if row.problem else row.verdict
 
 
 def _source(goal: Goal) -> str:

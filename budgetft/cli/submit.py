@@ -9,24 +9,33 @@ from budgetft.errors import UsageError
 
 
 def submit(
-    test: Annotated[Path, typer.Option("--test", help="The folder that holds WTS_DATASET_PUBLIC_TEST and SubTask2-VQA.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    test: Annotated[
+        Path, typer.Option("--test", metavar="DIR", help="The folder that holds WTS_DATASET_PUBLIC_TEST and SubTask2-VQA.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")],
     predictions: Annotated[
-        list[Path] | None, typer.Argument(help="Files that budgetft predict wrote: captions and answers, together or not.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE...", show_default="none", help="Files of budgetft predict: captions and answers, together or not."
+        ),
     ] = None,
-    captions: Annotated[Path | None, typer.Option("--captions", help="Instead: captions alone.")] = None,
-    vqa: Annotated[Path | None, typer.Option("--vqa", help="Instead: answers alone.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", metavar="FILE", show_default="none", help="Instead: captions alone.")
+    ] = None,
+    vqa: Annotated[
+        Path | None, typer.Option("--vqa", metavar="FILE", show_default="none", help="Instead: answers alone.")
+    ] = None,
     aggregate: Annotated[
         Literal["mid", "consensus"],
-        typer.Option(help="One of several frames: the middle one, or the one most like the others."),
+        typer.Option(help="Of several frames of a scene: the middle one, or the one most like the others."),
     ] = "mid",
     fill: Annotated[
         Literal["none", "external", "all"],
-        typer.Option(help="Fill in what is not predicted: nothing, BDD_PC_5K (asked for, not scored in 2026), or everything."),
+        typer.Option(help="Fill in what is not predicted: nothing, BDD_PC_5K (not scored in 2026), or everything."),
     ] = "none",
     json_output: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write subtask1_captioning.json and subtask2_vqa.json; with anything missing, unknown or doubled, write neither."""
+    """Write the AI City Challenge's submission files; with anything missing, unknown or doubled, write none."""
     from budgetft.evaluate.metrics import Scorer
     from budgetft.evaluate.predictions import read_predictions
     from budgetft.evaluate.submission import read_test_set, split_predictions, write_submission

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from budgetft.allocator import read_settings
-from budgetft.cli import options
+from budgetft.cli import of_run, options
+from budgetft.cli.lines import put
+from budgetft.duration import HOUR, duration_text
 from budgetft.plan import read_plan
 from budgetft.units import format_gib, format_seconds
 
@@ -31,72 +33,48 @@ Progress = Callable[["Record"], None]
 
 
 def train(
-    plan: Annotated[Path, typer.Option("--plan", help="The plan to run, as budgetft plan wrote it.")],
-    out: Annotated[Path, typer.Option("--out", help="The run folder: log, checkpoints, adapter, summary.")],
-    data: Annotated[Path | None, typer.Option(help="The dataset folder; the plan's when left out.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A folder or hub id with the weights, or 'random'; the plan's when left out.")
-    ] = None,
+    plan: Annotated[
+        Path, typer.Option("--plan", metavar="FILE", help="The plan to run, from budgetft plan.", rich_help_panel=of_run.RUN)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The run folder: log, checkpoints, adapter, summary.", rich_help_panel=of_run.RUN
+        ),
+    ],
+    data: of_run.Data = None,
+    weights: of_run.Weights = None,
     revision: options.Revision = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of the whole run; the contract's epochs when left out.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
-    save_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Steps between checkpoints; when left out, as often as takes about 2 % of the time. A killed run goes on from"
-            " the newest (on a CPU to the same bits); Ctrl-C, SIGTERM and errors save the last finished step.",
-        ),
-    ] = None,
-    eval_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="A held-out dataset whose loss is computed while training; a resumed run keeps its own, 'none' drops it."
-        ),
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between evaluations, 50 when left out; the last step has one too.")
-    ] = None,
-    keep_best: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-best/--no-keep-best",
-            help="Keep the step with the lowest held-out loss in best/, and make it the adapter; needs --eval-data.",
-        ),
-    ] = None,
-    early_stopping: Annotated[
-        int | None,
-        typer.Option(min=0, help="End the run when so many evaluations in a row bring no lower held-out loss; 0: never."),
-    ] = None,
-    sample_captions: Annotated[
-        int | None,
-        typer.Option(min=0, help="Caption so many held-out examples after each evaluation, into samples.jsonl; 0: none."),
-    ] = None,
+    steps: of_run.Steps = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint in --out.", rich_help_panel=of_run.LENGTH)
+    ] = False,
+    save_every: of_run.SaveEvery = None,
+    eval_data: of_run.EvalData = None,
+    eval_every: of_run.EvalEvery = None,
+    keep_best: of_run.KeepBest = None,
+    early_stopping: of_run.EarlyStopping = None,
+    sample_captions: of_run.SampleCaptions = None,
     deterministic: Annotated[
         bool | None,
         typer.Option(
             "--deterministic/--no-deterministic",
-            help="The same bits in every run on one GPU, but slower; without it they agree to rounding. A CPU needs none.",
+            help="Runs on one GPU are bit-identical, but slower; without it they agree to rounding.",
+            rich_help_panel=of_run.LENGTH,
         ),
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")] = "auto",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="The features of a plan with cached vision; the run's or the plan's folder when left out."),
-    ] = None,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", "--track", help="Report to wandb, mlflow or another of accelerate's besides TensorBoard."),
-    ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option(help="Ledger that learns of a setting that ran out of memory; in the cache when left out.")
-    ] = None,
+    device: options.Device = "auto",
+    cache: of_run.Cache = None,
+    tracker: of_run.Tracker = None,
+    price_per_hour: options.PricePerHour = None,
+    ledger: options.Ledger = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
-    """Train as a plan says. The plan decides everything that is learned and spent; to change that, plan again."""
+    """Train a plan to a LoRA adapter, inside its memory budget.
+
+    The plan decides every training setting; to change one, plan again. Exit code 130: interrupted, the step is saved.
+    """
     planned = read_plan(plan)
     read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
@@ -106,6 +84,8 @@ def train(
     eval_data = eval_data if eval_data is None or str(eval_data) == "none" else dataset(eval_data, quiet=quiet)
 
     with _progress(planned.gpu.budget_bytes, quiet=quiet) as (on_progress, on_note):
+        if text := _expected(planned, steps, price_per_hour):
+            on_note(text)
         summary = run_training(
             planned,
             out=out,
@@ -130,7 +110,7 @@ def train(
     if json_output:
         print(summary.model_dump_json(indent=2))
     else:
-        _print_summary(summary, planned, out)
+        _print_summary(summary, planned, out, price_per_hour)
 
 
 def _remember(plan: "Plan", outcome: "Outcome", ledger: Path | None, on_note: Note) -> None:
@@ -191,13 +171,13 @@ def _bar(budget_bytes: int) -> Iterator[tuple[Progress, Note]]:
         task = bar.add_task("", total=None, visible=False)
 
         def show(record: "Record") -> None:
-            text = describe(record, budget_bytes, rate="samples/s" if wide else "/s")
+            text = describe(record, budget_bytes, rate="examples/s" if wide else "/s")
             bar.update(task, total=record.steps, completed=record.step, description=text, visible=True)
 
         yield show, lambda note: bar.console.print(note, markup=False, highlight=False)
 
 
-def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") -> str:
+def describe(record: "Record", budget_bytes: int, *, rate: str = "examples/s") -> str:
     """A record in one line: loss, samples per second, and memory now, at its peak, and of the budget."""
     loss = "not finite, skipped" if not record.finite or record.loss is None else f"{record.loss:.4f}"
     return (
@@ -206,13 +186,40 @@ def describe(record: "Record", budget_bytes: int, *, rate: str = "samples/s") ->
     )
 
 
-def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
+def _expected(plan: "Plan", steps: int | None, price_per_hour: float | None) -> str:
+    """How long the plan says that the run takes; empty where it does not know."""
+    from budgetft.duration import run_time
+
+    contract = plan.contract
+    examples = plan.workload.examples if steps is None else steps * contract.effective_batch
+    if examples is None:
+        return ""
+    epochs = contract.epochs if steps is None else 1
+    time = run_time(plan.estimate, examples=examples, epochs=epochs, effective_batch=contract.effective_batch)
+    if time is None:
+        return ""
+    text = time.text() if steps is None else f"{steps:,} steps, {time.text().partition(', ')[2]}"
+    where = {"emulated": "at the speed of another GPU, limited to stand in"}.get(time.evidence, time.evidence)
+    cost = "" if price_per_hour is None else f"; {time.price_text(price_per_hour)} at {price_per_hour:g} an hour"
+    return f"{text}; {where}{cost}"
+
+
+def _took(summary: "Summary", price_per_hour: float | None) -> str:
+    """The time of the steps as it was, and what it cost."""
+    cost = (
+        "" if price_per_hour is None else f"; {summary.train_seconds / HOUR * price_per_hour:.2f} at {price_per_hour:g} an hour"
+    )
+    return f"{duration_text(summary.train_seconds)} for the steps, loading and evaluation aside{cost}"
+
+
+def _print_summary(summary: "Summary", plan: "Plan", out: Path, price_per_hour: float | None) -> None:
     over = "OVER the budget" if summary.over_budget else "of the budget"
     rows = {
         "steps": f"{summary.steps} ({summary.skipped_steps} skipped as not finite)"
         + (", ended early: the held-out loss did not fall any more" if summary.ended_early else ""),
+        "time": _took(summary, price_per_hour),
         "loss": " to ".join("-" if loss is None else f"{loss:.4f}" for loss in (summary.first_loss, summary.last_loss)),
-        "samples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
+        "examples/s": f"{summary.samples_per_second:.2f} (median step), {summary.samples_per_second_overall:.2f} (whole run)",
         "peak": f"{format_gib(summary.process_peak_bytes)} {over} {format_gib(summary.budget_bytes)}"
         f" (allocated {format_gib(summary.allocated_peak_bytes)}, reserved {format_gib(summary.reserved_peak_bytes)})",
         "out of memory": _fallbacks(summary),
@@ -235,7 +242,7 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path) -> None:
         )
     width = max(len(name) for name in rows)
     for name, text in rows.items():
-        print(f"{name:<{width}}  {text}")
+        put(f"{name:<{width}}  {text}")
 
 
 def _fallbacks(summary: "Summary") -> str:

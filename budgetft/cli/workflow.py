@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and 
 
 def run(
     file: Annotated[Path, typer.Argument(metavar="WORKFLOW.TOML", help="The stages; paths in it start at its folder.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The output folder; the file's when left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", show_default="the file's", help="The output folder.")
+    ] = None,
     dry_run: DryRun = False,
     json_output: options.Json = False,
 ) -> None:
@@ -36,11 +38,11 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The output folder.")] = Path("budgetft-demo"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The output folder.")] = Path("budgetft-demo"),
     dry_run: DryRun = False,
     json_output: options.Json = False,
 ) -> None:
-    """From made-up traffic videos to scores and a report, with a tiny model on random weights: no card, no hub, minutes."""
+    """All stages with a tiny random model on made-up traffic videos: no GPU, no hub, a few minutes."""
     from budgetft.data.video import load_av
     from budgetft.evaluate.metrics import check_packages
 
@@ -64,9 +66,20 @@ def command_options() -> "Commands":
         for name in path:
             command = command.commands[name]
         context = command.context_class(command, info_name=" ".join(path))
-        each = [_option(param, context) for param in command.params if param.name != "help"]
-        found[path] = {option.name: option for option in each}
+        each = [(_option(param, context), _names(param)) for param in command.params if param.name != "help"]
+        # An option is known by each of its names, so that files from before one was renamed go on working.
+        found[path] = {
+            name: replace(option, name=name, required=option.required and not place)
+            for option, names in each
+            for place, name in enumerate(names)
+        }
     return found
+
+
+def _names(param: Any) -> list[str]:
+    if param.param_type_name == "argument":
+        return [param.name.replace("_", "-")]
+    return [opt.removeprefix("--") for opt in param.opts if opt.startswith("--")]
 
 
 def _option(param: Any, context: Any) -> "Option":

@@ -119,7 +119,8 @@ def check_sharing(card: Mapping[str, Any]) -> list[Finding]:
         text = "ECC is on and takes memory from this card: it shows less than its data sheet"
         findings.append(_card("note", text, "plan with what nvidia-smi shows as total"))
     if card["display"]:
-        findings.append(_card("note", "a display runs on the card and may take memory at any time", "leave it 0.5 GiB"))
+        text = "a display runs on the GPU and may take memory at any time"
+        findings.append(_card("note", text, "budgetft plan keeps room for it, in its default budget"))
     if card["compute_mode"] == 2:
         findings.append(_card("problem", "the card's compute mode is 'prohibited'", "sudo nvidia-smi -c 0"))
     return findings

@@ -23,12 +23,12 @@ class MixedLaw(Law):
     of_layer: tuple[int, ...]
     """For each decoder layer, which of ``kinds``."""
 
-    def sequence(self, checkpointed_layers: int) -> list[LawSegment]:
-        """The segments of the full model, in order: a layer's are those of its kind."""
+    def _sequence(self, checkpointed_layers: int) -> list[LawSegment]:
+        """A layer's segments are those of its kind."""
         layout = layout_of(self.layers, checkpointed_layers)
         stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
         templates = [self.kinds[kind].templates[layout] for kind in self.of_layer]
-        whole = super().sequence(checkpointed_layers)
+        whole = super()._sequence(checkpointed_layers)
         own = self.templates[layout]
         between = whole[len(own.head) + sum(len(own.forward[layer]) for layer in stands_for) :]
         sequence = list(own.head)

@@ -18,6 +18,7 @@ Legend of array suffixes: R micro-batches, S segments, F quantities, P sets of p
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -220,8 +221,15 @@ class MicroWork:
     def of(cls, law: Law, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
         """``fp32_ratio``: how many times as long a product takes in fp32 as in 16 bits; it then counts so many times."""
         sequence = law.sequence(checkpointed_layers)
-        at_zero_SF = np.array([[part.at_zero for part in _parts(each)] for each in sequence])
-        slope_SF = np.array([[part.slope for part in _parts(each)] for each in sequence])
+        places: dict[int, int] = law.kept.setdefault("places", {})  # one inner layer stands for many, in every sequence
+        new = {id(each): each for each in sequence if id(each) not in places}
+        if new:
+            places |= {key: len(places) + number for number, key in enumerate(new)}
+            more_U2F = np.array(
+                [[*zip(*((part.at_zero, part.slope) for part in _parts(each)), strict=True)] for each in new.values()]
+            )
+            law.kept["work"] = np.concatenate([law.kept["work"], more_U2F]) if "work" in law.kept else more_U2F
+        at_zero_SF, slope_SF = law.kept["work"][[places[id(each)] for each in sequence]].transpose(1, 0, 2).copy()
         at_zero_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.at_zero for each in sequence])
         slope_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.slope for each in sequence])
         for rows in (at_zero_SF, slope_SF):
@@ -258,10 +266,13 @@ class Clock:
 
     def __post_init__(self) -> None:
         segments = max(work.micro_RSF.shape[1] for work in self.works)
-        rows = [np.pad(work.micro_RSF, ((0, 0), (0, segments - work.micro_RSF.shape[1]), (0, 0))) for work in self.works]
         counts = [len(work.times_R) for work in self.works]
+        rows_RSF, first = np.zeros((sum(counts), segments, len(QUANTITIES))), 0
+        for work, count in zip(self.works, counts, strict=True):
+            rows_RSF[first : first + count, : work.micro_RSF.shape[1]] = work.micro_RSF
+            first += count
         made = {
-            "_rows_RSF": np.concatenate(rows),
+            "_rows_RSF": rows_RSF,
             "_times_R": np.concatenate([work.times_R for work in self.works]),
             "_least_R": np.repeat([work.least_seconds for work in self.works], counts),
             "_first_G": np.cumsum([0, *counts[:-1]]),
@@ -269,6 +280,15 @@ class Clock:
         }
         for name, array in made.items():
             object.__setattr__(self, name, array)
+
+    def at_rates(self, tflops: float, gb_per_s: float) -> "Clock":
+        """The same settings on a GPU of other rates."""
+        if (tflops, gb_per_s) == (self.tflops, self.gb_per_s):
+            return self
+        other = copy(self)
+        object.__setattr__(other, "tflops", tflops)
+        object.__setattr__(other, "gb_per_s", gb_per_s)
+        return other
 
     def log_seconds(self, parameters_PQ: np.ndarray) -> np.ndarray:
         """(P, G): logarithm of the seconds of an optimizer step of each setting."""

@@ -9,42 +9,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from budgetft.predict.allocator import Event
-from budgetft.predict.law import Affine, Law, template_layers
-from budgetft.predict.segments import Trace
+import numpy as np
+
+from budgetft.predict.law import Law, template_layers
+from budgetft.predict.segments import BEFORE, Pattern, Trace
 
 ALIGNED_CELLS = 10**6
 """Segments with more pairs of events than this are not aligned one by one."""
 TOWER_ROUNDS = 2
 """Groups of images in which the tower is replayed in full: further ones find the blocks of these, and leave their features."""
-Place = tuple[int, int]
-"""(segment of the template, how-manieth allocation in it)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One event of a template: an allocation when ``size`` is given, else the end of the tensor allocated at ``place``."""
-
-    place: Place
-    size: Affine | None
-    most: float = float("inf")
-    """No allocation here is larger: the last chunk of a chunked loss grows with the micro-batch only up to a whole one."""
-    full_at: float = 0.0
-    """The micro-batch that fills a chunk of the loss, of tensors of one chunk: below it they are smaller."""
-
-    def bytes_at(self, micro_batch: float) -> int:
-        assert self.size is not None
-        size = min(self.size(micro_batch), self.most)
-        return max(1, round(size * micro_batch / self.full_at if micro_batch < self.full_at else size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventTemplate:
-    """A template's events by segment, with each segment's phase and layer."""
+    """A template's events, and the bytes of its allocations, in order: affine in the micro-batch."""
 
-    layers: int
-    labels: tuple[tuple[str, int], ...]
-    steps: tuple[tuple[Step, ...], ...]
+    pattern: Pattern
+    at_zero: np.ndarray
+    slope: np.ndarray
+    most: np.ndarray
+    """No allocation here is larger: the last chunk of a chunked loss grows with the micro-batch only up to a whole one."""
+    full_at: np.ndarray
+    """The micro-batch that fills a chunk of the loss, of tensors of one chunk: below it they are smaller."""
+
+    def bytes_at(self, micro_batch: float) -> np.ndarray:
+        """Of every allocation."""
+        sizes = np.minimum(self.at_zero + self.slope * micro_batch, self.most)
+        part = self.full_at > micro_batch
+        sizes[part] = sizes[part] * micro_batch / self.full_at[part]
+        return np.maximum(1, np.rint(sizes)).astype(np.int64)
 
 
 def event_template(small: Trace, large: Trace, sizes: tuple[int, int], *, full_at: float = 0.0) -> EventTemplate:
@@ -52,49 +45,35 @@ def event_template(small: Trace, large: Trace, sizes: tuple[int, int], *, full_a
 
     ``full_at``: the micro-batch whose answers fill one chunk of the loss.
     """
-    places: dict[int, Place] = {}
-    steps = []
-    for number, (one, two) in enumerate(zip(small.segments, large.segments, strict=True)):
-        affine = _sizes(one.events, two.events, sizes)
-        largest = [max((size for _, size in events), default=0) for events in (one.events, two.events)]
-        most = float(largest[0]) if one.label[0] == "loss" and largest[0] == largest[1] else float("inf")
-        made: list[Step] = []
-        allocations = 0
-        for index, (tensor, size) in enumerate(one.events):
-            if size > 0:
-                places[tensor] = number, allocations
-                allocations += 1
-                of_chunk = one.label[0] == "loss" and affine[index].slope == 0
-                full = full_at if of_chunk else 0.0
-                made.append(Step(place=places[tensor], size=affine[index], most=most, full_at=full))
-            elif tensor in places:
-                made.append(Step(place=places[tensor], size=None))
-        steps.append(tuple(made))
-    labels = tuple(segment.label for segment in small.segments)
-    return EventTemplate(layers=1 + max(layer for _, layer in labels), labels=labels, steps=tuple(steps))
+    (pattern, one), (other, two) = small.unrolled(), large.unrolled()
+    at_zero, slope = np.zeros(len(one)), np.zeros(len(one))
+    most, full = np.full(len(one), np.inf), np.zeros(len(one))
+    for number, (phase, _) in enumerate(pattern.labels):
+        here, there = (slice(*each.bounds[number : number + 2]) for each in (pattern, other))
+        at_zero[here], slope[here] = _affine(one[here], two[there], sizes)
+        if phase == "loss":
+            largest = [int(each.max(initial=0)) for each in (one[here], two[there])]
+            if largest[0] == largest[1]:
+                most[here] = largest[0]
+            full[here] = np.where(slope[here] == 0, full_at, 0.0)
+    of = pattern.begins
+    return EventTemplate(pattern=pattern, at_zero=at_zero[of], slope=slope[of], most=most[of], full_at=full[of])
 
 
-def _sizes(one: list[Event], two: list[Event], sizes: tuple[int, int]) -> list[Affine]:
-    """A size for each event of ``one``, also where ``two`` has more: another loss chunk, a copy, more vision windows."""
+def _affine(one: np.ndarray, two: np.ndarray, sizes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(at zero, slope) of each event of ``one``, also where ``two`` has more: a loss chunk, a copy, more vision windows."""
+    growing = sizes[1] - sizes[0]
     if len(one) == len(two):
-        partners: list[int | None] = list(range(len(two)))
-    elif len(one) * len(two) < ALIGNED_CELLS:
-        partners = _aligned([size for _, size in one], [size for _, size in two], sizes[1] // sizes[0])
-    else:  # thousands of vision windows: more tensors of one size take as much as as many larger ones, and are made so
-        before, after = Counter(size for _, size in one), Counter(size for _, size in two)
-        return [_growing(size, sizes[0]) if after[size] != before[size] else _fixed(size) for _, size in one]
-    return [
-        _fixed(size) if partner is None else Affine.through((sizes[0], size), (sizes[1], two[partner][1]))
-        for (_, size), partner in zip(one, partners, strict=True)
-    ]
-
-
-def _fixed(size: int) -> Affine:
-    return Affine(at_zero=float(size), slope=0.0)
-
-
-def _growing(size: int, micro_batch: int) -> Affine:
-    return Affine(at_zero=0.0, slope=size / micro_batch)
+        slope = (two - one) / growing
+        return one - slope * sizes[0], slope
+    if len(one) * len(two) < ALIGNED_CELLS:
+        partners = _aligned(one.tolist(), two.tolist(), sizes[1] // sizes[0])
+        slope = np.array([0 if to is None else (two[to] - size) / growing for size, to in zip(one, partners, strict=True)])
+        return one - slope * sizes[0], slope
+    # Thousands of vision windows: more tensors of one size take as much as as many larger ones, and are made so.
+    before, after = Counter(one.tolist()), Counter(two.tolist())
+    grow = np.array([after[size] != before[size] for size in one.tolist()], dtype=bool)
+    return np.where(grow, 0.0, one), np.where(grow, one / sizes[0], 0.0)
 
 
 def _aligned(one: list[int], two: list[int], factor: int) -> list[int | None]:
@@ -132,63 +111,141 @@ def _aligned(one: list[int], two: list[int], factor: int) -> list[int | None]:
     return partners
 
 
-def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micro_batch: int) -> Iterator[Event]:
-    """Every event of the step of the full model, of which ``law`` is; tensors are numbered from zero."""
-    stands_for = template_layers(law.layers, checkpointed_layers, law.kind)
-    made: dict[tuple[int, int | None], list[int]] = {}
-    numbers = iter(range(10**9))
-    roles = _roles(template.labels)
-    alike = {role: segment for segment, role in roles.items()}
-    allocations = [sum(step.size is not None for step in steps) for steps in template.steps]
+def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micro_batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every event of the step of the full model, of which ``law`` is, in order.
 
-    def sources(segment: int, layer: int | None) -> list[tuple[int, int | None]]:
-        """Under which the tensors of ``segment`` that end in ``layer`` were made."""
-        role = roles.get(segment)
-        instances = _owners(-1 if role is None else role.layer, layer, stands_for)
-        if role is None:
-            return [(segment, instance) for instance in instances]
-        # The template's segment from which that instance was made.
-        return [
-            (segment if one is None else alike.get(role._replace(layer=stands_for[one]), segment), one) for one in instances
+    By event: bytes of an allocation, 0 for the end of a tensor; and for an end, the how-manieth event the allocation was, -1 if
+    of none of these.
+    """
+    groups = _groups(micro_batch, law.vision_group)
+    key = law.layers, law.kind, checkpointed_layers, len(groups)
+    if key not in template.pattern.kept:
+        stands_for = template_layers(law.layers, checkpointed_layers, law.kind)
+        template.pattern.kept[key] = _Ordering(template.pattern, stands_for, len(groups)).ordered()
+    places, ends = template.pattern.kept[key]
+    sizes = np.concatenate([*(template.bytes_at(batch) for batch in (micro_batch, groups[0], groups[-1])), [0]])
+    return sizes[places], ends
+
+
+class _Part:
+    """A segment of a template: which of its events are allocations, and which end what."""
+
+    def __init__(self, pattern: Pattern, segment: int, first: int) -> None:
+        here = slice(*pattern.bounds[segment : segment + 2])
+        self.begins, origin, ordinal = pattern.begins[here], pattern.origin[here], pattern.ordinal[here]
+        self.at = np.flatnonzero(self.begins)
+        self.numbers = first + np.arange(len(self.at))
+        """Of its allocations, among all of the template."""
+        ends = np.flatnonzero(~self.begins & (origin != BEFORE))
+        self.of_origin = [
+            (int(each), which, ordinal[which]) for each in np.unique(origin[ends]) for which in [ends[origin[ends] == each]]
         ]
+        """(segment, which events end tensors of it, and the how-manieth of its allocations these are)."""
 
-    places: dict[tuple[int, int | None], list[tuple[int, int | None]]] = {}
 
-    def ends(place: Place, layer: int | None) -> Iterator[int]:
-        segment, ordinal = place
-        if (segment, layer) not in places:
-            places[segment, layer] = sources(segment, layer)
-        for source in places[segment, layer]:
-            yield from made.get(source, [])[ordinal :: allocations[segment]]  # of every group of images
+class _Ordering:
+    """Where each event of the full model's step is from. Its result depends on no size."""
 
-    sizes: dict[tuple[int, float], list[int]] = {}
+    def __init__(self, pattern: Pattern, stands_for: list[int], groups: int) -> None:
+        self.labels, self.stands_for, self.groups = pattern.labels, stands_for, groups
+        self.roles = _roles(self.labels)
+        self.alike = {role: segment for segment, role in self.roles.items()}
+        before = np.concatenate([[0], np.cumsum(pattern.begins)])[pattern.bounds]
+        self.total = int(before[-1])
+        self.parts = [_Part(pattern, segment, int(before[segment])) for segment in range(len(pattern.labels))]
+        self.made: dict[tuple[int, int | None], np.ndarray] = {}
+        """By segment and layer of the full model: (groups, allocations), the events that these are; -1 where left out."""
 
-    def sized(segment: int, batch: float) -> list[int]:
-        """Bytes of the allocations of a segment, in order: the same for every layer that it stands for."""
-        if (segment, batch) not in sizes:
-            sizes[segment, batch] = [step.bytes_at(batch) for step in template.steps[segment] if step.size is not None]
-        return sizes[segment, batch]
+    def ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """By event: place among the sizes of three batches and 0 (see :func:`compose`), and the event that ends with it."""
+        places, ends, first = [], [], 0
+        for segment, layer in _instances(self.labels, self.roles, self.stands_for):
+            in_groups = self.labels[segment][0] == "vision"
+            for number in range(self.groups if in_groups else 1):
+                row = (2 if number == self.groups - 1 else 1) if in_groups else 0
+                found = self._instance(segment, layer, number, row, first)
+                places.append(found[0])
+                ends.append(found[1])
+                first += len(found[0])
+        all_ends = np.concatenate(ends)
+        once = np.full(len(all_ends), -1)
+        ended, at = np.unique(all_ends, return_index=True)
+        once[at[ended >= 0]] = ended[ended >= 0]
+        return np.concatenate(places), once
 
-    for segment, layer in _instances(template.labels, roles, stands_for):
-        in_groups = template.labels[segment][0] == "vision"
-        batches = _groups(micro_batch, law.vision_group) if in_groups else [micro_batch]
-        tensors = made.setdefault((segment, layer), [])
-        for number, batch in enumerate(batches):
-            first = len(tensors)
-            passing = _passing(segment, template.steps[segment]) if number >= TOWER_ROUNDS else frozenset()
-            found = iter(sized(segment, batch))
-            for step in template.steps[segment]:
-                if step.size is not None:
-                    tensors.append(next(numbers))
-                    size = next(found)
-                    if step.place not in passing:
-                        yield tensors[-1], size
-                elif step.place[0] == segment and layer is None:
-                    if step.place not in passing:
-                        yield tensors[first + step.place[1]], 0
-                else:
-                    for tensor in ends(step.place, layer):
-                        yield tensor, 0
+    def _instance(self, segment: int, layer: int | None, number: int, row: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """One segment for one layer, of group ``number`` of the tower's images; the events begin at ``first``."""
+        part = self.parts[segment]
+        if number == 0 and (simple := self._one_for_one(part, segment, layer, row, first)) is not None:
+            return simple
+        times = np.ones(len(part.begins), dtype=np.int64)
+        targets = {origin: self._targets(origin, segment, layer) for origin, _, _ in part.of_origin}
+        for origin, which, _ in part.of_origin:
+            if (found := targets[origin]) is not None:
+                times[which] = max(1, len(found))
+        if number >= TOWER_ROUNDS:
+            times[self._passing(part, segment)] = 0
+        starts = np.cumsum(times) - times
+        own = np.where(times[part.begins] > 0, first + starts[part.begins], -1)[None]
+        self.made[segment, layer] = np.concatenate([self.made[segment, layer], own]) if number else own
+        places = np.repeat(np.where(part.begins, 0, 3 * self.total), times)
+        alive = times[part.begins] > 0
+        places[starts[part.begins][alive]] = row * self.total + part.numbers[alive]
+        ends = np.full(len(places), -1)
+        for origin, which, ordinals in part.of_origin:
+            found = targets[origin]
+            found = own if found is None else self._targets(origin, segment, layer) if origin == segment else found
+            assert found is not None
+            there = times[which] > 0
+            for offset, tensors in enumerate(found):
+                ends[starts[which][there] + offset] = tensors[ordinals[there]]
+        return places, ends
+
+    def _one_for_one(
+        self, part: _Part, segment: int, layer: int | None, row: int, first: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """As :meth:`_instance` of the first group, where each end is that of one tensor; None where some are not."""
+        places, ends = np.full(len(part.begins), 3 * self.total), np.full(len(part.begins), -1)
+        places[part.at] = row * self.total + part.numbers
+        own = self.made[segment, layer] = (first + part.at)[None]
+        for origin, which, ordinals in part.of_origin:
+            found = own if origin == segment else self._targets(origin, segment, layer)
+            assert found is not None
+            if len(found) > 1:
+                return None
+            if len(found):
+                ends[which] = found[0, ordinals]
+        return places, ends
+
+    def _passing(self, part: _Part, segment: int) -> np.ndarray:
+        """Events of what a segment allocates and frees again itself."""
+        passing = np.zeros(len(part.begins), dtype=bool)
+        for origin, which, ordinals in part.of_origin:
+            if origin == segment:
+                passing[which] = True
+                passing[part.at[ordinals]] = True
+        return passing
+
+    def _targets(self, origin: int, segment: int, layer: int | None) -> np.ndarray | None:
+        """(tensors that end for one of the template's, allocations of segment ``origin``); None: of this very instance."""
+        if origin == segment and layer is None:
+            return None
+        role = self.roles.get(origin)
+        found: list[np.ndarray] = []
+        for instance in _owners(-1 if role is None else role.layer, layer, self.stands_for):
+            source = origin
+            if role is not None and instance is not None:
+                # The template's segment from which that instance was made.
+                source = self.alike.get(role._replace(layer=self.stands_for[instance]), origin)
+            if (made := self.made.get((source, instance))) is not None:
+                wide = len(self.parts[origin].numbers)
+                if made.shape[1] == wide:
+                    found.append(made)
+                    continue
+                found.append(np.pad(made.ravel(), (0, -made.size % wide), constant_values=-1).reshape(-1, wide))
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate(found) if found else np.empty((0, 0), dtype=np.int64)
 
 
 def _groups(micro_batch: int, most: float) -> list[float]:
@@ -196,11 +253,6 @@ def _groups(micro_batch: int, most: float) -> list[float]:
     whole = int(micro_batch // most)
     left = micro_batch - whole * most
     return [most] * whole + ([left] if left else [])
-
-
-def _passing(segment: int, steps: Sequence[Step]) -> frozenset[Place]:
-    """What a segment allocates and frees again itself."""
-    return frozenset(step.place for step in steps if step.size is None and step.place[0] == segment)
 
 
 def _owners(owner: int, layer: int | None, stands_for: list[int]) -> list[int | None]:
@@ -236,10 +288,12 @@ def _instances(
 ) -> Iterator[tuple[int, int | None]]:
     """The segments of the full model in order: (segment of the template, layer of the full model)."""
 
+    own: dict[tuple[bool, int], list[int]] = {}
+    for segment in sorted(roles):
+        own.setdefault((roles[segment].backward, roles[segment].layer), []).append(segment)
+
     def of(backward: bool, layer: int) -> Iterator[tuple[int, int | None]]:
-        stands = stands_for[layer]
-        own = (segment for segment in sorted(roles) if roles[segment].backward is backward and roles[segment].layer == stands)
-        return ((segment, layer) for segment in own)
+        return ((segment, layer) for segment in own.get((backward, stands_for[layer]), ()))
 
     passes = [[segment for segment, role in roles.items() if role.backward is backward] for backward in (False, True)]
     yield from ((segment, None) for segment in range(min(passes[0])))

@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib.metadata import version
 
 import numpy as np
 
 from budgetft.data.bucket import padded_tokens
-from budgetft.errors import UsageError
+from budgetft.errors import BudgetftError, UsageError
+from budgetft.gpu import Gpu
 from budgetft.knobs import STOCK_TOWERS, Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import CONNECTION, Estimate, Term
@@ -34,10 +36,13 @@ from budgetft.predict.store import (
     find_law,
     find_recording,
     keep_law,
+    keep_recording,
     law_key,
     recording_key,
 )
 
+Recordings = dict[str, tuple[Recording | None, str]]
+"""By key; with each, the software that it is of where that is not what is installed."""
 STATIC_TERMS = ("weights", "adapter", "gradients", "optimizer", "inputs", "workspace")
 
 MATH_SHARE = 0.15
@@ -48,6 +53,8 @@ class Estimator:
     """Estimates of one job. Laws are fitted on first use and kept.
 
     ``at_once``: rather than trace, take a law of other versions of torch, transformers or peft, with a wider interval.
+    ``recordings``: those read so far, which estimators of several jobs may share. ``only``: the layouts that will be asked for.
+    ``record_missing``: make a recording where there is none, and keep it: a minute or two that serve every size and rank.
     """
 
     def __init__(
@@ -58,8 +65,13 @@ class Estimator:
         speeds: Speeds | None = None,
         on_trace: Callable[[str], None] = lambda text: None,
         at_once: bool = False,
+        recordings: Recordings | None = None,
+        only: tuple[Layout, ...] | None = None,
+        record_missing: bool = False,
     ) -> None:
         self.job = job
+        self.only = only
+        self._record_missing = record_missing
         self.at_once = at_once
         self.foreign: dict[Knobs, str] = {}
         """Combinations whose law is of other software, and of which."""
@@ -67,11 +79,27 @@ class Estimator:
         self.speeds = speeds or self._speeds_of(job)
         """Of the GPU that the probes run on, else of the planned one."""
         self._middle_Q = self.speeds.middle_Q
-        self._rows: dict[tuple[Knobs, int], MicroWork] = {}
+        self._rows: dict[tuple[Knobs, int, float], MicroWork] = {}
+        self._clocks: dict[tuple[Knobs, ...], Clock] = {}
+        self._lives: dict[Knobs, tuple[int, dict[str, int]]] = {}
+        self._recordings = {} if recordings is None else recordings
         self._on_trace = on_trace
+        self._combinations: dict[Knobs, Knobs] = {}
         self._laws: dict[Knobs, Law] = {}
         self._replays: dict[Knobs, Replays] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
+
+    def on(self, gpu: Gpu, budget_bytes: int, *, calibration: Calibration, speeds: Speeds) -> "Estimator":
+        """The same job on another GPU that runs the same kernels: laws, replays and clocks are shared: most of the work.
+
+        Raises ``ValueError`` for a GPU with other kernels.
+        """
+        if (gpu.flash_attention, gpu.efficient_attention) != (self.job.gpu.flash_attention, self.job.gpu.efficient_attention):
+            raise ValueError(f"{gpu.name} runs other attention kernels than {self.job.gpu.name}")
+        other = copy(self)
+        other.job = self.job.replace(gpu=gpu, budget_bytes=budget_bytes)
+        other.calibration, other.speeds, other._middle_Q = calibration, speeds, speeds.middle_Q
+        return other
 
     def _speeds_of(self, job: Job) -> Speeds:
         gpu = job.host or job.gpu
@@ -95,8 +123,15 @@ class Estimator:
         layers, names = self.job.model.layers, combination.fp32_blocks
         return mixed_law(names, layers, lambda blocks: self.law(combination.replace(fp32_blocks=blocks)), static)
 
+    def combination(self, knobs: Knobs) -> Knobs:
+        """As :meth:`combined`, each found once."""
+        found = self._combinations.get(knobs)
+        if found is None:
+            found = self._combinations[knobs] = self.combined(knobs)
+        return found
+
     @staticmethod
-    def combination(knobs: Knobs) -> Knobs:
+    def combined(knobs: Knobs) -> Knobs:
         """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
         return knobs.replace(
             micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded", deterministic=False
@@ -108,19 +143,48 @@ class Estimator:
         place = recording_key(self.job.model, self.job.contract, combination, self.job.gpu)
         if combination.fp32_blocks:
             return find_law(key) or self._traced(combination, key)
-        if (law := self._from_recording(combination, find_recording(place))) is not None:
+        recording, others = self._recording(combination, place)
+        if not others and (law := self._from_recording(combination, recording)) is not None:
             return law
         if (law := find_law(key)) is not None:
             return law
         if self.at_once and (found := find_foreign_law(key)):
             law, self.foreign[combination] = found
             return law
-        if self.at_once and (recorded := find_foreign_recording(place)):
-            law = self._from_recording(combination, recorded[0])
-            if law is not None:
-                self.foreign[combination] = recorded[1]
-                return law
+        if others and (law := self._from_recording(combination, recording)) is not None:
+            self.foreign[combination] = others
+            return law
         return self._traced(combination, key)
+
+    def _recording(self, combination: Knobs, key: str) -> tuple[Recording | None, str]:
+        """The recording stored under ``key``, and the software that it is of where that is not what is installed."""
+        if key not in self._recordings:
+            found: tuple[Recording | None, str] = find_recording(key), ""
+            if found[0] is None and self.at_once:
+                found = find_foreign_recording(key) or found
+            if found[0] is None and self._record_missing:
+                found = self._recorded(combination, key), ""
+            self._recordings[key] = found
+        return self._recordings[key]
+
+    def _recorded(self, combination: Knobs, key: str) -> Recording | None:
+        """Made here, for next time too; None where the model's sizes follow no formula."""
+        from budgetft.predict.record import record  # loads torch
+
+        job, other = self.job, combination.replace(offload="none")
+        kept = None
+        if combination.offload != "none":
+            kept = self._recording(other, recording_key(job.model, job.contract, other, job.gpu))[0]
+
+        def tell(part: str) -> None:
+            self._on_trace(f"tracing {job.model.name} ({combination.base_precision}), {part}: once, it is kept for next time")
+
+        try:
+            made = record(job.model, job.contract, combination, gpu=job.gpu, kept=kept, on_trace=tell)
+        except BudgetftError:
+            return None
+        keep_recording(key, made)
+        return made
 
     def _law_key(self, combination: Knobs) -> str:
         job = self.job
@@ -164,6 +228,8 @@ class Estimator:
 
     def layouts(self, combination: Knobs) -> tuple[Layout, ...]:
         """The templates that a law of ``combination`` needs."""
+        if self.only is not None:
+            return self.only
         if is_stock(combination):  # the stock recipe checkpoints all layers or none
             return ("checkpointed",)
         if combination.vision in STOCK_TOWERS:  # nor does any other trainer
@@ -215,13 +281,23 @@ class Estimator:
         return process_bytes * (1 + self.uncertainty_of(knobs)) <= self.job.budget_bytes
 
     def _live(self, knobs: Knobs) -> tuple[int, dict[str, int]]:
-        accumulating = knobs.grad_accum > 1
-        return self.law(knobs).peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=accumulating)
+        if knobs not in self._lives:
+            law, accumulating = self.law(knobs), knobs.grad_accum > 1
+            self._lives[knobs] = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=accumulating)
+        return self._lives[knobs]
 
     def _outside_bytes(self) -> int:
         """Of the process, not in the allocator: context, kernels, and connections to other GPUs."""
         many = self.job.cards > 1 and self.job.device == "cuda"
         return self.calibration.context_bytes + (self.calibration.connection_bytes if many else 0)
+
+    def process_bytes(self, knobs: Knobs) -> int:
+        """The process peak of ``knobs``."""
+        return self.least_bytes(knobs) + (max(self.overhead(knobs)) if self.job.device == "cuda" else 0)
+
+    def fits(self, knobs: Knobs) -> bool:
+        """Whether ``knobs`` stays inside the budget, with the calibration's uncertainty as margin."""
+        return self._within(self.process_bytes(knobs), knobs)
 
     def estimate(self, knobs: Knobs) -> Estimate:
         """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin.
@@ -239,7 +315,7 @@ class Estimator:
         clock, effective = self.clock([knobs]), self.job.contract.effective_batch
         seconds = float(clock.seconds(self.speeds)[0])
         spread = float(spread_of(self.speeds, clock.derivatives(self._middle_Q))[0])
-        parts |= {
+        parts = parts | {
             "weights": parts["weights"] - saved,
             "workspace": known.workspace_bytes,
             "allocator (blocks larger than their tensor)": blocks,
@@ -266,9 +342,11 @@ class Estimator:
         The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
         Layers that several cards share are gathered while others compute: the longer of the two counts.
         """
-        law, key = self.law(knobs), (self.combination(knobs), knobs.checkpointed_layers)
+        law = self.law(knobs)
+        ratio = self._fp32_ratio() if law.computes_fp32 else 1.0
+        key = self.combination(knobs), knobs.checkpointed_layers, ratio
         if key not in self._rows:
-            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers, fp32_ratio=self._fp32_ratio())
+            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers, fp32_ratio=ratio)
         examples, sizes = self._ordinary(knobs)
         turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
         return StepWork(
@@ -284,8 +362,11 @@ class Estimator:
 
     def clock(self, grid: Sequence[Knobs]) -> Clock:
         """The seconds of every setting of ``grid`` as functions of the parameters of speed."""
-        works = [self.step_work(knobs) for knobs in grid]
-        return Clock(works=works, tflops=self.speeds.tflops, gb_per_s=self.speeds.gb_per_s)
+        settings = tuple(grid)
+        if settings not in self._clocks or self.job.shared or any(self.law(knobs).computes_fp32 for knobs in settings):
+            works = [self.step_work(knobs) for knobs in settings]
+            self._clocks[settings] = Clock(works=works, tflops=self.speeds.tflops, gb_per_s=self.speeds.gb_per_s)
+        return self._clocks[settings].at_rates(self.speeds.tflops, self.speeds.gb_per_s)
 
     def ratio_range(self, knobs: Knobs, other: Knobs) -> tuple[float, float]:
         """Both ends of the range that holds the speed of ``knobs`` over that of ``other`` with 80 %.

@@ -1,9 +1,9 @@
 """What the caching allocator reserves with expandable segments, in a quarter of the time of replaying its blocks one by one.
 
-The same rules as :class:`budgetft.predict.allocator.CachingAllocator` of kind ``expandable``, without a cap. Three things follow
-from them. Every size and every page is a multiple of 512 bytes, so a block is exactly as large as its tensor. Nothing is given
-back, so what is reserved in the end is the peak, and the two pools never meet: each is one range that grows at its end. And what
-is allocated before anything is freed lies one after the other. A tests holds the two equal.
+The same rules as :class:`budgetft.predict.allocator.CachingAllocator` of kind ``expandable``, without a cap. Three things
+follow from them. Every size and every page is a multiple of 512 bytes, so a block is exactly as large as its tensor. Nothing is
+given back, so what is reserved in the end is the peak, and the two pools never meet: each is one range that grows at its end.
+And what is allocated before anything is freed lies one after the other. A test holds the two equal.
 """
 
 from bisect import bisect_left, insort
@@ -20,8 +20,8 @@ ADDRESS = 2**ADDRESS_BITS - 1
 def peaks(static: np.ndarray, sizes: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
     """(allocated, reserved) bytes at their peaks.
 
-    ``static``: bytes of what is allocated first and stays. ``sizes``: of the events that follow, in order, bytes of an allocation,
-    0 for the end of a tensor. ``ends``: for an end, the how-manieth event the allocation was; negative: of none of these.
+    ``static``: bytes of what is allocated first and stays. ``sizes``: of the events that follow, in order, bytes of an
+    allocation, 0 for the end of a tensor. ``ends``: for an end, which event the allocation was; negative: none of these.
     """
     kept, units = _units(static), _units(sizes)
     begins = sizes > 0
@@ -51,7 +51,7 @@ def _grown(start: int, changes: list[int], tensors: list[int], page: int) -> int
     free: list[int] = []
     begin_at: dict[int, int] = {}  # of each free block: its size by where it begins, where it begins by where it ends
     ending_at: dict[int, int] = {}
-    held: dict[int, int] = {}
+    held = [0] * (max(tensors, default=-1) + 1)
     for change, tensor in zip(changes, tensors, strict=True):
         if change > 0:
             place = bisect_left(free, change << ADDRESS_BITS)
@@ -73,7 +73,7 @@ def _grown(start: int, changes: list[int], tensors: list[int], page: int) -> int
             else:
                 del ending_at[address + size]
             continue
-        address = held.pop(tensor)
+        address = held[tensor]
         stop = address - change
         if (before := ending_at.pop(address, None)) is not None:
             free.pop(bisect_left(free, begin_at.pop(before) << ADDRESS_BITS | before))

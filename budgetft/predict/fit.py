@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from budgetft.contract import Contract
@@ -10,7 +11,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.predict.compose import event_template
-from budgetft.predict.law import Affine, Law, LawSegment, Layout, Template, kind_layers
+from budgetft.predict.law import NO_FLOPS, Affine, Law, LawSegment, Layout, Template, kind_layers
 from budgetft.predict.replay import Replays
 from budgetft.predict.segments import Segment, Trace
 from budgetft.workload import Shape
@@ -92,8 +93,8 @@ def compose_law(
         loss_peak_below=_single_chunk(traces, first),
         overhead={},
     )
-    templates = {name: event_template(*pair, sizes, full_at=fills) for name, pair in pairs.items()}
-    return Replays(law=law, templates=templates, static=[size for each in static.values() for size in each])
+    made = {name: partial(event_template, *pair, sizes, full_at=fills) for name, pair in pairs.items()}
+    return Replays(law=law, templates=made, static=[size for each in static.values() for size in each])
 
 
 def with_optimizer(law: Law, model: Model, contract: Contract, knobs: Knobs) -> Law:
@@ -137,7 +138,7 @@ def _template(pair: tuple[Trace, Trace], sizes: tuple[int, int]) -> Template:
 
 def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> LawSegment:
     def affine(one: float, two: float) -> Affine:
-        return Affine.through((sizes[0], one), (sizes[1], two))
+        return NO_FLOPS if one == two == 0 else Affine.through((sizes[0], one), (sizes[1], two))
 
     return LawSegment(
         phase=a.label[0],

@@ -10,14 +10,17 @@ import gzip
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from budgetft.model import Model
 from budgetft.predict.allocator import MINIMUM
 from budgetft.predict.law import Layout
-from budgetft.predict.segments import Segment, Trace
+from budgetft.predict.segments import Pattern, Segment, Trace
 from budgetft.value import Value
 from budgetft.workload import Shape
 
@@ -60,7 +63,29 @@ class Recording(Value):
         """The traces for ``point``. Raises ``KeyError`` when its tower is not recorded."""
         features = point.features()
         sizes = [sum(each * features[name] for name, each in form.items()) for form in self.forms]
-        return At(recording=self, sizes=sizes, point=point)
+        return At(recording=self, sizes=np.array(sizes, dtype=float), point=point)
+
+    def unrolled(self, layout: Layout, *, runs: int, chunks: int) -> "Unrolled":
+        """The events of ``layout`` with a tower of so many runs of windows and a loss of so many chunks."""
+        loss = loss_name(layout, chunks)
+        if (layout, runs, loss) not in self._unrolled:
+            apart = {"vision": (self.towers, str(runs)), "loss": (self.losses, loss)}
+            places = [apart.get(record.phase) for record in self.layouts[layout]]
+            own = zip(places, self.layouts[layout], strict=True)
+            records = [record if place is None else place[0][place[1]] for place, record in own]
+            for record in records:
+                if id(record) not in self._parts:
+                    self._parts[id(record)] = _Part(record)
+            self._unrolled[layout, runs, loss] = Unrolled.of([self._parts[id(record)] for record in records])
+        return self._unrolled[layout, runs, loss]
+
+    @cached_property
+    def _parts(self) -> dict[int, "_Part"]:
+        return {}
+
+    @cached_property
+    def _unrolled(self) -> dict[tuple[str, int, str], "Unrolled"]:
+        return {}
 
 
 def loss_name(layout: Layout, chunks: int) -> str:
@@ -123,62 +148,122 @@ class At:
     """A recording with its sizes computed."""
 
     recording: Recording
-    sizes: list[float]
+    sizes: np.ndarray
     """By form."""
     point: Point
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """By form: what a tensor of that size takes."""
+        return (np.ceil((self.sizes - 0.5) / MINIMUM) * MINIMUM).astype(np.int64)
 
     def static(self, optimizer: str) -> dict[str, list[int]]:
         """Bytes of every tensor that is there throughout, by category, in order."""
         named = {"weights": "weights", "adapter": "adapter", "gradients": "adapter", "optimizer": optimizer}
-
-        def sizes(name: str) -> list[int]:
-            return [size for form, count in self.recording.static[name] for size in [self._bytes(form)] * count]
-
-        return {category: sizes(name) for category, name in named.items()}
+        return {category: self._tensors(name) for category, name in named.items()}
 
     def trace(self, layout: Layout) -> Trace:
-        """What a trace of the shortened model in ``layout`` gives."""
-        segments: list[Segment] = []
-        staying: list[list[int]] = []
-        sizes: list[int] = []
-        layers: list[int] = []
-        for record in self._records(layout):
-            segment, first, passing = Segment(label=(record.phase, record.layer)), len(sizes), set()
-            for event in record.events:
-                if isinstance(event, int):
-                    tensor, change = len(sizes), self._bytes(event)
-                    sizes.append(change)
-                    layers.append(record.layer if record.phase == "forward" else -1)
-                else:
-                    place, ordinal = event
-                    tensor = first + ordinal if place == OWN else staying[place][ordinal]
-                    passing.add(tensor)
-                    change = -sizes[tensor]
-                    if (layer := layers[tensor]) >= 0:
-                        segment.freed_of_layer[layer] = segment.freed_of_layer.get(layer, 0) - change
-                segment.events.append((tensor, change))
-                segment.net_bytes += change
-                segment.peak_bytes = max(segment.peak_bytes, segment.net_bytes)
-            staying.append([tensor for tensor in range(first, len(sizes)) if tensor not in passing])
-            for name, form in zip(WORK, record.work, strict=True):
-                setattr(segment, name, round(self.sizes[form]))
-            segments.append(segment)
-        return Trace(static_bytes={"inputs": self._inputs()}, segments=tuple(segments))
+        """What a trace of the shortened model in ``layout`` gives, without the events of its segments one by one."""
+        unrolled = self.recording.unrolled(layout, runs=len(self.point.runs), chunks=self.point.chunks)
+        changes = np.where(unrolled.pattern.begins, 1, -1) * self.bytes[unrolled.forms]
+        bounds = unrolled.pattern.bounds
+        total = np.concatenate([[0], np.cumsum(changes)])
+        before, filled = total[bounds[:-1]], bounds[1:] > bounds[:-1]
+        highest = before.copy()
+        highest[filled] = np.maximum.reduceat(total[1:], bounds[:-1][filled])
+        peak, net = np.maximum(0, highest - before).tolist(), (total[bounds[1:]] - before).tolist()
+        freed = np.bincount(unrolled.freed_group, weights=-changes[unrolled.freed])
+        work = np.rint(self.sizes[unrolled.work]).astype(np.int64).tolist()
+        segments = tuple(
+            Segment(label=label, net_bytes=left, peak_bytes=most, **dict(zip(WORK, row, strict=True)))
+            for label, left, most, row in zip(unrolled.pattern.labels, net, peak, work, strict=True)
+        )
+        for (number, layer), size in zip(unrolled.freed_groups, freed.tolist(), strict=True):
+            segments[number].freed_of_layer[layer] = int(size)
+        inputs = {"inputs": sum(self._tensors("inputs"))}
+        return Trace(static_bytes=inputs, segments=segments, recorded=(unrolled.pattern, changes))
 
-    def _inputs(self) -> int:
-        return sum(self._bytes(form) * count for form, count in self.recording.static["inputs"])
+    def _tensors(self, name: str) -> list[int]:
+        return [size for form, count in self.recording.static[name] for size in [int(self.bytes[form])] * count]
 
-    def _records(self, layout: Layout) -> Iterator[SegmentRecord]:
-        for record in self.recording.layouts[layout]:
-            if record.phase == "vision":
-                yield self.recording.towers[str(len(self.point.runs))]
-            elif record.phase == "loss":
-                yield self.recording.losses[loss_name(layout, self.point.chunks)]
+
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """The events of a layout with one kind of tower and loss: all but the sizes."""
+
+    pattern: Pattern
+    forms: np.ndarray
+    """By event: of the tensor that it is about."""
+    work: np.ndarray
+    """(segments, kinds of work): forms."""
+    freed: np.ndarray
+    """The events that end what a decoder layer's forward allocated."""
+    freed_group: np.ndarray
+    """Of each of these, which of ``freed_groups``."""
+    freed_groups: tuple[tuple[int, int], ...]
+    """(segment, layer)."""
+
+    @classmethod
+    def of(cls, parts: Sequence["_Part"]) -> "Unrolled":
+        """Of the segments of a step, in order."""
+        counts = [len(part.forms) for part in parts]
+        firsts = np.cumsum([0, *counts])
+        bounds = np.cumsum([0, *(len(part.begins) for part in parts)])
+        begins = np.concatenate([part.begins for part in parts])
+        origin = np.repeat(np.arange(len(parts)), np.diff(bounds))
+        segment, ordinal = origin.copy(), np.zeros(len(begins), dtype=np.int64)
+        for number, part in enumerate(parts):
+            ordinal[bounds[number] + np.flatnonzero(part.begins)] = np.arange(counts[number])
+            for place, which, ordinals in part.ends:
+                events = bounds[number] + which
+                origin[events] = number if place == OWN else place
+                ordinal[events] = ordinals if place == OWN else parts[place].staying[ordinals]
+        tensors = firsts[origin] + ordinal
+        layers = np.array([part.label[1] if part.label[0] == "forward" else -1 for part in parts])[origin]
+        freed = np.flatnonzero(~begins & (layers >= 0))
+        groups, group = np.unique(np.stack([segment[freed], layers[freed]]), axis=1, return_inverse=True)
+        return cls(
+            pattern=Pattern(
+                labels=tuple(part.label for part in parts),
+                bounds=bounds,
+                begins=begins,
+                origin=origin,
+                ordinal=ordinal,
+                tensors=tensors,
+            ),
+            forms=np.concatenate([part.forms for part in parts])[tensors],
+            work=np.array([part.work for part in parts]),
+            freed=freed,
+            freed_group=group.ravel(),
+            freed_groups=tuple((number, layer) for number, layer in groups.T.tolist()),
+        )
+
+
+class _Part:
+    """A segment's record in arrays."""
+
+    def __init__(self, record: SegmentRecord) -> None:
+        self.label, self.work = (record.phase, record.layer), record.work
+        forms: list[int] = []
+        ends: dict[int, tuple[list[int], list[int]]] = {}
+        for number, event in enumerate(record.events):
+            if isinstance(event, int):
+                forms.append(event)
             else:
-                yield record
-
-    def _bytes(self, form: int) -> int:
-        return -int(-(self.sizes[form] - 0.5) // MINIMUM) * MINIMUM
+                place = ends.setdefault(event[0], ([], []))
+                place[0].append(number)
+                place[1].append(event[1])
+        self.forms = np.array(forms, dtype=np.int64)
+        """Of its allocations."""
+        self.ends = [(place, np.array(which), np.array(ordinals)) for place, (which, ordinals) in ends.items()]
+        """(place of the tensors, which events end them, their ordinals), as in the record."""
+        self.begins = np.ones(len(record.events), dtype=bool)
+        for _, which, _ in self.ends:
+            self.begins[which] = False
+        staying = np.ones(len(forms), dtype=bool)
+        staying[ends.get(OWN, ([], []))[1]] = False
+        self.staying = np.flatnonzero(staying)
+        """Of its allocations, those that outlive it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +275,15 @@ class Recorded:
     shape: Shape
     rank: int
     loss_chunk: int
+    _at: dict[int, At] = field(default_factory=dict)
 
     def at(self, micro_batch: int) -> At:
         """Its sizes at a micro-batch."""
+        if micro_batch not in self._at:
+            self._at[micro_batch] = self._sizes_at(micro_batch)
+        return self._at[micro_batch]
+
+    def _sizes_at(self, micro_batch: int) -> At:
         point = point_of(self.model, self.shape, micro_batch=micro_batch, rank=self.rank, loss_chunk=self.loss_chunk)
         return self.recording.at(point)
 

@@ -1,11 +1,14 @@
 """What the caching allocator adds to a law's live bytes: its events replayed at a grid of settings, each when asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from budgetft.knobs import Allocator
 from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.compose import EventTemplate, compose
+from budgetft.predict.expandable import peaks
 from budgetft.predict.law import LARGEST_MICRO_BATCH, Law, Overhead, between, layout_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
@@ -18,11 +21,13 @@ ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """``law`` with the events of its templates, and the sizes of what is there throughout, in the order of allocation."""
+    """``law``, what makes the events of its templates, and the sizes of what is there throughout, in order of allocation."""
 
     law: Law
-    templates: Mapping[str, EventTemplate]
+    templates: Mapping[str, Callable[[], EventTemplate]]
+    """By layout; made when asked for."""
     static: Sequence[int]
+    _templates: dict[str, EventTemplate] = field(default_factory=dict)
     _cells: dict[tuple[Allocator, int, int], tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -66,8 +71,22 @@ class Replays:
         return self._cells[kind, row, column]
 
     def _replayed(self, kind: Allocator, size: int, count: int, peak: int) -> tuple[int, int]:
-        law, allocator = self.law, CachingAllocator(kind)
-        allocator.run((-1 - number, each) for number, each in enumerate([*self.static, round(law.inputs(size))]))
-        template = self.templates[layout_of(law.layers, count)]
-        allocator.run(compose(template, law=law, checkpointed_layers=count, micro_batch=size))
-        return max(0, allocator.allocated_peak_bytes - peak), max(0, allocator.reserved_peak_bytes - peak)
+        law = self.law
+        static = np.array([*self.static, round(law.inputs(size))], dtype=np.int64)
+        layout = layout_of(law.layers, count)
+        if layout not in self._templates:
+            self._templates[layout] = self.templates[layout]()
+        template = self._templates[layout]
+        sizes, ends = compose(template, law=law, checkpointed_layers=count, micro_batch=size)
+        allocated, reserved = (peaks if kind == "expandable" else replayed_peaks)(static, sizes, ends)
+        return max(0, allocated - peak), max(0, reserved - peak)
+
+
+def replayed_peaks(static: np.ndarray, sizes: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    """As :func:`budgetft.predict.expandable.peaks`, without expandable segments: block by block."""
+    allocator = CachingAllocator("default")
+    allocator.run((-1 - number, each) for number, each in enumerate(static.tolist()))
+    allocator.run(
+        (event if size else end, size) for event, (size, end) in enumerate(zip(sizes.tolist(), ends.tolist(), strict=True))
+    )
+    return allocator.allocated_peak_bytes, allocator.reserved_peak_bytes

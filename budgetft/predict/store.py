@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.plan import config_fingerprint, write_text_atomically
 from budgetft.predict.law import LAW_VERSION, Law, Layout
-from budgetft.predict.recording import Recording, read_recording
+from budgetft.predict.recording import Recording, read_recording, write_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 from budgetft.workload import Shape
@@ -61,7 +63,12 @@ def _adapters(contract: Contract) -> dict[str, Any]:
 
 def software() -> str:
     """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
-    return "_".join(f"{name}-{version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
+    return _named(version)
+
+
+@cache
+def _named(version_of: Callable[[str], str]) -> str:
+    return "_".join(f"{name}-{version_of(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
 
 
 def find_law(key: str) -> Law | None:
@@ -77,6 +84,11 @@ def find_foreign_law(key: str) -> tuple[Law, str] | None:
 def find_recording(key: str) -> Recording | None:
     """The recording stored under ``key`` for this software; a damaged file counts as none."""
     return next(filter(None, (read_recording(folder / f"{key}_{software()}.json.gz") for folder in _folders())), None)
+
+
+def has_recording(key: str) -> bool:
+    """Whether there is a recording under ``key``, of this software or another; it is not read."""
+    return any(any(folder.glob(f"{key}_*.json.gz")) for folder in _folders())
 
 
 def find_foreign_recording(key: str) -> tuple[Recording, str] | None:
@@ -115,3 +127,11 @@ def keep_law(key: str, law: Law, folder: Path | None = None) -> None:
     except UsageError:
         if folder is not None:
             raise
+
+
+def keep_recording(key: str, recording: Recording) -> None:
+    """As :func:`keep_law`."""
+    folder = cache_folder() / "laws"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recording(recording, folder / f"{key}_{software()}.json.gz")

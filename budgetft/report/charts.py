@@ -153,7 +153,7 @@ def frontier_chart(story: Story, width: float) -> Drawing | None:
         x_range=padded(min(p[0] for p in points), max(budget, *(p[0] for p in points))),
         y_range=(0, max(p[1] for p in points) * 1.12),
     )  # fmt: skip
-    axes.grid_y("samples/s")
+    axes.grid_y("examples/s")
     axes.grid_x("GiB of the process", count=6 if width > 500 else 4)
     axes.upright(budget, "bad")
     drawing.text(axes.x(budget) - 5, axes.top + 8, "budget", anchor="end", colour="bad", size=11, bold=True)
@@ -164,13 +164,13 @@ def frontier_chart(story: Story, width: float) -> Drawing | None:
     drawing.line([(axes.x(x), axes.y(y)) for x, y in best], "soft", width=1.5)
     for x, y, knobs in sorted(points, key=lambda p: p[2] == story.plan.knobs):
         role = "plan" if knobs == story.plan.knobs else "stock" if is_stock(knobs) else "probe"
-        note = f"{short(knobs)}: {y:.2f} samples/s, {x:.2f} GiB"
+        note = f"{short(knobs)}: {y:.2f} examples/s, {x:.2f} GiB"
         drawing.dot(axes.x(x), axes.y(y), role, radius=7 if role == "plan" else 5, note=note)
     return drawing
 
 
 def _points(story: Story) -> list[tuple[float, float, Knobs]]:
-    """(GiB, samples/s, knobs), one point for each setting; the plan's own estimate counts for its knobs."""
+    """(GiB, examples/s, knobs), one point for each setting; the plan's own estimate counts for its knobs."""
     plan, found = story.plan, {}
     for outcome in (*story.earlier, *plan.evidence.outcomes):
         if outcome.fits and outcome.process_peak_bytes and outcome.samples_per_second:
@@ -250,7 +250,7 @@ def training_chart(story: Story, width: float) -> Drawing | None:
     budget = story.plan.gpu.budget_bytes / GIB
     curves: list[tuple[str, Callable[[Record], float | None], str, float | None]] = [
         ("loss", lambda record: record.loss, "probe", None),
-        ("samples/s", lambda record: record.samples_per_second, "plan", None),
+        ("examples/s", lambda record: record.samples_per_second, "plan", None),
         ("process memory, GiB", lambda record: record.process_bytes / GIB, "weights", budget),
     ]
     for number, (name, value, colour, limit) in enumerate(curves):

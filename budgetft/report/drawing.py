@@ -72,11 +72,21 @@ class Drawing:
 
     def svg(self, *, class_name: str = "") -> str:
         """The drawing as an ``<svg>`` element; every text in it is escaped."""
-        marks = "".join(_svg_mark(kind, mark, note) for kind, mark, note in self._marks)
+        return f'<svg class="{class_name}" {self._about()}>{self._svg_marks()}</svg>'
+
+    def svg_file(self, style: str) -> str:
+        """The drawing on its own ground, as a whole SVG file; ``style`` gives its colours, by ``.budgetft-figure``."""
         return (
-            f'<svg class="{class_name}" viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img"'
-            f' aria-label="{escape(self.title)}">{marks}</svg>'
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="budgetft-figure" width="{_n(self.width)}"'
+            f' height="{_n(self.height)}" {self._about()} font-family="system-ui, sans-serif" style="max-width:100%">'
+            f'<style>{style}</style><rect width="100%" height="100%" fill="var(--paper)"/>{self._svg_marks()}</svg>'
         )
+
+    def _about(self) -> str:
+        return f'viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img" aria-label="{escape(self.title)}"'
+
+    def _svg_marks(self) -> str:
+        return "".join(_svg_mark(kind, mark, note) for kind, mark, note in self._marks)
 
     def write_png(self, path: Path) -> None:
         """Write the drawing to ``path``, ``SCALE`` pixels a unit. Pillow comes with torchvision's and Qwen's image code."""

@@ -60,16 +60,16 @@ class Story:
     run_note: str = ""
 
 
-def gather(path: Path, *, ledger: Path, on_trace: Callable[[str], None] = lambda text: None) -> Story:
-    """The story of ``path``, a plan file or a run folder.
+def gather(path: Path, *, ledger: Path, plan: Plan | None = None, on_trace: Callable[[str], None] = lambda text: None) -> Story:
+    """The story of ``path``, a plan file or a run folder; or of ``plan``, which ``path`` is to hold.
 
     Raises ``UsageError`` when there is no readable plan. Anything else that is missing or damaged becomes a note.
     """
-    run = path if path.is_dir() else None
+    run = path if plan is None and path.is_dir() else None
     plan_path = path / "plan.json" if run else path
     if run and not plan_path.is_file():
         raise UsageError(f"{path} holds no plan.json", hint="give a plan file, or the folder of a run (budgetft train --out)")
-    plan = read_plan(plan_path)
+    plan = plan or read_plan(plan_path)
     outcomes = plan.evidence.outcomes
     predictions: list[Estimate] = list(plan.evidence.predictions)
     prediction_note = "Predictions are those made before each probe." if predictions else ""

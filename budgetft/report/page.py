@@ -1,11 +1,15 @@
 """The page: one self-contained HTML file, and its charts as PNG beside it."""
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from budgetft.duration import duration_text
 from budgetft.errors import UsageError
+from budgetft.goal import Goal, time_asked, values_text
 from budgetft.knobs import Knobs, differences, is_stock, shown
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan, write_text_atomically
@@ -13,7 +17,8 @@ from budgetft.report import charts
 from budgetft.report.charts import best_before, short
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
-from budgetft.report.verdict import headline, verdict
+from budgetft.report.goal_chart import goal_chart
+from budgetft.report.verdict import headline, tiles, verdict
 from budgetft.units import GIB, format_gib
 
 WIDE, NARROW = 800, 340
@@ -23,6 +28,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FIGURES: dict[str, Callable[[Story, float], Drawing | None]] = {
     "bytes": charts.bytes_chart,
     "probes": charts.probes_chart,
+    "goal": goal_chart,
     "frontier": charts.frontier_chart,
     "stock": charts.stock_chart,
     "training": charts.training_chart,
@@ -51,6 +57,7 @@ def html_page(story: Story) -> str:
     title = f"{plan.model.name} on {plan.gpu.name}"
     sections = (
         _section("verdict", "Verdict", _definitions((a.question, a.answer) for a in verdict(story))),
+        *([_section("goal", _goal_title(plan.goal), _goal(story, plan.goal))] if plan.goal is not None else []),
         _section("bytes", "Where the bytes go", _bytes(story)),
         _section("probes", "Predicted against probed", _probes(story)),
         _section("taught", "What each probe taught", _taught(story)),
@@ -61,20 +68,31 @@ def html_page(story: Story) -> str:
     )
     header = (
         f"<header><h1>{escape(title)}, budget {format_gib(plan.gpu.budget_bytes)}</h1>\n"
-        f'<p class="lead">{escape(headline(plan))}</p></header>\n'
+        f'<p class="lead">{escape(headline(plan))}</p>\n{_tiles(plan)}</header>\n'
     )
     return document(f"{title}: memory plan", header + "\n".join(sections), "style.css")
 
 
-def document(title: str, body: str, *styles: str) -> str:
-    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it."""
+def _tiles(plan: Plan) -> str:
+    cells = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(what)}</small></div>"
+        for name, value, what in tiles(plan)
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def document(title: str, body: str, *styles: str, script: str = "") -> str:
+    """A whole page of ``body``, which is HTML already, with ``styles`` of this folder in it, and at its end ``script``: with
+    one, that and no other may run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed, last = (f"; script-src 'sha256-{digest}'", f"<script>{script}</script>\n") if script else ("", "")
     style = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in styles)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{allowed}">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n</body>\n</html>\n"
+        f"{body}\n</main>\n{last}</body>\n</html>\n"
     )
 
 
@@ -107,6 +125,34 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequ
         body += "<tr>" + "".join(f'<td{kind} data-name="{escape(name)}">{cell}</td>' for name, kind, cell in cells) + "</tr>"
     kind = ' class="blocks"' if blocks else ""
     return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _goal_title(goal: Goal) -> str:
+    return f"What ends within {time_asked(goal)}"
+
+
+def _goal(story: Story, goal: Goal) -> str:
+    once = f", and {duration_text(goal.one_time_seconds)} once for the feature cache" if goal.one_time_seconds else ""
+    chosen = f"Chosen: {values_text(goal.values)}. " if goal.values else ""
+    parts = [f"<p>{escape(f'{chosen}{goal.run.text()}{once} ({goal.run.evidence}).')}</p>"]
+    if goal.late_at_its_slow_end:
+        parts.append(_note("At the slow end of its range it takes longer; --sure chooses what is in time there too."))
+    parts.append(_figure(lambda width: goal_chart(story, width)))
+    if not goal.rows:
+        return "".join(parts)
+    parts.append(
+        _note("Lines hold the true time with 80 %. Listed: what is in time and as large as can be, and what is larger.")
+    )
+    rows = [
+        [
+            escape(values_text(row.values)),
+            escape(row.time_text()),
+            "-" if row.process_peak_bytes is None else f"{row.process_peak_bytes / GIB:.2f}",
+            "<b>chosen</b>" if goal.is_chosen(row) else escape(row.verdict),
+        ]
+        for row in goal.rows
+    ]
+    return "".join(parts) + _table(["contract", "time", "peak, GiB", ""], rows, numbers=(2,))
 
 
 def _bytes(story: Story) -> str:
@@ -151,7 +197,7 @@ def _taught(story: Story) -> str:
         rows.append(
             [str(index + 1), escape(changed), _pair(probe), _speeds(probe), state, escape(lesson(story, index))],
         )
-    names = ["#", "knobs changed", "process peak, GiB", "samples/s", "ended", "taught"]
+    names = ["#", "knobs changed", "process peak, GiB", "examples/s", "ended", "taught"]
     earlier = [
         [escape(short(o.knobs)), f"{o.process_peak_bytes / GIB:.2f}" if o.process_peak_bytes else "-", escape(o.status)]
         for o in story.earlier
@@ -225,7 +271,7 @@ def _frontier(story: Story) -> str:
         priced = list(group)
         parts.append(f"<h3>{escape(axis)}</h3>")
         parts.append(_figure(lambda width, priced=priced: charts.price_chart(priced, story.plan, width)))
-    if not rows:
+    if not rows and story.plan.goal is None:
         parts.append(_note("No range was asked for (--rank LOW..HIGH, --max-pixels LOW..HIGH), so there is no price list."))
     elif story.probes:
         parts.append(_note("The plan's own bar is what was probed, the others are predicted: compare them with care."))
@@ -245,7 +291,7 @@ def _stock(story: Story) -> str:
         for name, value in differences(plan.knobs, baseline.knobs).items()
     ]
     return (
-        _figure(lambda width: charts.bars_chart(bars, width, "Samples per second"))
+        _figure(lambda width: charts.bars_chart(bars, width, "Examples per second"))
         + _figure(lambda width: charts.stock_chart(story, width))
         + _table(["knob", "stock recipe", "plan"], knobs)
     )
@@ -268,7 +314,7 @@ def _training(story: Story) -> str:
     if done is not None:
         over = "OVER the budget" if done.over_budget else "inside the budget"
         facts += [
-            ("samples/s", f"{done.samples_per_second:.2f} (median step), {done.samples_per_second_overall:.2f} (whole run)"),
+            ("examples/s", f"{done.samples_per_second:.2f} (median step), {done.samples_per_second_overall:.2f} (whole run)"),
             ("process peak", f"{format_gib(done.process_peak_bytes)}, {over} of {format_gib(done.budget_bytes)}"),
             *(
                 [("adapter", f"of step {done.best_step}, whose held-out loss of {done.best_heldout_loss:.4f} is the lowest")]

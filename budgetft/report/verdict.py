@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from statistics import fmean
 
+from budgetft.answers import is_uncalibrated, pictures_text, time_text
+from budgetft.duration import HOUR, duration_text
+from budgetft.goal import values_text
 from budgetft.plan import Plan, PriceRow
 from budgetft.report.charts import short
 from budgetft.report.gather import Story
@@ -21,6 +24,7 @@ def verdict(story: Story) -> list[Answer]:
     """The answers of a page's head. No number is called measured that is emulated or predicted."""
     return [
         Answer(question="Will it fit?", answer=_fits(story)),
+        Answer(question="How long?", answer=_time(story)),
         Answer(question="How fast?", answer=_speed(story.plan)),
         Answer(question="What was really measured, and on what?", answer=_measured(story)),
         Answer(question="How sure is it?", answer=_sure(story)),
@@ -52,6 +56,36 @@ def _fits(story: Story) -> str:
         again = "confirmed in a fresh process" if plan.evidence.confirmed is not None else "not confirmed in a fresh process"
         text = f"Yes, {where} {plan.gpu.name}: the worst batch made the process hold {room} ({estimate.evidence}, {again})."
     return f"{text} {_run_peak(story)}".strip()
+
+
+def _time(story: Story) -> str:
+    plan = story.plan
+    proof = plan.evidence
+    uncalibrated = is_uncalibrated(proof.calibration) and plan.estimate.evidence == "predicted"
+    text = time_text(plan.estimate, plan.contract, plan.workload.examples, uncalibrated=uncalibrated)
+    parts = [f"{text[0].upper()}{text[1:]}, {plan.estimate.evidence}."]
+    if plan.once:
+        parts.append(f"Once: {'; '.join(cost.text() for cost in plan.once)}.")
+    if plan.pictures is not None and plan.pictures.shrunk:
+        parts.append(f"Images: {pictures_text(plan.pictures, plan)}.")
+    if story.summary is not None:
+        parts.append(f"The run took {duration_text(story.summary.train_seconds)} for {story.summary.steps:,} steps.")
+    return " ".join(parts)
+
+
+def tiles(plan: Plan) -> list[tuple[str, str, str]]:
+    """The four numbers that a reader wants first: (what, how much, and what that is), for the top of the page."""
+    estimate, time = plan.estimate, plan.run_time()
+    budget = format_gib(plan.gpu.budget_bytes)
+    found = [("Peak GPU memory", format_gib(estimate.process_peak_bytes), f"of {budget}, {estimate.evidence}")]
+    if time is not None:
+        between = time.range_text()
+        found.append(("Time", duration_text(time.seconds), time.text().split(",")[0] + (f"; {between}" if between else "")))
+    if estimate.samples_per_second:
+        found.append(("Speed", estimate.speed_text(""), f"examples/s, {estimate.evidence}"))
+    if ratio := plan.over_baseline_text():
+        found.append(("Faster", ratio.removesuffix(" times") + "x", "than Hugging Face Trainer defaults"))
+    return found
 
 
 def _run_peak(story: Story) -> str:
@@ -135,7 +169,7 @@ def _repeated(plan: Plan) -> str:
         return ""
     low, high = min(timed), max(timed)
     where = "on the CPU" if plan.evidence.kind == "predicted" else plan.evidence.kind
-    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} samples/s ({where})."
+    return f" Timed {len(timed)} times, the plan's setting ran at {low:.2f} to {high:.2f} examples/s ({where})."
 
 
 def _more(plan: Plan) -> str:
@@ -144,6 +178,9 @@ def _more(plan: Plan) -> str:
         f"Nothing was given up: images up to {contract.max_pixels} pixels, {contract.max_length} tokens, rank {contract.rank}"
         f" and effective batch {contract.effective_batch} are as asked."
     )
+    if plan.goal is not None and plan.goal.values:
+        chosen, limit = values_text(plan.goal.values), duration_text(plan.goal.hours * HOUR)
+        return f"For a run within {limit}, {chosen} was chosen; what else is possible is listed below."
     priced = [_priced(row, plan) for row in plan.price_list if not plan.is_own(row)]
     if priced:
         return f"{kept} " + " ".join(priced)

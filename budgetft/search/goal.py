@@ -15,9 +15,9 @@ from budgetft.goal import AXES, MOST_ROWS, Goal, GoalRow, Values, preferred, val
 from budgetft.measure.probe import Prober
 from budgetft.plan import FRAMES, Plan
 from budgetft.search.goal_probes import FEWEST_PROBES, Probing, Tried
-from budgetft.search.looks import NEVER, Look, Looks, miss, planned_time
+from budgetft.search.looks import NEVER, Look, Looks, MakeEstimator, miss, planned_time, traced_estimator
 from budgetft.search.planner import Event
-from budgetft.search.run import PlanRequest, find_place, make_plan, precision_of
+from budgetft.search.run import Place, PlanRequest, find_place, make_plan, precision_of
 from budgetft.search.storage import is_shared
 from budgetft.units import format_gib
 from budgetft.weights import base_here
@@ -41,6 +41,10 @@ class GoalRequest:
     examples: int | None = None
     """Of one epoch, where a shape was typed."""
     make_prober: Callable[..., Prober] = Prober
+    make_estimator: MakeEstimator = traced_estimator
+    plan_one: Callable[[PlanRequest], Plan] = make_plan
+    """Plans the contract that was chosen."""
+    find_place: Callable[[PlanRequest], Place | None] = find_place
 
 
 def plan_goal(request: GoalRequest) -> Plan:
@@ -50,6 +54,13 @@ def plan_goal(request: GoalRequest) -> Plan:
     """
     _check(request)
     return _Search(request).plan()
+
+
+def predicted_choice(request: GoalRequest) -> Look | None:
+    """What would be planned by prediction alone; None where nothing is possible."""
+    search = _Search(request)
+    values = largest(search.ladders, search._ask)
+    return None if values is None else search.looks.at(values)
 
 
 def ladders_of(planning: PlanRequest, fields: Sequence[str]) -> list[list[int]]:
@@ -134,7 +145,7 @@ class _Search:
     def __init__(self, request: GoalRequest) -> None:
         planning = request.planning
         fields = preferred(request.prefer, list(planning.ranges))
-        self.request, self.place = request, find_place(planning)
+        self.request, self.place = request, request.find_place(planning)
         checkpoint = base_here(planning.model.weights or planning.model.hub_id)
         precision = precision_of(planning, self.place, checkpoint)
         blocks = planning.fp32_blocks if precision is None else precision.islands
@@ -143,6 +154,7 @@ class _Search:
             fields=fields,
             examples=request.examples,
             place=None if self.place is not None and self.place.evidence == "emulated" else self.place,
+            make_estimator=request.make_estimator,
         )
         self.ladders = ladders_of(planning, fields)
         self.least = tuple(ladder[0] for ladder in self.ladders)
@@ -169,7 +181,7 @@ class _Search:
             if values is None and self._fits(self.least):
                 raise self._nothing_in_time()
             values = values or self.least  # where nothing fits, planning tells best what would, and may find that this does
-            plan = make_plan(replace(self.looks.request(values), max_probes=left))
+            plan = self.request.plan_one(replace(self.looks.request(values), max_probes=left))
             run = self._time(values, plan)
             found = Tried(
                 fits=True,
@@ -218,15 +230,14 @@ class _Search:
         look = self.looks.at(values)
         missed = miss(look, request.hours, sure=request.sure, factor=self.factor)
         if new and not self.quiet:
-            self._tell(look, missed)
+            self._tell(look)
         return missed
 
-    def _tell(self, look: Look, missed: float) -> None:
+    def _tell(self, look: Look) -> None:
         row = self._row(look.values, look, None)
         memory = "" if row.process_peak_bytes is None else f", {format_gib(row.process_peak_bytes)}"
-        said = row.verdict if missed > 0 else "possible"
-        name = values_text(look.values) or "the contract"
-        self.request.planning.on_event(Event(stage="trace", text=f"{name}: {row.time_text()}{memory}: {said}"))
+        text = f"{values_text(look.values)}: {row.time_text()}{memory}: {row.verdict}"
+        self.request.planning.on_event(Event(stage="trace", text=text))
 
     def _choose(self) -> Values | None:
         if not self.ladders:  # there is nothing to choose: planning tells the time
@@ -280,7 +291,9 @@ class _Search:
             steps += [(*values[:place], each, *values[place + 1 :]) for each in following]
         least = [(*values[:place], each, *self.least[place + 1 :]) for place, ladder in enumerate(self.ladders)
                  for each in ladder if each > values[place]]  # fmt: skip
-        return list(dict.fromkeys([*least, *([] if self.looks.traced else steps)]))
+        found = dict.fromkeys([*least, *([] if self.looks.traced else steps)])
+        none = [each for each in found if self.looks.at(each).problem]  # of these one is enough
+        return [each for each in found if each not in none[1:]]
 
     def _row(self, values: dict[str, int], look: Look, tried: Tried | None) -> GoalRow:
         run, once, factor = (look.run, look.once, self.factor) if tried is None else (tried.run, tried.once, 1.0)

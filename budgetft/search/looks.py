@@ -20,6 +20,13 @@ from budgetft.search.space import settings
 from budgetft.workload import Workload
 
 NEVER = float("inf")
+MakeEstimator = Callable[[Job, Callable[[str], None]], Estimator]
+"""Of a job; the second is told of traces."""
+
+
+def traced_estimator(job: Job, on_trace: Callable[[str], None]) -> Estimator:
+    """As planning has it."""
+    return Estimator(job, on_trace=on_trace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class Looks:
     """Where probes run, if their seconds are to be predicted too; None: the planned GPU itself is predicted."""
     traced: bool = False
     """Whether a law had to be traced, which takes many seconds."""
-    make_estimator: Callable[[Job, Callable[[str], None]], Estimator] = lambda job, on_trace: Estimator(job, on_trace=on_trace)
+    make_estimator: MakeEstimator = traced_estimator
     known: dict[Values, Look] = field(default_factory=dict)
     _workloads: dict[tuple[int, int], Workload] = field(default_factory=dict)
     _surveys: dict[int, tuple[Features, int]] = field(default_factory=dict)
@@ -87,7 +94,13 @@ class Looks:
         contract = contract_with(self.planning.contract, self.named(values))
         workload = self.workload(values)
         data = self.planning.data if self.data_frames(values) is None else None
-        return replace(self.planning, contract=contract, ranges={}, workload_under=lambda _: workload, data=data)
+        known = {(contract.max_pixels, contract.max_length): workload}
+
+        def under(other: Contract) -> Workload:
+            """That of this contract is known, frames that are still to be made included."""
+            return known.get((other.max_pixels, other.max_length)) or self.planning.workload_under(other)
+
+        return replace(self.planning, contract=contract, ranges={}, workload_under=under, data=data)
 
     def data_frames(self, values: Values) -> int | None:
         """Frames of the examples as they are, where ``values`` ask for others."""

@@ -18,13 +18,14 @@ from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner, learned_speeds
 from budgetft.search.claims import Claims
-from budgetft.search.floor import Alternatives, nothing_fits
+from budgetft.search.floor import nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
 from budgetft.search.sampler import AGAIN, CONFIRM, TRIES, ResidualSampler, distributions, log_seconds, places
 from budgetft.search.space import in_precision, settings, stock_settings
 from budgetft.search.storage import held_study, is_shared
 from budgetft.search.study import SamplerName, held, knobs_of, make_sampler, open_study, study_name, tell_refused, told
 from budgetft.search.transfer import Transferred
+from budgetft.search.ways_out import Alternatives
 
 LEFT_FOR_SEARCH = 2
 """Probes that the baseline leaves, besides the one that confirms."""
@@ -137,12 +138,15 @@ class Planner:
 
     def _nothing_fits(self, estimates: dict[Knobs, Estimate]) -> NothingFits:
         tried = self._known(smallest(estimates))
-        alternatives = Alternatives(job=self.job, grid=self._grid, make_estimator=self.make_estimator)
+        alternatives = Alternatives(job=self.job, grid=self._other_grid, make_estimator=self.make_estimator)
         return nothing_fits(estimates, tried, self.estimator.calibration.uncertainty_share, alternatives)
 
-    def _grid(self, job: Job) -> list[Knobs]:
-        """What would be tried of another job."""
-        return self._wanted(settings(job, self.vision))
+    def _other_grid(self, job: Job, vision: Vision) -> list[Knobs]:
+        """What would be tried of another job, in the plan's own type or, where it has leave for that, in 4 bits."""
+        vision = "cached" if self.vision == "cached" else vision
+        return (
+            settings(job, vision, allocator=self.allocator) if job.contract.allow_nf4 else self._wanted(settings(job, vision))
+        )
 
     def _refuse_hopeless(self, estimates: dict[Knobs, Estimate]) -> None:
         """No probe can help when the tensors alone, which a trace knows exactly, are over the budget."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from budgetft.errors import NothingFits, UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.gpu import Gpu, all_gpus
 from budgetft.knobs import Knobs, Precision, differences, shown
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
@@ -57,6 +57,7 @@ class PortRequest:
     model: Model
     gpu: Gpu
     budget_bytes: int
+    display_bytes: int = 0
     precision: Literal["keep", "native"] = "keep"
     """``keep``: what the plan computes in; ``native``: what the new card runs natively."""
     probe: Literal["auto", "always", "never"] = "auto"
@@ -73,6 +74,7 @@ def port_plan(request: PortRequest) -> Port:
     planning = PlanRequest(
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
+        display_bytes=request.display_bytes,
         cards=plan.gpu.cards,
         shared=plan.gpu.shared,
         model=request.model,
@@ -145,7 +147,7 @@ def _effect(before: Estimate, after: Estimate) -> str:
         text = "alone it takes and frees nothing"
     if before.samples_per_second and after.samples_per_second:
         gained = round(100 * (after.samples_per_second / before.samples_per_second - 1))
-        text += f", and makes {gained:+d} % samples/s (predicted)" if gained else ", and the speed stays (predicted)"
+        text += f", and makes {gained:+d} % examples/s (predicted)" if gained else ", and the speed stays (predicted)"
     return text
 
 
@@ -205,7 +207,7 @@ def _give_up(planning: PlanRequest, error: NothingFits) -> str:
     needed = least.process_peak_bytes * (1 + estimator.uncertainty_share)
     ranked = sum(term.memory_bytes for term in least.terms if term.name in ("adapter", "gradients", "optimizer"))
     bf16 = planning.base_precision == "bf16"
-    enough = [gpu for gpu in map(load_gpu, gpu_names()) if gpu.budget_bytes >= needed and (gpu.native_bf16 or not bf16)]
+    enough = [gpu for gpu in all_gpus() if gpu.budget_bytes >= needed and (gpu.native_bf16 or not bf16)]
     cards = ", ".join(gpu.name for gpu in sorted(enough, key=lambda gpu: gpu.memory_mib)[:4])
     larger = f"; cards with a default budget that is enough: {cards}" if cards else ""
     return f"{error.hint}; half the rank would free about {format_gib(ranked // 2)}{larger}"

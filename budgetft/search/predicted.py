@@ -1,12 +1,14 @@
 """The fastest setting by prediction alone, some of its knobs given, and how it compares with the stock recipe."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from budgetft.contract import Contract
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
+from budgetft.model import Model
 from budgetft.outcome import speed_text
 from budgetft.plan import Candidate, knob_problems
 from budgetft.predict.estimator import Estimator
@@ -19,7 +21,7 @@ def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
 
     Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
     """
-    return fastest_of(estimator, _wanted(estimator.job, given))
+    return fastest_of(estimator, settings_with(estimator.job, given))
 
 
 def fastest_of(estimator: Estimator, wanted: Sequence[Knobs], *, most_bytes: float = math.inf) -> Candidate:
@@ -59,25 +61,35 @@ def estimated(estimator: Estimator, given: dict[str, Any]) -> Estimated:
     )
 
 
-def _wanted(job: Job, given: dict[str, Any]) -> list[Knobs]:
+def settings_with(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
-    grid, contract, layers = settings(job), job.contract, job.model.layers
+    grid, contract = settings(job), job.contract
     asked = Knobs.make(**{**dict(grid[0]), **given})
-    if asked.micro_batch > contract.effective_batch:
-        raise UsageError(
-            f"micro_batch {asked.micro_batch} is more than the effective batch {contract.effective_batch}",
-            hint="take a smaller micro-batch, or raise the effective batch",
-        )
+    check_sizes(asked, given, contract, job.model)
     if "micro_batch" in given:
         given = {"grad_accum": contract.effective_batch // asked.micro_batch, **given}
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
-    wanted = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
-    if not wanted or any(knobs.checkpointed_layers > layers for knobs in wanted):
-        problems = knob_problems(grid[0].replace(**given), contract, job.gpu)
-        if asked.checkpointed_layers > layers:
-            problems.append(f"checkpointed_layers {asked.checkpointed_layers} is more than the {layers} of {job.model.name}")
-        raise UsageError("; ".join(problems))
-    return wanted
+    able = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
+    if not able:
+        raise UsageError("; ".join(min((knob_problems(knobs, contract, job.gpu) for knobs in wanted), key=len)))
+    return able
+
+
+def check_sizes(asked: Knobs, given: Iterable[str], contract: Contract, model: Model) -> None:
+    """Raise ``UsageError`` where a number among the ``given`` knobs cannot be with this contract and model."""
+    batch = contract.effective_batch
+    if asked.micro_batch > batch:
+        raise UsageError(
+            f"micro_batch {asked.micro_batch} is above the effective batch {batch}",
+            hint=f"take a smaller micro-batch, or raise the effective batch: --effective-batch {asked.micro_batch}",
+        )
+    if asked.checkpointed_layers > model.layers:
+        raise UsageError(f"checkpointed_layers is 0 to {model.layers} for {model.name}, not {asked.checkpointed_layers}")
+    alone = {"micro_batch", "grad_accum"} & set(given)
+    for name in alone if len(alone) == 1 else ():
+        if batch % getattr(asked, name):
+            whole = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
+            raise UsageError(f"{name} {getattr(asked, name)} does not divide the effective batch {batch}: {whole} do")
 
 
 def expected_text(job: Job) -> str:
@@ -94,7 +106,7 @@ def expected_text(job: Job) -> str:
     speed = best.estimate.speed_text("")
     where = f"a {job.gpu.name} itself (predicted)"
     if stock is None:
-        return f"{where}: plan {speed} samples/s; the stock recipe does not fit"
+        return f"{where}: plan {speed} examples/s; the stock recipe does not fit"
     low, high = estimator.ratio_range(best.knobs, stock.knobs)
     ratio = speed_text((low * high) ** 0.5, low, high, " times")
-    return f"{where}: stock {stock.estimate.speed_text('')}, plan {speed} samples/s, {ratio} as fast"
+    return f"{where}: stock {stock.estimate.speed_text('')}, plan {speed} examples/s, {ratio} as fast"

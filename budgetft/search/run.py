@@ -14,7 +14,7 @@ from budgetft import __version__
 from budgetft.cards import first_visible, memory_of, takes_expandable_segments, unlisted_card
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
-from budgetft.gpu import Gpu, gpu_names, load_gpu
+from budgetft.gpu import Gpu, gpu_at_hand
 from budgetft.installed import install_line
 from budgetft.knobs import Allocator, computed_in
 from budgetft.knobs import Precision as Type
@@ -51,6 +51,8 @@ class PlanRequest:
 
     gpu: Gpu
     budget_bytes: int
+    display_bytes: int = 0
+    """What the default budget leaves to a display on the GPU."""
     cards: int = 1
     """Several are planned for without probes, which one process makes."""
     shared: bool | None = None
@@ -131,8 +133,7 @@ def find_place(request: PlanRequest) -> Place | None:
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
         f" the speed is that card's, not {request.gpu.name}'s{without}"
     )
-    listed = (gpu for gpu in map(load_gpu, gpu_names()) if gpu.is_card(name, memory_bytes))
-    host = next(listed, None) or unlisted_card(card, memory_bytes)
+    host = gpu_at_hand(name, memory_bytes) or unlisted_card(card, memory_bytes)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
@@ -269,7 +270,7 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     if not outcome.samples_per_second:
         return ""
     share = speed_with / outcome.samples_per_second - 1
-    text = f"; deterministic: {speed_with:.2f} samples/s, {outcome.samples_per_second:.2f} without ({share:+.0%})"
+    text = f"; deterministic: {speed_with:.2f} examples/s, {outcome.samples_per_second:.2f} without ({share:+.0%})"
     request.on_event(Event(stage="confirm", text=text.removeprefix("; ")))
     return text
 
@@ -343,7 +344,14 @@ def _plan(
         + (f"; layers travel at {calibration.link_gb_per_s:g} GB/s (assumed)" if job.shared else "")
     )
     return Plan(
-        gpu=Target(name=job.gpu.name, budget_bytes=job.budget_bytes, profile=job.gpu, cards=job.cards, shared=job.shared),
+        gpu=Target(
+            name=job.gpu.name,
+            budget_bytes=job.budget_bytes,
+            display_bytes=request.display_bytes,
+            profile=job.gpu,
+            cards=job.cards,
+            shared=job.shared,
+        ),
         model=refer(job.model, None if checkpoint is None else checkpoint.base),
         contract=job.contract,
         knobs=winner.knobs,

@@ -83,6 +83,9 @@ class Samples:
                 file.writelines(sample.model_dump_json() + "\n" for sample in samples)
         except OSError as error:
             self.on_note(f"warning: cannot write {self.path}: {error.strerror}")
+        if self.job.base is None:  # whatever is in the vocabulary
+            self.on_note(f"{len(samples)} captions after step {step}, of random weights: not shown, but in {self.path.name}")
+            return
         for sample in samples:
             self.on_note(f"caption of {sample.id} after step {step}: {' '.join(sample.text.split())[:SHOWN]}")
 

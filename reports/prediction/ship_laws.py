@@ -3,11 +3,11 @@
     python reports/prediction/ship_laws.py [MODEL ...]
 
 For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
-features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of full-size
-models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower cannot be
-recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and the drawn
-sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also laws of other trainers by default and
-with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
+features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of
+full-size models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower
+cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and
+the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also laws of other trainers by
+default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
 """
 
 import sys
@@ -49,7 +49,7 @@ def ship_recordings(model: Model, gpu: Gpu) -> None:
     for vision, base in (("frozen", {}), ("frozen", {"base_precision": "nf4"}), ("cached", {})):
         kept: Recording | None = None
         for offload in ("none",) if model.name.startswith("tiny") else ("none", "activations"):
-            knobs = Estimator.combination(settings(job, vision)[0].replace(**base, offload=offload))
+            knobs = Estimator.combined(settings(job, vision)[0].replace(**base, offload=offload))
             key = recording_key(model, contract, knobs, gpu)
             if not renewed(key, ".json.gz"):
                 made = record(model, contract, knobs, gpu=gpu, kept=kept, on_trace=lambda text: None)

@@ -56,7 +56,7 @@ def main() -> None:
     model, knobs = load_model("qwen2.5-vl-3b"), grid[0]
     traced = clocked(lambda: trace_step(model, job.contract, knobs, (shape,), gpu=job.gpu))
     print(f"a fresh trace of qwen2.5-vl-3b, imports of torch and transformers included: {traced:.1f} s")
-    combination = Estimator.combination(knobs)
+    combination = Estimator.combined(knobs)
     layouts = estimator.layouts(combination)
     fitted = clocked(lambda: fit_law(model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts))
     print(f"a whole law of it: {fitted:.1f} s")

@@ -41,6 +41,11 @@ def test_a_word_longer_than_the_line_stays_whole():
     assert path in wrapped(f"adapter        {path} of step 9", 60)[-2] + wrapped(f"adapter        {path} of step 9", 60)[-1]
 
 
+def test_a_row_of_a_table_is_not_taken_apart():
+    row = "scenario_of_the_night_in_winter   0.1234   0.5678   0.9012   1.3456   22.1234       12"
+    assert wrapped(row, 60) == [row]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -35,7 +35,7 @@ def event(number: int, knobs: Knobs, found: Outcome | None = None, **changes) ->
 def test_a_probe_is_announced_by_what_it_changes_and_what_is_predicted_of_it():
     lines = ProbeLines()
     assert lines.line(event(1, STOCK)) == (
-        "[search] 1/20: micro_batch 4, checkpointed 36, stock; predicted 20.00 samples/s, 13.00 GiB"
+        "[search] 1/20: micro_batch 4, checkpointed 36, stock; predicted 20.00 examples/s, 13.00 GiB"
     )
     lines.line(event(1, STOCK, outcome(STOCK)))
     lines.line(event(2, OURS, outcome(OURS)))
@@ -47,11 +47,11 @@ def test_what_was_found_stands_beside_what_was_predicted_with_the_best_so_far_an
     lines = ProbeLines()
     assert "best so far" not in lines.line(event(1, STOCK, outcome(STOCK))), "stock is what is compared with"
     assert lines.line(event(2, OURS, outcome(OURS))) == (
-        "[search] 2/20: emulated 16.00 samples/s, 13.25 GiB (predicted 13.00 GiB, +1.9%), 30 s;"
-        " best so far 16.00 samples/s (probe 2); at most 18 more, 9 min"
+        "[search] 2/20: emulated 16.00 examples/s, 13.25 GiB (predicted 13.00 GiB, +1.9%), 30 s;"
+        " best so far 16.00 examples/s (probe 2); at most 18 more, 9 min"
     )
     slower = lines.line(event(3, OURS, outcome(OURS, samples_per_second=12.0)))
-    assert "best so far 16.00 samples/s (probe 2)" in slower
+    assert "best so far 16.00 examples/s (probe 2)" in slower
 
 
 def test_a_failure_says_where_it_ended_and_is_never_the_best():
@@ -70,7 +70,7 @@ def test_a_setting_that_needed_allocator_retries_is_not_the_best():
 def test_a_recalled_probe_tells_its_knobs_and_costs_no_time():
     lines = ProbeLines()
     line = lines.line(event(1, STOCK, outcome(STOCK), from_ledger=True))
-    assert line.startswith("[search] 1/20: micro_batch 4, checkpointed 36, stock: known, emulated 16.00 samples/s")
+    assert line.startswith("[search] 1/20: micro_batch 4, checkpointed 36, stock: known, emulated 16.00 examples/s")
     assert line.endswith("at most 19 more"), "nothing was timed yet"
 
 

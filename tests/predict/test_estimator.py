@@ -14,7 +14,7 @@ from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.store import find_foreign_law, keep_law
+from budgetft.predict.store import find_foreign_law, find_recording, keep_law, recording_key
 from budgetft.search.space import settings
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
@@ -84,6 +84,30 @@ def test_an_estimate_at_once_takes_a_law_of_other_software_and_says_so(newer_tra
     (said,) = quick.foreign.values()
     assert f"transformers {version('transformers')}" in said
     assert not own.foreign
+
+
+def test_a_model_without_a_recording_is_recorded_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
+    job = estimator(Workload.uniform(WORST)).job
+    shipped = find_recording(recording_key(job.model, job.contract, Estimator.combined(KNOBS), job.gpu))
+    assert shipped is not None
+    monkeypatch.setattr("budgetft.predict.store.profiles_folder", lambda: tmp_path / "nothing ships")
+    made = []
+    monkeypatch.setattr("budgetft.predict.record.record", lambda *given, **named: made.append(given) or shipped)
+    for _ in range(2):
+        found = Estimator(job, record_missing=True).estimate(KNOBS)
+    assert len(made) == 1, "the second time it is read"
+    monkeypatch.undo()
+    assert found == Estimator(job).estimate(KNOBS)
+
+
+def test_nothing_is_recorded_where_other_software_has_a_recording(newer_transformers, monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
+    monkeypatch.setattr("budgetft.predict.record.record", lambda *given, **named: pytest.fail("it recorded"))
+    one = estimator(Workload.uniform(WORST)).job
+    quick = Estimator(one, at_once=True, record_missing=True)
+    quick.estimate(KNOBS)
+    assert quick.foreign
 
 
 def test_planning_traces_what_is_installed(newer_transformers, monkeypatch, tmp_path):

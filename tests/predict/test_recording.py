@@ -39,9 +39,13 @@ GPUS = ("v100-16g", "rtx3090")
 VISIONS = ("frozen", "cached")
 CHANGES = ({}, {"offload": "activations"})
 """Of the planner's knobs."""
+QLORA = {"base_precision": "nf4"}
+LARGE = [name for name in model_names() if not name.startswith("tiny")]
 SHIPPED = [
-    *product([name for name in model_names() if not name.startswith("tiny")], GPUS, VISIONS, CHANGES),
+    *product(LARGE, GPUS, VISIONS, CHANGES),
+    *product(LARGE, GPUS, VISIONS[:1], [QLORA | change for change in CHANGES]),
     *product(FAMILIES, GPUS, VISIONS, CHANGES[:1]),
+    *product(FAMILIES, GPUS, VISIONS[:1], [QLORA]),
 ]
 
 
@@ -58,7 +62,7 @@ def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
 
 
 def shipped(job: Job, vision="frozen", **change) -> tuple[Recording, Knobs]:
-    knobs = Estimator.combination(settings(job, vision)[0].replace(**change))
+    knobs = Estimator.combined(settings(job, vision)[0].replace(**change))
     recording = find_recording(recording_key(job.model, job.contract, knobs, job.gpu))
     assert recording is not None, "reports/prediction/ship_laws.py has to be run again"
     return recording, knobs
@@ -108,6 +112,10 @@ def agree(name: str, gpu: str, vision: str, change: dict, *, seed: int, largest:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_recording_says_what_a_trace_says(name, vision):
     agree(name, random.Random(f"{name}{vision}").choice(GPUS), vision, {}, seed=0, largest=1024, longest=2048)
+
+
+def test_so_does_one_of_a_base_in_four_bits():
+    agree("tiny-qwen3-vl", "v100-16g", "frozen", QLORA, seed=0, largest=1024, longest=2048)
 
 
 @pytest.mark.sweep

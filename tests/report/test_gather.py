@@ -86,7 +86,7 @@ def test_a_plan_of_a_model_that_has_changed_still_gets_its_page(tell):
     assert story.moments == ()
     page = html_page(story)
     assert "another configuration" in page
-    assert "25.01 samples/s (emulated)" in page
+    assert "25.01 examples/s (emulated)" in page
 
 
 def test_a_run_shows_its_curves_and_its_peak(run):

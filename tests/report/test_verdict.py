@@ -15,10 +15,10 @@ def answers(story) -> dict[str, str]:
 
 def test_an_emulated_plan_says_that_another_card_stood_in_and_whose_speed_it_is(plan, tell):
     said = answers(tell(plan))
-    assert headline(plan) == "It fits on the card that stood in: 13.65 GiB of 14.00 GiB at 23.39 samples/s (emulated)."
+    assert headline(plan) == "It fits on the card that stood in: 13.65 GiB of 14.00 GiB at 23.39 examples/s (emulated)."
     assert "on a card that stood in for the v100-16g" in said["Will it fit?"]
     assert "(emulated, confirmed in a fresh process)" in said["Will it fit?"]
-    assert "23.39 samples/s (emulated); that is the speed of NVIDIA H100 80GB HBM3, not of a v100-16g" in said["How fast?"]
+    assert "23.39 examples/s (emulated); that is the speed of NVIDIA H100 80GB HBM3, not of a v100-16g" in said["How fast?"]
     assert "the plan is 9.92 times as fast" in said["How fast?"]
     assert "7 probes of the real step (all ended well), 138 seconds, on NVIDIA H100 80GB HBM3" in " ".join(said.values())
     assert "measured" not in headline(plan) + said["Will it fit?"] + said["How fast?"]
@@ -53,12 +53,12 @@ def test_probes_on_a_cpu_are_told_as_run_but_never_as_the_card(plan, tell):
     assert said["Will it fit?"].startswith("By prediction, yes")
     assert "timed on a CPU and says nothing of the speed of a v100-16g" in said["How fast?"]
     assert {probe.source for probe in story.probes} == {"on the CPU"}
-    assert "samples/s (on the CPU)" in said["How sure is it?"]
+    assert "examples/s (on the CPU)" in said["How sure is it?"]
 
 
 def test_the_spread_of_repeated_timings_is_told(plan, tell):
     said = answers(tell(plan))["How sure is it?"]
-    assert "Timed 2 times, the plan's setting ran at 23.28 to 23.39 samples/s (emulated)" in said
+    assert "Timed 2 times, the plan's setting ran at 23.28 to 23.39 examples/s (emulated)" in said
     assert "predicted again now, after them, were off by" in said
     assert "The peak may grow by 2.6% before the budget is reached" in said
 
@@ -72,7 +72,7 @@ def test_a_price_list_says_what_each_step_costs_and_what_does_not_fit(unprobed, 
 
     rows = (row("16", 20.0, 13 * GIB), row("32", 18.0, 13 * GIB + GIB // 2), row("64", None, None))
     said = answers(tell(unprobed.replace(price_list=rows)))["What would have to be given up for more?"]
-    assert "rank 32: 18.00 samples/s, 13.50 GiB (predicted), -10% against the plan." in said
+    assert "rank 32: 18.00 examples/s, 13.50 GiB (predicted), -10% against the plan." in said
     assert "rank 64 does not fit (predicted)." in said
     assert "rank 16:" not in said, "the plan itself is no price"
 
@@ -92,7 +92,7 @@ def test_frames_are_priced_beside_those_that_the_data_has_wherever_they_stand(un
     plan = unprobed.replace(workload=two, price_list=(row("1", 20.0), row("2", 10.0), row("4", 5.0)))
     assert [plan.is_own(price) for price in plan.price_list] == [False, True, False]
     said = answers(tell(plan))["What would have to be given up for more?"]
-    assert "frames_per_example 1: 20.00 samples/s, 1.00 GiB (predicted), +100% against the plan." in said
+    assert "frames_per_example 1: 20.00 examples/s, 1.00 GiB (predicted), +100% against the plan." in said
     assert "frames_per_example 2:" not in said
     drawn = price_chart(plan.price_list, plan, 600.0).svg()
     bars = re.findall(r'<polygon points="[^"]*" fill="([^"]+)"', drawn)

@@ -22,7 +22,7 @@ from budgetft.model import load_model
 from budgetft.precision import Precision, Stream
 from budgetft.profiles import profiles_folder
 from budgetft.search.overflows import HEAVIEST, Search, heaviest, planned_precision, spread
-from budgetft.search.run import PlanRequest, _precision, make_plan
+from budgetft.search.run import PlanRequest, make_plan, precision_of
 from budgetft.search.space import settings, stock_settings
 from budgetft.train.folder import RunFolder
 from budgetft.units import GIB
@@ -144,7 +144,7 @@ def test_hidden_states_that_leave_fp16_are_refused_by_name(request_of, monkeypat
 def test_a_gpu_that_computes_in_bf16_is_not_looked_at(request_of, monkeypatch):
     monkeypatch.setattr("budgetft.search.overflows.look", lambda search: pytest.fail("looked"))
     asked = request_of("rtx3090")
-    assert _precision(asked, None, open_checkpoint(asked.model.weights)) is None
+    assert precision_of(asked, None, open_checkpoint(asked.model.weights)) is None
 
 
 def test_every_setting_of_the_job_has_them_but_the_stock_recipe_and_towers_that_are_not_there(plan):

@@ -209,7 +209,7 @@ def test_tensors_that_exceed_the_budget_are_refused_without_a_probe(make_planner
     needed = round(smallest.process_peak_bytes * (1 + planner.estimator.calibration.uncertainty_share))
     assert f"about {format_gib(needed)}" in caught.value.hint
     assert "weights alone exceed the budget" in caught.value.hint
-    assert "--cards 2: that fits (predicted)" in caught.value.hint
+    assert "--gpus 2: fits in " in caught.value.hint
 
 
 def test_the_budget_that_the_refusal_names_does_work(make_planner):
@@ -252,7 +252,7 @@ def test_where_nothing_fits_the_most_images_that_would_are_named(make_job, formu
     planner = Planner(job=job, estimator=HeavyImages(job), make_estimator=HeavyImages)
     with pytest.raises(NothingFits) as caught:
         planner.plan()
-    assert "make examples of 2 instead of 8 images: that fits (predicted)" in str(caught.value.hint)
+    assert "make examples of 2 instead of 8 images: fits in " in str(caught.value.hint)
 
 
 def test_out_of_memory_everywhere_is_nothing_fits_and_asks_for_more_than_there_was(make_planner):
@@ -460,7 +460,7 @@ def test_what_determinism_costs_is_probed_once_and_told(make_planner):
     request = SimpleNamespace(deterministic=True, on_event=lambda event: told.append(event.text))
     text = _cost_of_determinism(request, planner.job, slower, planner)
     assert len(prober.asked) == asked + 1
-    found = re.fullmatch(r"; deterministic: 1\.00 samples/s, ([\d.]+) without \((-\d+)%\)", text)
+    found = re.fullmatch(r"; deterministic: 1\.00 examples/s, ([\d.]+) without \((-\d+)%\)", text)
     assert found is not None
     assert int(found[2]) == round(100 * (1 / float(found[1]) - 1))
     assert told == [text.removeprefix("; ")]

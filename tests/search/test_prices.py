@@ -35,7 +35,7 @@ def test_where_no_video_fits_fewer_frames_of_it_are_named(make_job, formula):
     job = make_job(workload=make_job().workload.with_frames(16, make_job().model, video=True))
     with pytest.raises(NothingFits) as caught:
         Planner(job=job, estimator=HeavyFrames(job), make_estimator=HeavyFrames).plan()
-    assert "make examples of 4 instead of 16 frames of a video: that fits (predicted)" in str(caught.value.hint)
+    assert "make examples of 4 instead of 16 frames of a video: fits in " in str(caught.value.hint)
 
 
 class Rows:
@@ -99,7 +99,7 @@ def test_with_a_gpu_the_next_step_of_every_axis_is_probed_first_and_no_more_than
     assert asked == [(32, 32), (16, 64), (64, 32), (16, 128)]
     assert [row.evidence for row in rows if row.value == "128"] == ["predicted", "measured"]
     measured = next(row for row in rows if (row.axis, row.value) == ("rank", "32"))
-    assert measured.speed_text() == "1.25 samples/s"
+    assert measured.speed_text() == "1.25 examples/s"
     assert measured.process_peak_bytes == 12 * GIB
     assert any("1 rows stay predicted" in event.text for event in events)
 

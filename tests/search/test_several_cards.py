@@ -27,7 +27,7 @@ def four(tmp_path_factory):
 
 def test_what_no_card_holds_is_refused_with_the_number_that_would(tmp_path, capsys):
     assert main([*SEVEN_BILLION, "--out", str(tmp_path / "plan.json")]) == 3
-    assert "--cards 4: that fits (predicted)" in capsys.readouterr().err
+    assert "--gpus 4: fits in " in capsys.readouterr().err
 
 
 def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
@@ -71,14 +71,14 @@ def test_where_the_whole_base_fits_each_card_holds_it_if_that_is_as_fast(tmp_pat
     assert (plan.gpu.cards, plan.gpu.shared) == (2, False)
     assert plan.estimate.term_bytes(CONNECTION) > 0
     said = capsys.readouterr().out
-    assert "each of 2 cards with the whole base" in said
+    assert "2, each with that budget; each holds the whole base model" in said
     assert "--multi_gpu" in said
 
 
 def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_path, capsys):
     planned(tmp_path / "plan.json", "--cards", "4")
     said = capsys.readouterr().out
-    assert "each of 4 cards that share the frozen layers out" in said
+    assert "4, each with that budget; the frozen layers are sharded over them" in said
     assert "next: accelerate launch --num_processes 4" in said
     assert "layers travel at 12 GB/s (assumed)" in said
     assert "--use_fsdp" in said

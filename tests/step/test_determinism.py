@@ -47,7 +47,7 @@ def test_a_deterministic_job_has_it_in_every_setting_and_takes_no_other_bytes():
     assert job.fingerprint() != same.fingerprint()
     knobs = settings(job)[0]
     assert job.build_key(knobs) != job.build_key(knobs.replace(deterministic=True))
-    assert Estimator.combination(knobs.replace(deterministic=True)) == Estimator.combination(knobs)
+    assert Estimator.combined(knobs.replace(deterministic=True)) == Estimator.combined(knobs)
 
 
 def test_the_knob_is_read_told_and_written_only_where_it_is_set():

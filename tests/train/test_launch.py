@@ -4,12 +4,16 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
+import typer
 from patience import HANG_SECONDS
 
-from budgetft.cli import main
+from budgetft.cli import build_app, main
+from budgetft.cli.slurm import slurm_time
+from budgetft.errors import UsageError
 from budgetft.plan import write_plan
 
 RUNS = """
@@ -143,7 +147,7 @@ def test_a_plan_for_several_cards_is_launched_on_them(script, cluster, make_plan
     assert "|--use_fsdp|--fsdp_version|2|" in called
     options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(job)]
     assert main(["launch", *options, "--gpus", "1"]) == 2
-    assert "for 2 cards that share the frozen layers out" in capsys.readouterr().err
+    assert "for 2 GPUs that shard the base model" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_space_is_one_word_to_sbatch(script, tmp_path):
@@ -195,7 +199,7 @@ def test_one_card_has_nobody_to_share_the_base_with(make_plan, tmp_path, capsys)
     write_plan(make_plan(micro_batch=1), tmp_path / "plan.json")
     options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
     assert main(["launch", *options, "--share"]) == 2
-    assert "nobody to share with" in capsys.readouterr().err
+    assert "nothing to share with" in capsys.readouterr().err
 
 
 def test_more_cards_than_micro_batches_are_refused(make_plan, tmp_path, capsys):
@@ -203,3 +207,148 @@ def test_more_cards_than_micro_batches_are_refused(make_plan, tmp_path, capsys):
     options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
     assert main(["launch", *options, "--gpus", "2"]) == 2
     assert "1 micro-batches to share" in capsys.readouterr().err
+
+
+def sbatch_lines(job):
+    return [line.removeprefix("#SBATCH ") for line in job.read_text().splitlines() if line.startswith("#SBATCH")]
+
+
+def checked(job):
+    """The script, which bash must be able to read."""
+    subprocess.run(["bash", "-n", str(job)], check=True, timeout=HANG_SECONDS)
+    return job.read_text()
+
+
+def test_what_a_cluster_asks_for_is_asked(script):
+    asked = ["--partition", "gpu,long", "--account", "lab-42", "--qos", "normal", "--gpu-type", "v100", "--memory", "64GB"]
+    asked += ["--mail", "me@example.org", "--sbatch", "--constraint=v100&ib", "--sbatch", '--comment="two words"']
+    job = script(*asked, "--time", "90min")
+    checked(job)
+    lines = sbatch_lines(job)
+    wanted = ["--partition=gpu,long", "--account=lab-42", "--qos=normal", "--mem=64G", "--mail-user=me@example.org"]
+    wanted += ["--gres=gpu:v100:1", "--time=01:30:00", "--constraint=v100&ib", '--comment="two words"']
+    assert set(wanted) <= set(lines)
+    plain = sbatch_lines(script())
+    assert not [line for line in plain if line.startswith(("--partition", "--account", "--qos", "--mem", "--mail"))]
+    assert "--gres=gpu:1" in plain
+
+
+@pytest.mark.parametrize(
+    ("text", "slurm"),
+    [
+        ("4h", "04:00:00"),
+        ("90min", "01:30:00"),
+        ("1.5h", "01:30:00"),
+        ("04:00:00", "04:00:00"),
+        ("24:00:00", "1-00:00:00"),
+        ("2-12:00:00", "2-12:00:00"),
+        ("2-12", "2-12:00:00"),
+        ("3d", "3-00:00:00"),
+        ("1s", None),
+        ("10", None),
+        ("30:00", None),
+        ("0h", None),
+        ("soon", None),
+        ("UNLIMITED", None),
+        ("4h\n#SBATCH --wrap=x", None),
+    ],
+)
+def test_a_time_is_written_as_slurm_reads_it_or_refused(text, slurm):
+    if slurm is None:
+        with pytest.raises(UsageError, match="--time"):
+            slurm_time(text)
+    else:
+        assert slurm_time(text) == slurm
+        assert slurm_time(slurm) == slurm
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--sbatch", "--constraint=a\n#SBATCH --wrap=b"], "not one option"),
+        (["--sbatch", "constraint=a"], "not one option"),
+        (["--sbatch", "--gres=gpu:2"], "use --gpus and --gpu-type"),
+        (["--sbatch", "-t5"], "use --time"),
+        (["--sbatch", "--signal=USR2"], "edit the script"),
+        (["--partition", "gpu long"], "without spaces"),
+        (["--account", "a\nb"], "without spaces"),
+        (["--memory", "much"], "write for example 32G"),
+        (["--memory", "0G"], "write for example 32G"),
+        (["--module", "cuda; rm"], "without spaces"),
+        (["--activate", "/no/such/folder"], "is not there"),
+    ],
+)
+def test_what_sbatch_would_choke_on_is_refused_and_nothing_is_written(words, told, make_plan, tmp_path, capsys):
+    write_plan(make_plan(micro_batch=1), tmp_path / "plan.json")
+    options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
+    assert main(["launch", *options, *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "job.sh").exists()
+
+
+def test_the_job_enters_the_environment_that_wrote_it(script, cluster):
+    if sys.prefix == sys.base_prefix:
+        pytest.skip("not run from a virtual environment")
+    job = script()
+    assert f"\nsource {shlex.quote(f'{sys.prefix}/bin/activate')} || exit 1\n" in checked(job)
+    ended = cluster(job, 'echo "in $VIRTUAL_ENV" >&2; exit 1')
+    assert f"in {sys.prefix}" in ended.errors
+
+
+def test_modules_come_first_then_the_named_environment_and_a_job_without_it_ends(script, cluster, tmp_path):
+    (tmp_path / "my env" / "bin").mkdir(parents=True)
+    (tmp_path / "my env" / "bin" / "activate").write_text("module list; echo entered >&2; unset NOT_SET; echo $NOT_SET\n")
+    job = script("--activate", str(tmp_path / "my env"), "--module", "cuda/12.4", "--module", "python/3.11")
+    text = checked(job)
+    assert text.index("cuda/12.4") < text.index("python/3.11") < text.index("bin/activate") < text.index("set -u")
+    given = 'module() { echo "module $*" >&2; }; export -f module\n'
+    job.write_text(text.replace("#!/bin/bash\n", f"#!/bin/bash\n{given}", 1))
+    assert cluster(job, FINISHES).errors.split("\n")[:4] == [
+        "module load cuda/12.4",
+        "module load python/3.11",
+        "module list",
+        "entered",
+    ]
+    (tmp_path / "my env" / "bin" / "activate").unlink()
+    with pytest.raises(FileNotFoundError):  # no command of the cluster was called
+        cluster(job, FINISHES)
+
+
+def test_a_conda_environment_is_activated_by_name_or_folder(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDA_EXE", str(tmp_path / "conda" / "bin" / "conda"))
+    setup = tmp_path / "conda" / "etc" / "profile.d" / "conda.sh"
+    setup.parent.mkdir(parents=True)
+    setup.touch()
+    text = checked(script("--activate", "vlm"))
+    assert f"\nsource {setup} && conda activate vlm || exit 1\n" in text
+    (tmp_path / "env" / "conda-meta").mkdir(parents=True)
+    monkeypatch.delenv("CONDA_EXE")
+    text = checked(script("--activate", str(tmp_path / "env")))
+    assert f'eval "$(conda shell.bash hook)" && conda activate {tmp_path}/env || exit 1' in text
+    assert "activate" not in checked(script("--activate", "none"))
+
+
+def test_where_models_and_measurements_are_is_passed_on_where_it_is_set(script, monkeypatch, tmp_path):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "BUDGETFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert "export HF_" not in script().read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "models here")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("BUDGETFT_CACHE", "/scratch/me")
+    text = checked(script())
+    assert f"export HF_HOME='{tmp_path}/models here'\n" in text
+    assert "export HF_HUB_OFFLINE=1\nexport BUDGETFT_CACHE=/scratch/me\n" in text
+
+
+def test_plan_and_launch_call_the_number_of_gpus_alike(script):
+    assert "--gres=gpu:2" in script("--cards", "2").read_text()
+    assert "--gres=gpu:2" in script("--gpus", "2").read_text()
+    root = typer.main.get_command(build_app())
+    for command in ("plan", "launch"):
+        assert ["--gpus", "--cards"] in [param.opts for param in root.commands[command].params]
+
+
+def test_an_id_on_the_hub_and_none_are_no_paths(script, cluster):
+    (called,) = cluster(script("--data", "someone/captions", "--eval-data", "none"), FAILS).of("srun")
+    assert called[-4:] == ["--data", "someone/captions", "--eval-data", "none"]

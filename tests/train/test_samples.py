@@ -56,7 +56,10 @@ def test_they_are_what_predict_says_and_what_is_learned_stays_the_same(make_plan
     said = {row.id: row.text for row in read_predictions(tmp_path / "said.jsonl")}
     assert {one["id"]: one["text"] for one in found[2:]}.items() <= said.items()
     assert found[0]["text"] != found[2]["text"], "two steps change what it says"
-    assert sum(note.startswith("caption of ") for note in notes) == 4
+    assert [note for note in notes if "captions after" in note] == [
+        f"2 captions after step {step}, of random weights: not shown, but in samples.jsonl" for step in (2, 4)
+    ]
+    assert not any(one["text"] in note for one in found for note in notes if one["text"].strip())
     train(plan, **options, out=tmp_path / "plain")
     assert (run / ADAPTER).read_bytes() == (tmp_path / "plain" / ADAPTER).read_bytes()
     values = [[(line["loss"], line["heldout_loss"]) for line in log_of(each)] for each in (run, tmp_path / "plain")]
