@@ -163,8 +163,8 @@ def _refuse_what_does_not_fit(table: "PeerTable") -> None:
             f"micro-batch {table.asked} does not fit {where} (predicted)",
             hint=f"--micro-batch {table.best}, with {best.knobs.grad_accum} accumulation steps, does",
         )
-    least = table.rows[0].estimate.process_peak_bytes
-    setup = table.setup
+    least, setup = table.rows[0].estimate.process_peak_bytes, table.setup
+    margin = f", less than the margin of {table.uncertainty_share:.0%} below it" if least <= table.budget_bytes else ""
     ways = [
         "--gradient-checkpointing" if not setup.gradient_checkpointing else "",
         "--load-in-4bit" if not setup.load_in_4bit else "",
@@ -172,6 +172,6 @@ def _refuse_what_does_not_fit(table: "PeerTable") -> None:
         "budgetft plan, which needs less",
     ]
     raise NothingFits(
-        f"{setup.peer.title} does not fit {where} at any micro-batch: the smallest needs {format_gib(least)} (predicted)",
+        f"{setup.peer.title} does not fit {where} at any micro-batch: the smallest needs {format_gib(least)} (predicted){margin}",
         hint=f"try {', '.join(filter(None, ways))}",
     )

@@ -51,6 +51,9 @@ def test_where_none_fits_the_ways_on_are_named(capsys):
     assert "none fits" in out
     assert "at any micro-batch" in err
     assert "--load-in-4bit" in err
+    assert "margin" not in err
+    _, close = told(capsys, "--trainer", "swift", "--budget", "9.6GiB", code=3)
+    assert "9.56 GiB (predicted), less than the margin of 4% below it" in close
 
 
 @pytest.mark.parametrize(
