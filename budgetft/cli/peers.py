@@ -171,7 +171,8 @@ def _refuse_what_does_not_fit(table: "PeerTable") -> None:
         "a smaller --image or --max-pixels",
         "budgetft plan, which needs less",
     ]
+    needs = f"the smallest needs {format_gib(least)} (predicted){margin}"
     raise NothingFits(
-        f"{setup.peer.title} does not fit {where} at any micro-batch: the smallest needs {format_gib(least)} (predicted){margin}",
+        f"{setup.peer.title} does not fit {where} at any micro-batch: {needs}",
         hint=f"try {', '.join(filter(None, ways))}",
     )
