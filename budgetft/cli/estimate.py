@@ -71,7 +71,6 @@ def estimate(
     from budgetft.measure.job import Job
     from budgetft.predict.estimator import Estimator
     from budgetft.search.predicted import estimated
-    from budgetft.search.ways_out import ways_out
 
     if data is not None and examples is not None:
         raise UsageError("--examples is for a typed shape (--image): the data says how many it has")
@@ -133,6 +132,8 @@ def estimate(
     else:
         print_estimate(found, gpu=card, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour)
         if not found.fits:
+            from budgetft.search.ways_out import ways_out  # loads optuna
+
             with waiting() as tell:
                 tell("looking for what would fit")
                 ways = ways_out(job, given)

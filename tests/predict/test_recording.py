@@ -40,13 +40,15 @@ VISIONS = ("frozen", "cached")
 CHANGES = ({}, {"offload": "activations"})
 """Of the planner's knobs."""
 QLORA = {"base_precision": "nf4"}
-LARGE = [name for name in model_names() if not name.startswith("tiny")]
+LARGE = [name for name in model_names() if not name.startswith("tiny") and not name.endswith("-32b")]
 SHIPPED = [
     *product(LARGE, GPUS, VISIONS, CHANGES),
     *product(LARGE, GPUS, VISIONS[:1], [QLORA | change for change in CHANGES]),
+    *product(["qwen3-vl-32b"], GPUS[1:], VISIONS[:1], [base | change for base in ({}, QLORA) for change in CHANGES]),
     *product(FAMILIES, GPUS, VISIONS, CHANGES[:1]),
-    *product(FAMILIES, GPUS, VISIONS[:1], [QLORA]),
+    ("tiny-qwen3-vl", "v100-16g", "frozen", QLORA),
 ]
+"""Others of the 32B models are made where they are asked for."""
 
 
 def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
