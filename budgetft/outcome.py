@@ -10,7 +10,7 @@ from budgetft.knobs import Knobs
 from budgetft.value import Value
 
 Evidence = Literal["predicted", "emulated", "measured"]
-"""``predicted``: no card took part. ``emulated``: another card, capped and restricted. ``measured``: the card itself."""
+"""``predicted``: no GPU was used. ``emulated``: another card, capped and restricted. ``measured``: the card itself."""
 Phase = Literal["load", "vision", "forward", "loss", "backward", "optimizer"]
 Status = Literal["ok", "oom", "over_budget", "nonfinite", "timeout", "crash"]
 

@@ -51,6 +51,8 @@ class ModelReference(Value):
     hub_id: str | None
     weights: str | None
     fingerprint: str
+    layers: int | None = Field(default=None, exclude_if=lambda layers: layers is None)
+    """Decoder layers of the language model; None in older plans."""
     base: BaseWeights | None = Field(default=None, exclude_if=lambda base: base is None)
     """What its weights were when the plan was made; None where they were not at hand, and in older plans."""
 
@@ -146,7 +148,7 @@ class StagePeak(Value):
     def describe(self, budget_bytes: int) -> str:
         """In words: the peak on the card, or on the host where the stage takes no card."""
         over = self.process_peak_bytes > budget_bytes
-        peak = "no card" if self.process_peak_bytes == 0 else format_gib(self.process_peak_bytes)
+        peak = "no GPU" if self.process_peak_bytes == 0 else format_gib(self.process_peak_bytes)
         on_host = "" if self.host_peak_bytes is None else f", {format_gib(self.host_peak_bytes)} of host memory"
         fewer = ", over the budget: it goes through fewer examples at a time" if over else ""
         return f"{self.stage} {peak}{on_host}{fewer} ({self.evidence})"
@@ -303,6 +305,7 @@ def refer(model: Model, base: BaseWeights | None = None) -> ModelReference:
         hub_id=model.hub_id,
         weights=model.weights,
         fingerprint=config_fingerprint(model),
+        layers=model.layers,
         base=base,
     )
 

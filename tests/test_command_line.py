@@ -296,7 +296,7 @@ def test_a_plan_without_probes_is_predicted_and_has_the_promised_keys(planned):
     assert plan["evidence"]["kind"] == "predicted"
     assert plan["evidence"]["outcomes"] == []
     assert plan["evidence"]["confirmed"] is None
-    assert "no card took part" in plan["evidence"]["statement"]
+    assert "no GPU was used" in plan["evidence"]["statement"]
     assert plan["baseline"]["knobs"]["loss"] == "full"
     assert plan["baseline"]["estimate"]["samples_per_second"] < plan["estimate"]["samples_per_second"]
     assert {"budgetft", "python", "torch", "transformers"} <= set(plan["environment"])
@@ -367,7 +367,7 @@ def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_led
     answer = said(*words, "--budget", "96MiB")
     assert answer.code == 0, answer.err
     plan = read_plan(path)
-    assert plan.evidence.kind == "predicted", "no card took part, whatever the CPU did"
+    assert plan.evidence.kind == "predicted", "no GPU was used, whatever the CPU did"
     assert "real steps on the CPU" in plan.evidence.statement
     assert plan.evidence.confirmed.fits
     assert plan.evidence.confirmed == plan.evidence.outcomes[-1]

@@ -325,4 +325,4 @@ def test_a_stage_that_needs_more_than_the_budget_says_so():
     assert stage.describe(3 * GIB) == "evaluation 2.00 GiB (predicted)"
     assert "over the budget: it goes through fewer examples at a time" in stage.describe(GIB)
     merge = StagePeak(stage="merge", process_peak_bytes=0, host_peak_bytes=GIB // 2, evidence="predicted")
-    assert merge.describe(GIB) == "merge no card, 0.50 GiB of host memory (predicted)"
+    assert merge.describe(GIB) == "merge no GPU, 0.50 GiB of host memory (predicted)"

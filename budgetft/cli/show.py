@@ -73,7 +73,7 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
     _line("Speed", rate(estimate))
     if plan.pictures is not None and plan.pictures.shrunk:
         _line("Images", pictures_text(plan.pictures, plan))
-    _line("Settings", "; ".join(settings_words(plan.knobs, None)))
+    _line("Settings", "; ".join(settings_words(plan.knobs, plan.model.layers)))
     _line("Kept fixed", contract_text(plan.contract))
     _line("Baseline", compared(plan))
     for name, text in _facts(plan):

@@ -340,7 +340,7 @@ def _plan(
     request, job, choice, calibration = found.request, found.job, found.choice, found.estimator.calibration
     winner = choice.winner
     unprobed = (
-        f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no card took part"
+        f"traced on fake tensors, calibration {calibration.name!r}, +- {calibration.uncertainty_share:.1%}; no GPU was used"
         + (f"; layers travel at {calibration.link_gb_per_s:g} GB/s (assumed)" if job.shared else "")
     )
     return Plan(

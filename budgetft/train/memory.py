@@ -87,7 +87,7 @@ class CpuMemory:
     def __init__(self, target: Target) -> None:
         self.device = torch.device("cpu")
         self.evidence: Evidence = "predicted"
-        self.note = "ran on the CPU: bytes are those of live tensors, and no card took part"
+        self.note = "ran on the CPU: bytes are those of live tensors, and no GPU was used"
         self.cap_bytes = target.budget_bytes
         self.stack = Stack.here(processor(), None)
         self._live = LiveBytes(cap_bytes=target.budget_bytes)

@@ -75,7 +75,7 @@ def tell(tmp_path) -> Callable[..., Story]:
 @pytest.fixture(scope="session")
 def unprobed(plan) -> Plan:
     """The same job planned without a card."""
-    proof = plan.evidence.replace(kind="predicted", outcomes=(), confirmed=None, statement="traced, +- 4%; no card took part")
+    proof = plan.evidence.replace(kind="predicted", outcomes=(), confirmed=None, statement="traced, +- 4%; no GPU was used")
     return plan.replace(evidence=proof, estimate=plan.estimate.replace(evidence="predicted"), baseline=None, runners_up=())
 
 
