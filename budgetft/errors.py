@@ -49,9 +49,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word most like ``word``, the first by name of equals; None when nothing is near."""
     lowered = {name.lower(): name for name in allowed}
     plain = re.sub(r"[^a-z0-9]", "", word.lower())
-    within = [name for name in sorted(lowered) if len(plain) > 2 and plain in re.sub(r"[^a-z0-9]", "", name)]
+    within = [name for name in lowered if len(plain) > 2 and plain in re.sub(r"[^a-z0-9]", "", name)]
     if within:
-        return lowered[within[0]]
+        return lowered[min(within, key=lambda name: (len(name), name))]
     found = get_close_matches(word.lower(), list(lowered), n=len(lowered) or 1, cutoff=0.5)
     if not found:
         return None

@@ -145,7 +145,7 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
         (["estimate", *JOB, "--knob", "micro_batch=0"], ["micro_batch", "greater than or equal to 1", "got '0'"]),
         (["estimate", *JOB, "--knob", "checkpointed_layers=9"], ["checkpointed_layers is 0 to 2 for tiny-qwen2.5-vl, not 9"]),
         (["estimate", *JOB, "--budget", "14"], ["cannot read '14'", "14GiB"]),
-        (["estimate", *JOB, "--budget", "0GiB"], ["--budget 0GiB"]),
+        (["estimate", *JOB, "--budget", "0GiB"], ["a budget of 0GiB is 0.00 GiB"]),
         (["plan", *JOB, "--budget", "17GiB"], ["budget of 17GiB is 17.00 GiB; v100-16g has 15.78 GiB"]),
         (["plan", *JOB, "--rank", "8..4"], ["--rank 8..4", "must rise"]),
         (["plan", *JOB, "--rank", "many"], ["--rank must be a number or LOW..HIGH, not 'many'"]),
@@ -177,7 +177,7 @@ def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading
         (["pln"], ["no command 'pln'; did you mean 'plan'?"]),
         (["eval"], ["did you mean 'evaluate'?"]),
         (["data", "conver"], ["no command 'conver'; did you mean 'convert'?"]),
-        (["price"], ["no command 'price'; commands: doctor, gpus,"]),
+        (["price"], ["no command 'price'; commands: fit, estimate,"]),
         (["help", "pln"], ["did you mean 'plan'?"]),
     ],
     ids=lambda value: " ".join(w for w in value if w not in JOB or len(value) < 3) if isinstance(value, list) else value,
@@ -259,8 +259,8 @@ def test_an_interrupt_says_what_is_kept_and_ends_with_130(words, told, said, mon
     def interrupt(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("budgetft.gpu.load_gpu", interrupt)
-    monkeypatch.setattr("budgetft.cli.gpus.load_gpu", interrupt)
+    monkeypatch.setattr("budgetft.cli.options.look_up", interrupt)
+    monkeypatch.setattr("budgetft.cli.gpus.all_gpus", lambda: interrupt(None))
     answer = said(*words)
     assert (answer.code, answer.out, answer.err) == (130, "", f"\n{told}\n")
 
@@ -268,9 +268,10 @@ def test_an_interrupt_says_what_is_kept_and_ends_with_130(words, told, said, mon
 def test_an_estimate_in_words_says_that_nothing_was_run(planned, said):
     answer = said("estimate", *JOB, "--rank", "4", "--knob", "micro_batch=2")
     assert answer.code == 0
-    assert "tiny-qwen2.5-vl on v100-16g, budget 14.00 GiB: predicted, nothing was run" in answer.out
-    assert "micro_batch 2" in answer.out
-    assert "fits" in answer.out
+    assert "tiny-qwen2.5-vl · LoRA rank 4 · Tesla V100 16 GB" in answer.out
+    assert "predicted, nothing was run; budget 14.00 GiB" in answer.out
+    assert "micro-batch 2 x 2 accumulation steps" in answer.out
+    assert "  Fits " in answer.out
 
 
 # plan
@@ -319,7 +320,7 @@ def test_the_price_list_has_every_number_of_frames_beside_that_of_the_data(plann
     assert [row.value for row in rows] == ["1", "2"]
     assert rows[0].knobs == read_plan(planned[1]).knobs
     assert rows[1].samples_per_second <= rows[0].samples_per_second, "so small a model only waits for launches"
-    assert f"frames_per_example 2: {rows[1].speed_text()}" in planned[0].out
+    assert f"2 frames an example: {rows[1].speed_text()}" in planned[0].out
 
 
 def test_results_are_on_stdout_and_progress_on_stderr(planned, said, tmp_path):

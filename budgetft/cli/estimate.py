@@ -135,8 +135,7 @@ def estimate(
             from budgetft.search.ways_out import ways_out  # loads optuna
 
             with waiting() as tell:
-                tell("looking for what would fit")
-                ways = ways_out(job, given)
+                ways = ways_out(job, given, on_trace=tell)
             print_ways_out(ways)
     if not found.fits:
         raise typer.Exit(NothingFits.exit_code)

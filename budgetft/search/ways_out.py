@@ -92,13 +92,16 @@ class Alternatives:
         return None if best is None else Candidate(knobs=best, estimate=estimates[best])
 
 
-def ways_out(job: Job, given: dict[str, Any]) -> list[str]:
+def ways_out(
+    job: Job, given: dict[str, Any], *, on_trace: Callable[[str], None] = lambda text: None
+) -> list[str]:
     """What would fit where ``job`` does not with the ``given`` knobs: other settings if there are such, else other jobs."""
+    make = partial(Estimator, at_once=True, on_trace=on_trace)
     if given:
-        other = fastest(Estimator(job, at_once=True), {})
+        other = fastest(make(job), {})
         if other.estimate.fits:
             return [f"without --knob: {WayOut(offer=Offer(change='', job=job), best=other).text().removeprefix(': ')}"]
-    found = Alternatives(job=job, grid=settings, make_estimator=partial(Estimator, at_once=True)).find()
+    found = Alternatives(job=job, grid=settings, make_estimator=make).find()
     return [way.text() for way in found]
 
 

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import product
 from pathlib import Path
@@ -121,7 +122,8 @@ def agreement(name: str, goals: int) -> str:
 def shown(name: str, words: list[str]) -> str:
     """One command with its output at 80 columns and its seconds, the laws of its sizes at hand."""
     job = ["--gpu", name, "--image", f"{IMAGE[0]}x{IMAGE[1]}", "--examples", str(EXAMPLES), "--epochs", str(EPOCHS)]
-    command = ["plan", *job, *words, "--probe", "never", "--quiet", "--out", "/tmp/goal-plan.json"]
+    out = Path(tempfile.gettempdir()) / "goal-plan.json"
+    command = ["plan", *job, *words, "--probe", "never", "--quiet", "--out", str(out)]
     environment = {**os.environ, "COLUMNS": "80"}
     for _ in range(2):  # the first traces what does not ship
         started = time.monotonic()

@@ -91,6 +91,7 @@ def feature_bytes(cache: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commands", nargs="+", help="some of them; all when left out")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary) / "disk") as resize:
         folder = Path(temporary)
@@ -158,7 +159,11 @@ def main() -> None:
             "predict": (lambda out: [*predict, "--out", str(out)], texts),
             "merge": (lambda out: ["merge", str(folder / "run"), "--out", str(out)], contents),
         }
-        made = [tried(name, disk, resize, own, arguments, read) for name, (arguments, read) in uses.items()]
+        made = [
+            tried(name, disk, resize, own, arguments, read)
+            for name, (arguments, read) in uses.items()
+            if name in (chosen.commands or uses)
+        ]
     chosen.out.write_text(json.dumps(made, indent=1) + "\n")
     bad = [
         f"{each['command']} at {row['share']}" for each in made for row in each["rows"] if not (row["clean"] and row["same"])

@@ -503,7 +503,7 @@ def test_a_row_says_what_stands_against_it():
     assert row.verdict == "too long"
     assert row.replace(fits=False).verdict == "too much memory"
     assert row.replace(in_time=True).verdict == "in time"
-    assert row.replace(low_seconds=25 * 60, high_seconds=80 * 60).time_text() == "2 min (25 to 80 min)"
+    assert row.replace(low_seconds=25 * 60, high_seconds=80 * 60).time_text() == "1 min 40 s (25 to 80 min)"
 
 
 def test_what_keeping_the_images_would_cost_is_asked_of_larger_images():

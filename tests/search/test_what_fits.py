@@ -144,7 +144,7 @@ def test_a_gpu_that_is_known_by_its_memory_alone_has_a_wide_range():
         ({"effective_batch": 0}, "effective_batch"),
         ({"images": []}, "images"),
         ({"images": [(448, 448)] * 13}, "images"),
-        ({"images": [(0, 448)]}, "no pixels"),
+        ({"images": [(0, 448)]}, "images"),
         ({"images": ["448"]}, "cannot read '448' as an image size"),
         ({"images": 448}, "images"),
         ({"images": [(448, "x")]}, "images"),

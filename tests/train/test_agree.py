@@ -149,8 +149,9 @@ def test_where_the_first_finds_none_whole_both_end_and_where_none_was_written_bo
 
 
 def made_step(*, seed: int = 0, scale: float = 1.0) -> Any:
-    torch.manual_seed(0)
-    parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(3).bfloat16())]
+    draw = torch.Generator().manual_seed(0)  # of its own: two threads make steps at once
+    sizes = ((4, 3), torch.float32), ((3,), torch.bfloat16)
+    parameters = [torch.nn.Parameter(torch.randn(size, generator=draw).to(dtype)) for size, dtype in sizes]
     optimizer = torch.optim.AdamW(parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)

@@ -146,7 +146,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path):
     """
     told = problems(tmp_path, text)
     for part in (
-        "workflow.toml: 12 problems",
+        "workflow.toml: 11 problems",
         "[workflow] ot: unknown key",
         "[workflow] out: must be a folder",
         "[dta]: unknown stage",
@@ -156,7 +156,6 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path):
         "[plan] probe: 'sometimes'",
         "[plan] allow-nf4: must be true or false",
         "[plan] max-probes:",
-        "[plan] gpu: missing",
         "[train] steps:",
         "[evaluate] predictions: missing; it is taken from [predict]",
         "did you mean 'data' instead of 'dta'?",
