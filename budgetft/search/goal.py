@@ -285,13 +285,13 @@ class _Search:
 
     def _larger(self, values: Values) -> list[Values]:
         """Those that were asked on the way to the choice, and a step more of each axis."""
-        steps = []
+        steps: list[Values] = []
         for place, ladder in enumerate(self.ladders):
             following = [each for each in ladder if each > values[place]][:1]
             steps += [(*values[:place], each, *values[place + 1 :]) for each in following]
-        least = [(*values[:place], each, *self.least[place + 1 :]) for place, ladder in enumerate(self.ladders)
+        least: list[Values] = [(*values[:place], each, *self.least[place + 1 :]) for place, ladder in enumerate(self.ladders)
                  for each in ladder if each > values[place]]  # fmt: skip
-        found = dict.fromkeys([*least, *([] if self.looks.traced else steps)])
+        found: dict[Values, None] = dict.fromkeys([*least, *([] if self.looks.traced else steps)])
         none = [each for each in found if self.looks.at(each).problem]  # of these one is enough
         return [each for each in found if each not in none[1:]]
 

@@ -92,9 +92,7 @@ class Alternatives:
         return None if best is None else Candidate(knobs=best, estimate=estimates[best])
 
 
-def ways_out(
-    job: Job, given: dict[str, Any], *, on_trace: Callable[[str], None] = lambda text: None
-) -> list[str]:
+def ways_out(job: Job, given: dict[str, Any], *, on_trace: Callable[[str], None] = lambda text: None) -> list[str]:
     """What would fit where ``job`` does not with the ``given`` knobs: other settings if there are such, else other jobs."""
     make = partial(Estimator, at_once=True, on_trace=on_trace)
     if given:

@@ -91,7 +91,8 @@ def recorded_models(gpus: Sequence[Gpu]) -> tuple[list[Model], list[str]]:
 
 def _is_recorded(model: Model, gpu: Gpu) -> bool:
     contract = Contract(allow_nf4=True)
-    shape = Shape(images=((model.pixel_step * 16,) * 2,), text_tokens=256, supervised_tokens=128)
+    side = 16 * model.pixel_step
+    shape = Shape(images=((side, side),), text_tokens=256, supervised_tokens=128)
     job = Job(
         gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=Workload.uniform(shape),
         evidence="predicted",
