@@ -39,7 +39,7 @@ def headline(plan: Plan) -> str:
     speed = "" if estimate.samples_per_second is None else f" at {estimate.speed_text()}"
     word = {
         "measured": "It fits",
-        "emulated": "It fits on the card that stood in",
+        "emulated": "It fits, measured on a stand-in GPU",
         "predicted": "It should fit",
     }[estimate.evidence]
     return f"{word}: {room}{speed} ({estimate.evidence})."
@@ -52,7 +52,7 @@ def _fits(story: Story) -> str:
     if estimate.evidence == "predicted":
         text = f"By prediction, yes: the process is computed to need {room}. No {plan.gpu.name} took part."
     else:
-        where = "on a" if estimate.evidence == "measured" else "on a card that stood in for the"
+        where = "on a" if estimate.evidence == "measured" else "on a GPU that stood in for the"
         again = "confirmed in a fresh process" if plan.evidence.confirmed is not None else "not confirmed in a fresh process"
         text = f"Yes, {where} {plan.gpu.name}: the worst batch made the process hold {room} ({estimate.evidence}, {again})."
     return f"{text} {_run_peak(story)}".strip()
