@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "predicted": "predicted, nothing was run",
-    "emulated": "measured on another GPU, limited to stand in",
+    "emulated": "emulated: run on another GPU, limited to stand in",
     "measured": "measured",
 }
 

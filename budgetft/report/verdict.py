@@ -39,7 +39,7 @@ def headline(plan: Plan) -> str:
     speed = "" if estimate.samples_per_second is None else f" at {estimate.speed_text()}"
     word = {
         "measured": "It fits",
-        "emulated": "It fits, measured on a stand-in GPU",
+        "emulated": "It fits on a stand-in GPU",
         "predicted": "It should fit",
     }[estimate.evidence]
     return f"{word}: {room}{speed} ({estimate.evidence})."

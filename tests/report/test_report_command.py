@@ -14,7 +14,7 @@ SPINE = Path(__file__).parents[2] / "reports" / "spine"
 def test_the_command_writes_the_page_and_says_the_verdict(tmp_path, capsys):
     assert main(["report", str(SPINE / "plan-448.json"), "-o", str(tmp_path / "r.html")]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("It fits, measured on a stand-in GPU: 13.65 GiB of 14.00 GiB")
+    assert said.out.startswith("It fits on a stand-in GPU: 13.65 GiB of 14.00 GiB")
     assert str(tmp_path / "r.html") in said.out
     assert (tmp_path / "r-bytes.png").is_file()
 

@@ -15,7 +15,7 @@ def answers(story) -> dict[str, str]:
 
 def test_an_emulated_plan_says_that_another_card_stood_in_and_whose_speed_it_is(plan, tell):
     said = answers(tell(plan))
-    assert headline(plan) == "It fits, measured on a stand-in GPU: 13.65 GiB of 14.00 GiB at 23.39 examples/s (emulated)."
+    assert headline(plan) == "It fits on a stand-in GPU: 13.65 GiB of 14.00 GiB at 23.39 examples/s (emulated)."
     assert "on a GPU that stood in for the v100-16g" in said["Will it fit?"]
     assert "(emulated, confirmed in a fresh process)" in said["Will it fit?"]
     assert "23.39 examples/s (emulated); that is the speed of NVIDIA H100 80GB HBM3, not of a v100-16g" in said["How fast?"]
