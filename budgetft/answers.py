@@ -52,24 +52,16 @@ def pictures_text(pictures: Pictures, plan: Plan) -> str:
 def _row_text(row: PriceRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"does not fit ({row.evidence})"
-    time = _time_of(row, plan)
+    time = time_under(plan.contract, row, plan.workload.examples)
     took = f"about {duration_text(time.seconds)}, " if time else f"{row.speed_text()}, "
     return f"{took}{format_gib(row.process_peak_bytes)} ({row.evidence})"
 
 
-def _time_of(row: PriceRow, plan: Plan) -> RunTime | None:
-    if not row.samples_per_second or plan.workload.examples is None:
-        return None
-    low, high = row.speed_low, row.speed_high
-    estimate = plan.estimate.replace(samples_per_second=row.samples_per_second, speed_low=low, speed_high=high)
-    return time_under(plan.contract, estimate.replace(evidence=row.evidence), plan.workload.examples)
-
-
 def trade_off(row: PriceRow, plan: Plan) -> str:
     """A row of the price list: the value in words, its time or speed, and its peak."""
-    value = {"max_pixels": lambda: f"--max-pixels {row.value} ({pixels_words(int(row.value))})",
-             "rank": lambda: f"--rank {row.value}",
-             FRAMES: lambda: f"{row.value} frames an example"}.get(row.axis, lambda: f"{row.axis} {row.value}")()  # fmt: skip
+    value = f"{row.value} frames an example" if row.axis == FRAMES else f"--{row.axis.replace('_', '-')} {row.value}"
+    if row.axis == "max_pixels":
+        value += f" ({pixels_words(int(row.value))})"
     return f"{value}: {_row_text(row, plan)}" + (", the plan" if plan.is_own(row) else "")
 
 

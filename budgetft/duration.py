@@ -2,12 +2,14 @@
 
 import math
 import re
+from typing import Protocol
 
 from pydantic import Field
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
-from budgetft.outcome import KNOWN_FACTOR, Estimate, Evidence
+from budgetft.outcome import KNOWN_FACTOR, Evidence
+from budgetft.units import counted
 from budgetft.value import Value
 
 HOUR = 3600.0
@@ -53,7 +55,7 @@ class RunTime(Value):
     def text(self) -> str:
         """``3 epochs = 188 steps, about 40 min (25 to 80 min)``."""
         between = self.range_text()
-        said = f"{_count(self.epochs, 'epoch')} = {_count(self.steps, 'step')}, about {duration_text(self.seconds)}"
+        said = f"{counted(self.epochs, 'epoch')} = {counted(self.steps, 'step')}, about {duration_text(self.seconds)}"
         return f"{said} ({between})" if between else said
 
     def __str__(self) -> str:
@@ -75,7 +77,20 @@ class RunTime(Value):
         return f"{middle:.2f}" if known else f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def run_time(estimate: Estimate, *, examples: int, epochs: int, effective_batch: int) -> RunTime | None:
+class Timed(Protocol):
+    """What has a speed: an estimate, or a row of a price list."""
+
+    @property
+    def samples_per_second(self) -> float | None: ...
+    @property
+    def speed_low(self) -> float | None: ...
+    @property
+    def speed_high(self) -> float | None: ...
+    @property
+    def evidence(self) -> Evidence: ...
+
+
+def run_time(estimate: Timed, *, examples: int, epochs: int, effective_batch: int) -> RunTime | None:
     """The time that ``epochs`` over ``examples`` take at the speed of ``estimate``; None where the speed is not known.
 
     Every example counts once per epoch: the last step of a run goes on into the next epoch, which is left out.
@@ -98,7 +113,7 @@ def run_time(estimate: Estimate, *, examples: int, epochs: int, effective_batch:
     )
 
 
-def time_under(contract: Contract, estimate: Estimate, examples: int | None) -> RunTime | None:
+def time_under(contract: Contract, estimate: Timed, examples: int | None) -> RunTime | None:
     """As :func:`run_time`, by the epochs and the effective batch of ``contract``; None also where ``examples`` is None."""
     if examples is None:
         return None
@@ -149,7 +164,3 @@ def parse_hours(text: str) -> float:
     if not 0 < hours <= 10 * 365 * 24:
         raise UsageError(f"cannot read {text!r} as a time", hint="write for example 10 (hours), 4h, 90min or 04:00:00")
     return hours
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

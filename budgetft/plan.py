@@ -211,10 +211,9 @@ class Plan(Shown, Value):
         """The stage called ``name``; None in a plan of before it was planned."""
         return next((each for each in self.stages if each.stage == name), None)
 
-    def run_time(self, examples: int | None = None, epochs: int | None = None) -> RunTime | None:
-        """Of the plan's own data and epochs unless given; None where the speed or the number of examples is not known."""
-        contract = self.contract if epochs is None else self.contract.replace(epochs=epochs)
-        return time_under(contract, self.estimate, examples or self.workload.examples)
+    def run_time(self, examples: int | None = None) -> RunTime | None:
+        """Of the plan's own data unless ``examples`` are given; None where the speed or their number is not known."""
+        return time_under(self.contract, self.estimate, examples or self.workload.examples)
 
     def over_baseline_text(self) -> str:
         """How many times as fast as the baseline, for people; empty where that is not known."""

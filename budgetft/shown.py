@@ -10,7 +10,7 @@ from budgetft.duration import RunTime, run_time
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, describe
 from budgetft.outcome import Estimate
-from budgetft.units import GIB, format_gib
+from budgetft.units import GIB, counted, format_gib
 from budgetft.wording import pixels_words, settings_words
 from budgetft.workload import Shape
 
@@ -95,10 +95,10 @@ def time_of(estimate: Estimate, contract: Contract, examples: int | None, epochs
 def contract_text(contract: Contract) -> str:
     """What is learned, in one line: the fields that people ask for, and others that are not at their defaults."""
     unusual = "".join(f", {name} {value}".removesuffix(" True") for name, value in contract.unusual.items())
-    epochs = "1 epoch" if contract.epochs == 1 else f"{contract.epochs:,} epochs"
     return (
         f"LoRA rank {contract.rank}, alpha {contract.alpha}, effective batch {contract.effective_batch},"
-        f" learning rate {contract.learning_rate:g}, {epochs}, images up to {pixels_words(contract.max_pixels)},"
+        f" learning rate {contract.learning_rate:g}, {counted(contract.epochs, 'epoch')},"
+        f" images up to {pixels_words(contract.max_pixels)},"
         f" {contract.max_length:,} tokens{unusual}"
     )
 

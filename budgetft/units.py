@@ -49,3 +49,8 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, word: str) -> str:
+    """``1 epoch``, ``1,875 steps``."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -3,6 +3,7 @@
 import math
 
 from budgetft.knobs import Knobs
+from budgetft.units import counted
 
 ATTENTION = {
     "stock": "Hugging Face's default attention",
@@ -33,7 +34,7 @@ BASE = {
 
 def batch_words(knobs: Knobs) -> str:
     """``micro-batch 2 x 16 accumulation steps``."""
-    return f"micro-batch {knobs.micro_batch} x {_count(knobs.grad_accum, 'accumulation step')}"
+    return f"micro-batch {knobs.micro_batch} x {counted(knobs.grad_accum, 'accumulation step')}"
 
 
 def checkpointing_words(knobs: Knobs, layers: int | None) -> str:
@@ -41,7 +42,7 @@ def checkpointing_words(knobs: Knobs, layers: int | None) -> str:
     if knobs.checkpointed_layers == 0:
         return "no gradient checkpointing"
     if layers is None:
-        return f"gradient checkpointing on {_count(knobs.checkpointed_layers, 'layer')}"
+        return f"gradient checkpointing on {counted(knobs.checkpointed_layers, 'layer')}"
     return f"gradient checkpointing on {knobs.checkpointed_layers} of {layers} layers"
 
 
@@ -55,7 +56,7 @@ def settings_words(knobs: Knobs, layers: int | None) -> list[str]:
         "CPU offload of activations": knobs.offload == "activations",
         "expandable_segments": knobs.allocator == "expandable",
         "length-grouped batches": knobs.batching == "bucketed",
-        f"{_count(len(knobs.fp32_blocks), 'block')} kept in fp32": bool(knobs.fp32_blocks),
+        f"{counted(len(knobs.fp32_blocks), 'block')} kept in fp32": bool(knobs.fp32_blocks),
         "deterministic": knobs.deterministic,
     }
     return [
@@ -80,7 +81,3 @@ def size_words(size_bytes: int) -> str:
     if size_bytes >= 10**9:
         return f"{size_bytes / 10**9:.1f} GB"
     return f"{size_bytes / 10**6:.0f} MB" if size_bytes >= 10**6 else f"{-(-size_bytes // 1000)} kB"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -6,7 +6,7 @@ from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
 from budgetft.duration import RunTime
 from budgetft.gpu import Gpu
-from budgetft.units import format_gib
+from budgetft.units import counted, format_gib
 from budgetft.what_fits import METHODS, FitCell, FitRow, FitTable, number_text, shrunk_text, span_text
 
 GAP = "  "
@@ -134,7 +134,7 @@ def _costs(time: RunTime | None, price: float) -> str:
 
 def _legend(table: FitTable, price: float | None) -> list[str]:
     asked = table.asked
-    run = f"{asked.epochs:,} epoch{'s' if asked.epochs > 1 else ''} of {asked.examples:,} examples"
+    run = f"{counted(asked.epochs, 'epoch')} of {asked.examples:,} examples"
     lines = [
         "GiB   peak GPU memory of the fastest settings that fit",
         "no    does not fit; the GiB are then the least that is possible",

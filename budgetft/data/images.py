@@ -131,6 +131,11 @@ def resized_image_size(path: str | Path, size: tuple[int, int], model: Model, co
         raise UsageError(f"image {path}: {error.message}", hint=error.hint) from None
 
 
+def unshrunk_image_size(path: str | Path, size: tuple[int, int], model: Model, contract: Contract) -> tuple[int, int]:
+    """As :func:`resized_image_size`, but with the model's own limit in place of the contract's."""
+    return resized_image_size(path, size, model, contract.replace(max_pixels=model.max_pixels))
+
+
 def check_image(content: bytes, path: str | Path) -> str:
     """The file extension that fits ``content`` (``jpg``, ``png``, ...), once it decodes to the end.
 

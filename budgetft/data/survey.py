@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from budgetft.contract import Contract
 from budgetft.data.boxes import has_boxes
 from budgetft.data.examples import Example
-from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.images import image_size, unshrunk_image_size
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import measured, of_each
 from budgetft.data.tokens import check_positions
@@ -122,7 +122,7 @@ class _Files:
     def __init__(self, model: Model, contract: Contract) -> None:
         self.seen: dict[str, tuple[int, int]] = {}
         self._model = model
-        self._own = contract.replace(max_pixels=model.max_pixels)
+        self._contract = contract
         self._known: dict[str, tuple[bool, bool]] = {}
 
     def is_shrunk(self, path: str) -> bool:
@@ -134,7 +134,7 @@ class _Files:
     def _of(self, path: str) -> tuple[bool, bool]:
         if path not in self._known:
             size, seen = image_size(path), self.seen[path]
-            shrunk = seen != resized_image_size(path, size, self._model, self._own)
+            shrunk = seen != unshrunk_image_size(path, size, self._model, self._contract)
             self._known[path] = shrunk, is_resized(size, seen, self._model)
         return self._known[path]
 

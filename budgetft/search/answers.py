@@ -4,7 +4,7 @@ from pathlib import Path
 
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
-from budgetft.data.images import image_size, resized_image_size
+from budgetft.data.images import image_size, resized_image_size, unshrunk_image_size
 from budgetft.errors import BudgetftError
 from budgetft.model import Model
 from budgetft.once import one_time_costs
@@ -15,14 +15,14 @@ from budgetft.search.prices import Pricing
 def with_answers(plan: Plan, pricing: Pricing, *, data: str | None, at_hand: bool) -> Plan:
     """``plan`` with its one-time costs and, where it is of ``data``, its images; ``at_hand``: so are its weights."""
     features, model = plan.features, pricing.job.model
-    missing = features is not None and bool(features.missing)
+    missing = features if features is not None and features.missing else None
     once = one_time_costs(
         model,
         plan.knobs,
         plan.estimate,
         at_hand=at_hand,
-        features_seconds=features.seconds if features and missing else None,
-        features_bytes=features.disk_bytes if features and missing else None,
+        features_seconds=missing and missing.seconds,
+        features_bytes=missing and missing.disk_bytes,
     )
     pictures = None if data is None else pictures_of(Path(data), model, plan.contract, pricing)
     return plan.replace(once=once, pictures=pictures)
@@ -30,13 +30,12 @@ def with_answers(plan: Plan, pricing: Pricing, *, data: str | None, at_hand: boo
 
 def pictures_of(data: Path, model: Model, contract: Contract, pricing: Pricing) -> Pictures | None:
     """Reads each image's header once. None where no example has an image."""
-    own = contract.replace(max_pixels=model.max_pixels)
     sizes: dict[str, tuple[bool, int]] = {}
 
     def looked_at(path: str) -> tuple[bool, int]:
         if path not in sizes:
             size = image_size(path)
-            seen, kept = (resized_image_size(path, size, model, each) for each in (contract, own))
+            seen, kept = (resize(path, size, model, contract) for resize in (resized_image_size, unshrunk_image_size))
             sizes[path] = kept[0] * kept[1] > seen[0] * seen[1], kept[0] * kept[1]
         return sizes[path]
 
