@@ -27,7 +27,7 @@ NOUNS = (
     "outcome",
     "plan",
     "lock",
-    "cards",
+    "host_gpus",
     "duration",
     "shown",
     "results",

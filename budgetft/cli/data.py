@@ -44,7 +44,7 @@ def sample(
 
 
 @app.command(cls=Command)
-def twin(
+def synthetic(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     scenarios: Annotated[int, typer.Option(help="Number of scenarios.")] = 12,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
@@ -60,9 +60,9 @@ def twin(
     force: Force = False,
 ) -> None:
     """Draw a synthetic WTS tree: videos, captions, questions, boxes and a public test package."""
-    from budgetft.data.twin import TwinSpec, write_twin
+    from budgetft.data.synthetic import SyntheticSpec, write_synthetic
 
-    spec = TwinSpec.make(
+    spec = SyntheticSpec.make(
         scenarios=scenarios,
         seed=seed,
         style=style,
@@ -73,13 +73,13 @@ def twin(
         size=None if size is None else _numbers(size, "x", "--size", int),
     )
     with progress("drawing") as (start, advance):
-        count = write_twin(out, spec, overwrite=force, workers=workers, on_start=start, on_video=advance)
+        count = write_synthetic(out, spec, overwrite=force, workers=workers, on_start=start, on_video=advance)
     typer.echo(f"{out}: {scenarios} scenarios, {count} videos; next: budgetft data wts {out} --split train --out DIR")
 
 
 @app.command(cls=Command)
 def wts(
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the WTS data, of SynWTS, or of data twin.")],
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the WTS data, of SynWTS, or of data synthetic.")],
     split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
     frames: Annotated[

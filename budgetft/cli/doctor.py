@@ -11,10 +11,10 @@ from budgetft.cache import cache_folder
 from budgetft.cli import names
 from budgetft.cli.lines import put
 from budgetft.doctor.builds import choose_build, other_builds
-from budgetft.doctor.card import NO_DRIVER
 from budgetft.doctor.children import look
 from budgetft.doctor.examine import examine
 from budgetft.doctor.finding import EXIT_CODES, Finding, exit_code
+from budgetft.doctor.gpu import NO_DRIVER
 from budgetft.doctor.recipe import write_recipe
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
@@ -61,8 +61,8 @@ def doctor(
     if env is not None:
         _write_environment(gpu, env, package)
         return
-    card = None if gpu is None else load_gpu(gpu)
-    findings = examine(card, budgetft_cache=cache_folder(), on_step=lambda step: print(f"{step} ...", file=sys.stderr))
+    profile = None if gpu is None else load_gpu(gpu)
+    findings = examine(profile, budgetft_cache=cache_folder(), on_step=lambda step: print(f"{step} ...", file=sys.stderr))
     code = exit_code(findings)
     if json_output:
         print(json.dumps({"exit_code": code, "findings": [each.model_dump() for each in findings]}, indent=2))
@@ -90,13 +90,13 @@ def _show(findings: list[Finding], code: int) -> None:
 
 def _write_environment(gpu: str | None, path: Path, package: str | None) -> None:
     facts = look("driver").first("driver") or {}
-    cards, driver = facts.get("cards") or [], facts.get("driver")
+    gpus, driver = facts.get("gpus") or [], facts.get("driver")
     if gpu is not None:
         profile = load_gpu(gpu)
         name, capability = profile.name, profile.capability
-        driver = None  # of this machine, not of the card's
-    elif cards:
-        weakest = min(cards, key=lambda card: card["capability"])
+        driver = None  # of this machine, not of the GPU's
+    elif gpus:
+        weakest = min(gpus, key=lambda profile: profile["capability"])
         name, capability = weakest["name"], (weakest["capability"][0], weakest["capability"][1])
     else:
         raise UsageError("no GPU here to write an environment for", hint="name one: budgetft doctor --gpu NAME --env FILE")

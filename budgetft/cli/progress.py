@@ -106,7 +106,7 @@ class ProbeLines:
         head = f"[{event.stage}] {event.number}/{event.most}:"
         if event.outcome is None:
             return f"{head} {self._change(event.knobs)}; {_predicted(event.estimate)}"
-        if event.stage == "price":
+        if event.stage == "cost":
             return f"{head} {event.text}: {_found(event.outcome, event.estimate)}"
         known = f" {self._change(event.knobs)}: known," if event.from_ledger else ""
         self._learn(event, event.outcome)

@@ -4,13 +4,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.answers import compared, is_uncalibrated, memory_text, pictures_text, rate, time_text, trade_off
-from budgetft.cards import launch_command
 from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
 from budgetft.cli.show_goal import goal_lines
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
 from budgetft.gpu import Gpu
+from budgetft.host_gpus import launch_command
 from budgetft.outcome import Estimate, Evidence
 from budgetft.plan import Plan
 from budgetft.shown import contract_text
@@ -65,7 +65,7 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
     estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
-    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.cards)
+    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.gpus)
     _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
     _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
     _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
@@ -82,7 +82,7 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
         _line("Trade-off" if row is plan.price_list[0] else "", trade_off(row, plan))
     for line in goal_lines(plan):
         put(line)
-    start = "budgetft" if plan.gpu.cards == 1 else f"{launch_command(plan.gpu.cards, share=plan.gpu.shared)} -m budgetft"
+    start = "budgetft" if plan.gpu.gpus == 1 else f"{launch_command(plan.gpu.gpus, share=plan.gpu.shared)} -m budgetft"
     put(f"\nwritten to {path}; why: budgetft report {path}")
     put(f"next: {start} train --plan {path} --out runs/first")
 
@@ -96,9 +96,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         found.append(("Once", "; ".join(cost.text() for cost in plan.once)))
     if plan.stages:
         found.append(("Phases", "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)))
-    if plan.gpu.cards > 1:
+    if plan.gpu.gpus > 1:
         base = "the frozen layers are sharded over them" if plan.gpu.shared else "each holds the whole base model"
-        found.append(("GPUs", f"{plan.gpu.cards}, each with that budget; {base}"))
+        found.append(("GPUs", f"{plan.gpu.gpus}, each with that budget; {base}"))
     if plan.precision is not None:
         found.append(("Precision", plan.precision.describe()))
     if plan.model.base is not None:
@@ -113,8 +113,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
-def _title(model: str, contract: Contract, gpu: Gpu, cards: int = 1) -> None:
-    several = f"{cards} x " if cards > 1 else ""
+def _title(model: str, contract: Contract, gpu: Gpu, gpus: int = 1) -> None:
+    several = f"{gpus} x " if gpus > 1 else ""
     name = f"{model} · LoRA rank {contract.rank} · {several}{gpu.title.removeprefix('NVIDIA ')}"
     put(paint(name, "bold"))
 

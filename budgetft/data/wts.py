@@ -1,4 +1,6 @@
-"""The WTS data (or its twin) as a dataset of examples: read everything, say everything that is wrong, take the frames."""
+"""The WTS data (or its synthetic data) as a dataset of examples: read everything, say everything that is wrong, take the
+frames.
+"""
 
 import random
 import shutil

@@ -23,7 +23,7 @@ _SYMPTOMS: tuple[tuple[str, Kind, str], ...] = (
     # meizhong986/WhisperJAV#333
     (r"no kernel image is available", "build", _ISOLATE),
     # Triton with bf16 below sm_80: facebookresearch/chameleon#39; unslothai/unsloth#2947
-    (r"requires \.target sm_80|PassManager::run failed", "card", "no torch.compile and no Triton kernels in bf16 on this card"),
+    (r"requires \.target sm_80|PassManager::run failed", "gpu", "no torch.compile and no Triton kernels in bf16 on this GPU"),
     (r"compiled using NumPy 1|multiarray failed|_ARRAY_API", "packages", 'pip install "numpy<2"'),
     (r"No module named '(?P<name>\w+)", "packages", "pip install {name}"),
     (r"no answer within", "host", "the file system hangs or is slow; put the environment on a local disk"),

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from budgetft.knobs import Knobs, is_stock
 from budgetft.outcome import CONNECTION, Estimate, Outcome
-from budgetft.plan import Plan, PriceRow
+from budgetft.plan import CostRow, Plan
 from budgetft.report.axes import Axes, legend, padded
 from budgetft.report.drawing import Drawing
 from budgetft.report.gather import Probe, Story
@@ -182,7 +182,7 @@ def _points(story: Story) -> list[tuple[float, float, Knobs]]:
     return [(x, y, knobs) for knobs, (x, y) in found.items()]
 
 
-def price_chart(rows: Sequence[PriceRow], plan: Plan, width: float) -> Drawing:
+def cost_chart(rows: Sequence[CostRow], plan: Plan, width: float) -> Drawing:
     """Samples per second of every step along one axis of the contract; the plan's own in its colour."""
     bars = [
         (

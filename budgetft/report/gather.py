@@ -12,7 +12,7 @@ from budgetft.measure.ledger import outcomes_of
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan, read_plan
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.law import Moment
+from budgetft.predict.memory_model import Moment
 from budgetft.train.record import Record, Summary, Unfinished
 from budgetft.value import json_lines, read_json
 
@@ -26,7 +26,7 @@ class Probe:
 
     @property
     def source(self) -> str:
-        """Where the outcome is from; a real step on the CPU's byte meter counts as predicted for the card, but was run."""
+        """Where the outcome is from; a real step on the CPU's byte meter counts as predicted for the GPU, but was run."""
         return "on the CPU" if self.outcome.evidence == "predicted" else self.outcome.evidence
 
     @property
@@ -115,16 +115,18 @@ def _estimator(plan: Plan, on_trace: Callable[[str], None]) -> Estimator:
 
 
 def _host(plan: Plan) -> Gpu | None:
-    """The card that stood in, if a profile knows its name."""
-    card = plan.environment.get("card")
-    if plan.evidence.kind != "emulated" or card is None:
+    """The GPU that stood in, if a profile knows its name."""
+    gpu = plan.environment.get("gpu")
+    if plan.evidence.kind != "emulated" or gpu is None:
         return None
-    return gpu_of_device(card)
+    return gpu_of_device(gpu)
 
 
 def _moments(plan: Plan, estimator: Estimator) -> tuple[Moment, ...]:
     knobs = plan.knobs
-    found = estimator.law(knobs).timeline(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
+    found = estimator.memory_model(knobs).timeline(
+        knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1
+    )
     saved = estimator.saved_bytes(knobs)
     moved = [moment for moment in found if not moment.before_bytes == moment.peak_bytes == moment.after_bytes]
     return tuple(Moment(phase, layer, *(size - saved for size in sizes)) for phase, layer, *sizes in moved)

@@ -187,7 +187,7 @@ def _probes(story: Story) -> str:
 
 def _taught(story: Story) -> str:
     if not story.probes:
-        return "<p>No probe was made. On a machine with a card, <code>budgetft plan --probe auto</code> makes them.</p>"
+        return "<p>No probe was made. On a machine with a GPU, <code>budgetft plan --probe auto</code> makes them.</p>"
     outcomes = story.plan.evidence.outcomes
     rows = []
     for index, probe in enumerate(story.probes):
@@ -268,9 +268,9 @@ def _frontier(story: Story) -> str:
     parts = [_figure(lambda width: charts.frontier_chart(story, width))]
     rows = sorted(story.plan.price_list, key=lambda row: row.axis)
     for axis, group in groupby(rows, key=lambda row: row.axis):
-        priced = list(group)
+        cost_of = list(group)
         parts.append(f"<h3>{escape(axis)}</h3>")
-        parts.append(_figure(lambda width, priced=priced: charts.price_chart(priced, story.plan, width)))
+        parts.append(_figure(lambda width, cost_of=cost_of: charts.cost_chart(cost_of, story.plan, width)))
     if not rows and story.plan.goal is None:
         parts.append(_note("No range was asked for (--rank LOW..HIGH, --max-pixels LOW..HIGH), so there is no price list."))
     elif story.probes:

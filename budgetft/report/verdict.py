@@ -6,7 +6,7 @@ from statistics import fmean
 from budgetft.answers import is_uncalibrated, pictures_text, time_text
 from budgetft.duration import HOUR, duration_text
 from budgetft.goal import values_text
-from budgetft.plan import Plan, PriceRow
+from budgetft.plan import CostRow, Plan
 from budgetft.report.charts import short
 from budgetft.report.gather import Story
 from budgetft.units import format_gib
@@ -103,11 +103,11 @@ def _speed(plan: Plan) -> str:
         return f"Not known: the rates of the {plan.gpu.name} are not in its profile and nothing was timed."
     text = f"{estimate.speed_text()} ({estimate.evidence})"
     if estimate.evidence == "emulated":
-        text += f"; that is the speed of {plan.environment.get('card', 'another card')}, not of a {plan.gpu.name}"
+        text += f"; that is the speed of {plan.environment.get('gpu', 'another GPU')}, not of a {plan.gpu.name}"
     if estimate.evidence == "predicted" and plan.evidence.outcomes:
         text += f"; it was timed on a CPU and says nothing of the speed of a {plan.gpu.name}"
     elif estimate.evidence == "predicted":
-        text += "; the range holds the true speed with 80 %, by what is known of such cards"
+        text += "; the range holds the true speed with 80 %, by what is known of such GPUs"
     if baseline is None:
         return text + ". The stock recipe does not fit at any micro-batch."
     if baseline.knobs == plan.knobs:
@@ -129,9 +129,9 @@ def _measured(story: Story) -> str:
     seconds = sum(outcome.wall_seconds for outcome in outcomes)
     stack = outcomes[-1].stack
     versions = f", torch {stack.torch}, transformers {stack.transformers}, peft {stack.peft}" if stack else ""
-    card = stack.card if stack else "a card that was not recorded"
+    gpu = stack.gpu if stack else "a GPU that was not recorded"
     return (
-        f"{len(outcomes)} probes of the real step ({ends}), {seconds:.0f} seconds, on {card}{versions}."
+        f"{len(outcomes)} probes of the real step ({ends}), {seconds:.0f} seconds, on {gpu}{versions}."
         f" They count as {plan.evidence.kind}: {plan.evidence.statement}."
     )
 
@@ -181,9 +181,9 @@ def _more(plan: Plan) -> str:
     if plan.goal is not None and plan.goal.values:
         chosen, limit = values_text(plan.goal.values), duration_text(plan.goal.hours * HOUR)
         return f"For a run within {limit}, {chosen} was chosen; what else is possible is listed below."
-    priced = [_priced(row, plan) for row in plan.price_list if not plan.is_own(row)]
-    if priced:
-        return f"{kept} " + " ".join(priced)
+    cost_of = [_cost_of(row, plan) for row in plan.price_list if not plan.is_own(row)]
+    if cost_of:
+        return f"{kept} " + " ".join(cost_of)
     faster = [c for c in plan.runners_up if (c.estimate.samples_per_second or 0) > 0]
     near = f" The next best setting ({short(faster[0].knobs)}) is slower or needs more." if faster else ""
     pixels = f"{max(784, contract.max_pixels // 4)}..{contract.max_pixels}"
@@ -193,7 +193,7 @@ def _more(plan: Plan) -> str:
     )
 
 
-def _priced(row: PriceRow, plan: Plan) -> str:
+def _cost_of(row: CostRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"{row.axis} {row.value} does not fit ({row.evidence})."
     needs = f"{row.speed_text()}, {format_gib(row.process_peak_bytes)}"

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import AliasChoices, Field
+
 from budgetft import __version__
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from budgetft.train.job import Job
 
 PROVENANCE_FILE = "provenance.json"
-CARD_FILE = "README.md"
+GPU_FILE = "README.md"
 
 
 class Provenance(Value):
@@ -36,13 +38,13 @@ class Provenance(Value):
     """Optimizer steps that the adapter has seen."""
     contract: Contract
     knobs: Knobs
-    fp32_blocks: tuple[str, ...] = ()
+    fp32_blocks: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("fp32_blocks", "islands"))
     """Blocks that computed in fp32 because they overflow fp16."""
     first_loss: float | None = None
     last_loss: float | None = None
     heldout_loss: float | None = None
     process_peak_bytes: int
-    card: str
+    gpu: str = Field(validation_alias=AliasChoices("gpu", "card"))
     """The GPU or processor that it was trained on."""
     adapter_sha256: str = ""
     """Of the adapter's tensors."""
@@ -68,9 +70,9 @@ class Provenance(Value):
         """Keep it, and the card, beside the tensors in the folder ``adapter``."""
         own = self.replace(adapter_sha256=adapter_sha256(adapter))
         write_text_atomically(adapter / PROVENANCE_FILE, own.model_dump_json(indent=2) + "\n")
-        write_text_atomically(adapter / CARD_FILE, own.card_text())
+        write_text_atomically(adapter / GPU_FILE, own.gpu_text())
 
-    def card_text(self) -> str:
+    def gpu_text(self) -> str:
         """The adapter's card: a model card of the hub, with its front matter."""
         base = self.base
         front = ["library_name: peft", "pipeline_tag: image-text-to-text", "tags: [lora, budgetft]"]
@@ -94,7 +96,7 @@ class Provenance(Value):
             if self.first_loss is None or self.last_loss is None
             else f"{self.first_loss:.4f} to {self.last_loss:.4f}",
             "Held-out loss": None if self.heldout_loss is None else f"{self.heldout_loss:.4f}",
-            "Peak memory": f"{format_gib(self.process_peak_bytes)} on {self.card}",
+            "Peak memory": f"{format_gib(self.process_peak_bytes)} on {self.gpu}",
             "Trained with": f"budgetft {self.budgetft}: {describe(self.knobs)}",
         }
         rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
@@ -113,12 +115,12 @@ def provenance_of(job: "Job", identity: Identity, summary: Summary) -> Provenanc
         steps=summary.best_step or summary.steps,
         contract=job.plan.contract,
         knobs=job.plan.knobs,
-        fp32_blocks=summary.islands,
+        fp32_blocks=summary.fp32_blocks,
         first_loss=summary.first_loss,
         last_loss=summary.last_loss,
         heldout_loss=summary.heldout_loss if summary.best_step is None else summary.best_heldout_loss,
         process_peak_bytes=summary.process_peak_bytes,
-        card=summary.stack.card,
+        gpu=summary.stack.gpu,
     )
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from budgetft.train.memory import Held
 
 
-class Neighbour(Value):
-    """Another process on the card."""
+class OtherProcess(Value):
+    """Another process on the GPU."""
 
     pid: int
     name: str
@@ -45,9 +45,11 @@ class Fallback(Value):
     """What torch said."""
     cap_bytes: int
     crowded: bool
-    """The card could not have given what the cap allowed: others hold its memory, so the setting is not to blame."""
-    neighbours: tuple[Neighbour, ...] = ()
-    """Other processes on the card at that time."""
+    """The GPU could not have given what the cap allowed: others hold its memory, so the setting is not to blame."""
+    other_processes: tuple[OtherProcess, ...] = Field(
+        default=(), validation_alias=AliasChoices("other_processes", "neighbours")
+    )
+    """Other processes on the GPU at that time."""
 
 
 class Record(Value):
@@ -79,7 +81,7 @@ class Record(Value):
     """By the caching allocator; None on the CPU, which has none."""
     reserved_peak_bytes: int | None
     process_bytes: int
-    """Everything the process holds on the card; on the CPU, the live tensor bytes."""
+    """Everything the process holds on the GPU; on the CPU, the live tensor bytes."""
     process_peak_bytes: int
     peak_examples: tuple[str, ...] | None = None
     """The ids of the step's examples, when it reached a new peak of allocated bytes."""
@@ -87,7 +89,7 @@ class Record(Value):
     """The failed tries of this step, and of the evaluation after it; those of a process that ended in it included."""
     began_with: int | None = Field(default=None, exclude_if=lambda most: most is None)
     """Most examples in a micro-batch of the step's first try, where larger ones had failed in a step before because other
-    processes held the card's memory; None where it began as planned."""
+    processes held the GPU's memory; None where it began as planned."""
     nonfinite: str | None = None
     """Where the step first was not finite: a module in forward, or a parameter's gradient."""
     heldout_loss: float | None = None
@@ -149,10 +151,12 @@ class Summary(Value):
     fallbacks: tuple[Fallback, ...] = ()
     """Every time memory ran out; each was made good, those that ended a run by the run that went on."""
     reduced_steps: int = Field(default=0, exclude_if=lambda steps: not steps)
-    """Steps that began with smaller micro-batches than planned, because other processes held the card's memory."""
-    neighbours: tuple[Neighbour, ...] = ()
-    """Every other process that was seen on the card."""
-    islands: tuple[str, ...] = ()
+    """Steps that began with smaller micro-batches than planned, because other processes held the GPU's memory."""
+    other_processes: tuple[OtherProcess, ...] = Field(
+        default=(), validation_alias=AliasChoices("other_processes", "neighbours")
+    )
+    """Every other process that was seen on the GPU."""
+    fp32_blocks: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("fp32_blocks", "islands"))
     """Modules that ran in fp32, because they would overflow fp16."""
     evidence: Evidence
     note: str

@@ -128,13 +128,13 @@ def wanted_samples(
 
 
 def check_samples(job: Job, count: int | None, *, shared: bool) -> None:
-    """Raise ``UsageError`` when captions are wanted and cannot be generated with what a run of ``job`` has on the card."""
+    """Raise ``UsageError`` when captions are wanted and cannot be generated with what a run of ``job`` has on the GPU."""
     if count is None:
         return
     positions, longest = job.model.max_positions, job.plan.contract.max_length
     problem = None
     if job.plan.knobs.vision == "cached":
-        problem = "the plan has cached vision, so there is no tower on the card to see new images with"
+        problem = "the plan has cached vision, so there is no tower on the GPU to see new images with"
     elif shared:
         problem = "the processes share the frozen layers out, which are gathered for training alone"
     elif longest + NEW_TOKENS > positions:

@@ -57,7 +57,7 @@ def exact() -> list[str]:
         evidence="predicted",
     )
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["BUDGETFT_CACHE"] = cache  # no law of before either
+        os.environ["BUDGETFT_CACHE"] = cache  # no memory model of before either
         recorded, traced = Estimator(job), Estimator(job, recordings=_NoRecordings())
         grid = [each for each in settings_with(job, {"base_precision": "nf4"}) if each.offload == "none"]
         for knobs in grid[:: max(1, len(grid) // 12)]:

@@ -3,8 +3,8 @@
     python reports/answers/trainers.py [all]
 
 Prints the tables of ``trainers.md``. The first is of Qwen2.5-VL-3B, one image of 448x448, 256 text tokens of which 160 are
-labels, rank 16, effective batch 32. Takes seconds, as most of its laws ship; with ``all`` also Liger, 4-bit bases and public
-reports of larger models, each of which is traced for a minute.
+labels, rank 16, effective batch 32. Takes seconds, as most of its memory models ship; with ``all`` also Liger, 4-bit bases and
+public reports of larger models, each of which is traced for a minute.
 """
 
 import sys
@@ -25,16 +25,16 @@ SIZES = ((448, 448), (1288, 728))
 
 def table_of(trainer: str, gpu: str, model: str, shape: Shape, contract: Contract, **options: Any) -> PeerTable:
     """The table of ``trainer`` with ``options`` of :func:`setup_of`."""
-    card, architecture = load_gpu(gpu), load_model(model)
+    profile, architecture = load_gpu(gpu), load_model(model)
     job = Job(
-        gpu=card,
-        budget_bytes=card.budget_bytes,
+        gpu=profile,
+        budget_bytes=profile.budget_bytes,
         model=architecture,
         contract=contract,
         workload=Workload.uniform(shape),
         evidence="predicted",
     )
-    return peer_table(setup_of(trainer, card, architecture, **options), job)
+    return peer_table(setup_of(trainer, profile, architecture, **options), job)
 
 
 def one(size: tuple[int, int], *, images: int = 1, text: int = 256, labels: int = 160) -> tuple[Shape, Contract]:

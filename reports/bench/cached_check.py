@@ -1,4 +1,4 @@
-"""Are cached features those of the step? Compares them on a card, and a step on them with the step with the frozen tower.
+"""Are cached features those of the step? Compares them on a GPU, and a step on them with the step with the frozen tower.
 
     python reports/bench/cached_check.py --model qwen2.5-vl-3b [--precision fp16] [--max-pixels 200704] [--out check.json]
 
@@ -159,18 +159,18 @@ def measure(step: Step, batch: Any) -> tuple[dict[str, Any], torch.Tensor]:
     total = inputs.supervised_tokens
     loss = step.micro(inputs, total_supervised=total)
     gradient = torch.cat([parameter.grad.flatten().cpu() for parameter in step.parameters if parameter.grad is not None])
-    on_card = step.device.type == "cuda"
+    on_gpu = step.device.type == "cuda"
     seconds = []
-    if on_card:
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(step.device)
     for _ in range(5):
         started = time.perf_counter()
         step.micro(inputs, total_supervised=total)
-        if on_card:
+        if on_gpu:
             torch.cuda.synchronize(step.device)
         seconds.append(time.perf_counter() - started)
     step.optimizer.zero_grad(set_to_none=True)
-    peak = torch.cuda.max_memory_allocated(step.device) if on_card else None
+    peak = torch.cuda.max_memory_allocated(step.device) if on_gpu else None
     facts = {"loss": float(loss), "gradient_norm": float(gradient.norm()) * scale, "micro_seconds": min(seconds)}
     return {**facts, "allocated_peak_bytes": peak}, gradient
 

@@ -6,7 +6,7 @@
     python reports/bench/curves.py --table curves.json
 
 Weights are the same in all runs: random ones of the contract's seed unless given. Two runs of one recipe differ by the
-order in which a card adds (not at all where its kernels keep one order); stock in smaller micro-batches computes the same sums
+order in which a GPU adds (not at all where its kernels keep one order); stock in smaller micro-batches computes the same sums
 in other parts, so it shows what rounding alone does. The plan's difference is held against both.
 """
 

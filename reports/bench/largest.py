@@ -1,7 +1,7 @@
 """The largest example that trains inside the budget: frames of 1288x728 in one example, stock recipe and budgetft's knobs.
 
-    python reports/bench/largest.py predict > largest.jsonl                      # no card: traced and replayed, bisected
-    python reports/bench/largest.py measure largest.jsonl > largest-measured.jsonl      # on a card: N, and a tenth more
+    python reports/bench/largest.py predict > largest.jsonl                      # no GPU: traced and replayed, bisected
+    python reports/bench/largest.py measure largest.jsonl > largest-measured.jsonl      # on a GPU: N, and a tenth more
 
 One example a micro-batch, two accumulated, rank 16; 256 text tokens with the first frame and 2 for each further one, 160 of
 them supervised.

@@ -1,9 +1,9 @@
-"""What four-bit weights, the eight-bit optimizer, host activations and bucketing give on a card, predicted beside measured.
+"""What four-bit weights, the eight-bit optimizer, host activations and bucketing give on a GPU, predicted beside measured.
 
     python reports/bench/levers_check.py --model qwen2.5-vl-3b > reports/bench/levers.jsonl
 
-Every row is a probe of the tool itself: a child process under the budget, worst batch first. The card stands in for a
-V100, so measured rows are ``emulated``. What is not installed is skipped, with the reason in the row. Without a card
+Every row is a probe of the tool itself: a child process under the budget, worst batch first. The GPU stands in for a
+V100, so measured rows are ``emulated``. What is not installed is skipped, with the reason in the row. Without a GPU
 (``--predict``) only the predictions are made.
 """
 
@@ -24,7 +24,7 @@ from budgetft.model import Model, load_model
 from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.law import Work
+from budgetft.predict.memory_model import Work
 from budgetft.predict.trace import trace_step
 from budgetft.search.space import padding_of
 from budgetft.units import parse_bytes
@@ -49,11 +49,11 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="qwen2.5-vl-3b")
-    parser.add_argument("--gpu", default="v100-16g", help="the card that is stood in for")
-    parser.add_argument("--host", default="h100-80g", help="the profile of the card that is here")
+    parser.add_argument("--gpu", default="v100-16g", help="the GPU that is stood in for")
+    parser.add_argument("--host", default="h100-80g", help="the profile of the GPU that is here")
     parser.add_argument("--budget", default="14GiB")
     parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--predict", action="store_true", help="no card: predictions only")
+    parser.add_argument("--predict", action="store_true", help="no GPU: predictions only")
     chosen = parser.parse_args()
     gpu, model = load_gpu(chosen.gpu), load_model(chosen.model)
     host = load_gpu(chosen.host)
@@ -113,7 +113,7 @@ def ragged() -> Workload:
 
 
 def predict(job: Job, knobs: Knobs, calibration: Calibration, host: Gpu) -> dict[str, Any]:
-    """Uniform data: the whole step traced and replayed. Ragged: by the law, which knows the lengths."""
+    """Uniform data: the whole step traced and replayed. Ragged: by the memory model, which knows the lengths."""
     if job.workload.typical != job.workload.worst:
         estimate = Estimator(job, calibration=calibration).estimate(knobs)
         return {

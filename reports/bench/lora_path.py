@@ -1,4 +1,4 @@
-"""What peft's LoRA forward costs beside the lean one, and what is left of it: traced on fake tensors, no card.
+"""What peft's LoRA forward costs beside the lean one, and what is left of it: traced on fake tensors, no GPU.
 
     python reports/bench/lora_path.py > reports/bench/lora_path.txt        # predicted, about 2 minutes
 

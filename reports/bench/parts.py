@@ -1,6 +1,6 @@
 """What the sizes of loss chunks and vision groups are worth: the least peak and the fastest setting, with other ones.
 
-    python reports/bench/parts.py > reports/bench/parts.txt        # no card: predicted, about 5 minutes of tracing
+    python reports/bench/parts.py > reports/bench/parts.txt        # no GPU: predicted, about 5 minutes of tracing
 
 One image, 256 text tokens, 160 of them supervised, rank 16, 16 examples a step, V100 kernels.
 """

@@ -1,12 +1,12 @@
-"""What one would install instead, on the same card under the same cap: Trainer, Trainer with Liger, TRL's SFTTrainer.
+"""What one would install instead, on the same GPU under the same cap: Trainer, Trainer with Liger, TRL's SFTTrainer.
 
     python reports/bench/rivals.py OUT.json [--kinds trainer,trainer-liger,trl] [--sizes 448x448,1288x728]
         [--start 448x448=4,1288x728=1] [--largest 32] [--seconds 240] [--budget 14GiB] [--model qwen2.5-vl-3b] [--device cuda]
 
 Each kind runs its own loop, loss and options, on the model that budgetft trains too: random weights, base in fp16, LoRA of
 rank 16 in fp32, one image and 256 text tokens of which 160 are supervised, nothing padded. The allocator is capped and the
-kernels are restricted as in a probe, so on another card than the V100 every row is ``emulated``: its budget and its choice of
-attention kernels, not its speed, and Triton (Liger, TRL's head) is faster on newer cards than on Volta.
+kernels are restricted as in a probe, so on another GPU than the V100 every row is ``emulated``: its budget and its choice of
+attention kernels, not its speed, and Triton (Liger, TRL's head) is faster on newer GPUs than on Volta.
 
 A micro-batch is tried from ``--start`` upwards in powers of two until it does not fit. An attempt is one optimizer step to
 warm up and at most two timed ones, of two micro-batches each; ``samples_per_second`` is that of an effective batch of 32 made
@@ -16,7 +16,7 @@ PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the three: 
 
 Unsloth is not here. Release 2026.10.9 wants ``trl<=1.15.0`` and ``datasets<5``, so it cannot share this environment; it loads
 a checkpoint from a hub or a folder, which random weights are not; and it chooses its kernels by the compute capability of the
-card it runs on (below 7.5 its fused head is off), so that on another card it would show what a V100 would not do.
+GPU it runs on (below 7.5 its fused head is off), so that on another GPU it would show what a V100 would not do.
 """
 
 import argparse
@@ -179,7 +179,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--largest", type=int, choices=(1, 2, 4, 8, 16, 32), default=EFFECTIVE_BATCH)
     parser.add_argument("--seconds", type=float, default=240.0, help="for everything; shared equally by the kinds left")
     parser.add_argument("--budget", default="14GiB")
-    parser.add_argument("--gpu", default="v100-16g", help="the card to emulate")
+    parser.add_argument("--gpu", default="v100-16g", help="the GPU to emulate")
     parser.add_argument("--model", default="qwen2.5-vl-3b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     return parser.parse_args()

@@ -2,7 +2,7 @@
 
     python reports/checks/gpu_tests.py FOLDER [ARGUMENTS OF PYTEST ...]
 
-FOLDER/gpu-tests-CARD.json has the cards, the driver and the versions of packages (null: not installed), the files and tests
+FOLDER/gpu-tests-CARD.json has the GPUs, the driver and the versions of packages (null: not installed), the files and tests
 with their outcomes, the reason of each that was skipped or failed, and the exit code of ``pytest -m gpu`` (negative: the signal
 that ended it), which is this command's too. It is written anew at every test: one that ends the process is ``running`` in it.
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from budgetft.cards import driver_version, memory_of, visible_cards
-from budgetft.cards import list_cards as all_cards
+from budgetft.host_gpus import driver_version, memory_of, visible_gpus
+from budgetft.host_gpus import list_gpus as all_gpus
 from budgetft.plan import write_text_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +45,10 @@ def version_of(package: str) -> str | None:
 
 def host() -> dict[str, Any]:
     """What the tests run on, without starting CUDA."""
-    cards = visible_cards(all_cards(), os.environ)
+    gpus = visible_gpus(all_gpus(), os.environ)
     facts: dict[str, Any] = {
-        "cards": [{"name": card.name, "memory_bytes": memory_of(card)} for card in cards],
-        "driver": driver_version() if cards else None,
+        "cards": [{"name": gpu.name, "memory_bytes": memory_of(gpu)} for gpu in gpus],
+        "driver": driver_version() if gpus else None,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -103,7 +103,7 @@ def pytest_sessionfinish() -> None:
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
-    names = [card["name"] for card in host()["cards"]] or ["no card"]
+    names = [gpu["name"] for gpu in host()["cards"]] or ["no GPU"]
     path = Path(sys.argv[1]).resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
     paths = (ROOT, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, FILE: str(path), "PYTHONPATH": os.pathsep.join(map(str, filter(None, paths)))}

@@ -63,7 +63,7 @@ PREDICT = (
         first=("tests/predict/test_allocator.py",),
     ),
     Fault(
-        name="A trace leaves out the buffer of softmax's backward on a card",
+        name="A trace leaves out the buffer of softmax's backward on a GPU",
         file="budgetft/predict/trace.py",
         old="            self._temporary(granules(_nbytes(out)))",
         new="            pass",
@@ -108,7 +108,7 @@ SEARCH = (
         first=("tests/search/test_sampler.py",),
     ),
     Fault(
-        name="How fast one card was carries over to the plan for another card",
+        name="How fast one GPU was carries over to the plan for another GPU",
         file="budgetft/search/transfer.py",
         old="level = 0.0 if len(self._here) == len(self._lessons) else mean(values)",
         new="level = 0.0",

@@ -1,8 +1,8 @@
 """How fast a WTS tree of real size is converted, beside the decoder alone: python reports/data/conversion.py
 
-Makes a twin in a temporary folder, decodes every video with as many threads as the conversion uses and does nothing with
-the frames, converts the twin in a process of its own, decodes every video once more (a machine's load changes), and prints
-both frame rates and the peak memory.
+Makes a synthetic dataset in a temporary folder, decodes every video with as many threads as the conversion uses and does
+nothing with the frames, converts the synthetic data in a process of its own, decodes every video once more (a machine's load
+changes), and prints both frame rates and the peak memory.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from budgetft.data.twin import TwinSpec, write_twin
+from budgetft.data.synthetic import SyntheticSpec, write_synthetic
 from budgetft.data.video import count_frames, load_av
 
 
@@ -50,14 +50,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     width, height = (int(side) for side in chosen.size.split("x"))
-    spec = TwinSpec(
+    spec = SyntheticSpec(
         scenarios=chosen.scenarios, videos=chosen.videos, seconds=chosen.seconds, fps=chosen.fps,
         size=(width, height), fractions=(1.0, 0.0, 0.0), external=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="budgetft-conversion-") as folder:
         root, out = Path(folder) / "wts", Path(folder) / "data"
         started = time.perf_counter()
-        videos = write_twin(root, spec, workers=chosen.workers)
+        videos = write_synthetic(root, spec, workers=chosen.workers)
         made = time.perf_counter() - started
         peak_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         frames, decode_seconds = decode_all(root, chosen.workers)
@@ -66,9 +66,8 @@ def main() -> None:
     alone, whole = 2 * frames / (decode_seconds + again_seconds), report["frames_decoded"] / seconds
     taking = report["frames_decoded"] / report["decode_seconds"]
     print(f"python {platform.python_version()}, av {load_av().__version__}, {chosen.workers} threads")
-    print(
-        f"twin          {chosen.scenarios} scenarios, {videos} videos of {chosen.seconds:g} s, {chosen.size}, {chosen.fps} fps"
-    )
+    films = f"{videos} videos of {chosen.seconds:g} s, {chosen.size}, {chosen.fps} fps"
+    print(f"synthetic     {chosen.scenarios} scenarios, {films}")
     print(f"              made in {made:.0f} s")
     print(
         f"decoder alone {frames} frames in {decode_seconds:.1f} s before and {again_seconds:.1f} s after: {alone:.0f} frames/s"

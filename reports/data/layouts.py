@@ -27,8 +27,8 @@ from budgetft.errors import UsageError
 PICTURE = BytesIO()
 Image.new("RGB", (64, 48), (180, 60, 40)).save(PICTURE, "PNG")
 BYTES = {"bytes": PICTURE.getvalue(), "path": "a.png"}
-TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red card."}]
-CHAT = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A red card."}]
+TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red GPU."}]
+CHAT = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A red GPU."}]
 SHOWN = {"type": "image_url", "image_url": {"url": "a.png", "detail": "high"}}
 ASKED = {"type": "text", "text": "What is it?"}
 
@@ -58,27 +58,27 @@ def parquet(*given: dict[str, Any]) -> Callable[[Path], list[str]]:
 
 def captions_csv(folder: Path) -> list[str]:
     with (folder / "results.csv").open("w", newline="") as file:
-        csv.writer(file, delimiter="|").writerows([["image_name", "comment_number", "comment"], ["a.png", "0", "A red card."]])
+        csv.writer(file, delimiter="|").writerows([["image_name", "comment_number", "comment"], ["a.png", "0", "A red GPU."]])
     return [str(folder / "results.csv")]
 
 
 def sidecars(folder: Path) -> list[str]:
     (folder / "photos").mkdir()
     (folder / "photos" / "a.png").write_bytes(PICTURE.getvalue())
-    (folder / "photos" / "a.txt").write_text("A red card.")
+    (folder / "photos" / "a.txt").write_text("A red GPU.")
     return [str(folder / "photos")]
 
 
 def image_folder(folder: Path) -> list[str]:
     (folder / "train").mkdir()
     (folder / "train" / "a.png").write_bytes(PICTURE.getvalue())
-    (folder / "train" / "metadata.csv").write_text("file_name,text\na.png,A red card.\n")
+    (folder / "train" / "metadata.csv").write_text("file_name,text\na.png,A red GPU.\n")
     return [str(folder / "train")]
 
 
 def web_dataset(folder: Path) -> list[str]:
     with tarfile.open(folder / "00000.tar", "w") as tar:
-        for name, content in (("0001.png", PICTURE.getvalue()), ("0001.txt", b"A red card.")):
+        for name, content in (("0001.png", PICTURE.getvalue()), ("0001.txt", b"A red GPU.")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, BytesIO(content))
@@ -87,7 +87,7 @@ def web_dataset(folder: Path) -> list[str]:
 
 def coco(folder: Path) -> list[str]:
     images = [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}]
-    notes = [{"id": 1, "image_id": 9, "caption": "A red card."}]
+    notes = [{"id": 1, "image_id": 9, "caption": "A red GPU."}]
     return rows()(folder) and _written(folder / "captions.json", {"images": images, "annotations": notes})
 
 
@@ -152,7 +152,7 @@ LAYOUTS = (
             {
                 "images": [BYTES],
                 "texts": [
-                    {"user": "What is it?", "assistant": "A red card.", "source": "x"},
+                    {"user": "What is it?", "assistant": "A red GPU.", "source": "x"},
                     {"user": "Sure?", "assistant": "Yes.", "source": "x"},
                 ],
             }
@@ -166,7 +166,7 @@ LAYOUTS = (
                 "images": ["a.png"],
                 "messages": [
                     {"role": "user", "content": [{"type": "image"}, ASKED]},
-                    {"role": "assistant", "content": [{"type": "text", "text": "A red card."}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "A red GPU."}]},
                 ],
             }
         ),
@@ -178,14 +178,14 @@ LAYOUTS = (
             {
                 "images": [BYTES],
                 "prompt": [{"role": "user", "content": "What is it?"}],
-                "completion": [{"role": "assistant", "content": "A red card."}],
+                "completion": [{"role": "assistant", "content": "A red GPU."}],
             }
         ),
     ),
     Layout(
         "TRL preference",
         "TRL, dataset formats (preference)",
-        rows({"images": ["a.png"], "prompt": "What is it?", "chosen": "A card.", "rejected": "A car."}),
+        rows({"images": ["a.png"], "prompt": "What is it?", "chosen": "A GPU.", "rejected": "A car."}),
     ),
     Layout(
         "LLaMA-Factory sharegpt with system and tools",
@@ -200,7 +200,7 @@ LAYOUTS = (
             {
                 "instruction": "What is it?",
                 "input": "",
-                "output": "A red card.",
+                "output": "A red GPU.",
                 "history": [["Hello", "Hi"]],
                 "images": ["a.png"],
             }
@@ -213,7 +213,7 @@ LAYOUTS = (
         rows(
             {
                 "query": "<image>What is it?",
-                "response": "A red card.",
+                "response": "A red GPU.",
                 "history": [],
                 "system": "Be brief.",
                 "images": ["a.png"],
@@ -231,7 +231,7 @@ LAYOUTS = (
                     {"role": "assistant", "content": "<bbox>"},
                 ],
                 "images": ["a.png"],
-                "objects": {"ref": ["the card"], "bbox": [[3, 4, 20, 30]]},
+                "objects": {"ref": ["the GPU"], "bbox": [[3, 4, 20, 30]]},
             },
             name="rows.jsonl",
         ),
@@ -243,7 +243,7 @@ LAYOUTS = (
             {
                 "image": "a.png",
                 "conversations": [
-                    {"from": "human", "value": "<image>\nFind the card."},
+                    {"from": "human", "value": "<image>\nFind the GPU."},
                     {"from": "gpt", "value": '{"bbox_2d": [3, 4, 20, 30]}'},
                 ],
             }
@@ -276,7 +276,7 @@ LAYOUTS = (
                 "messages": [
                     {"role": "system", "content": "Be brief."},
                     {"role": "user", "content": [ASKED, SHOWN]},
-                    {"role": "assistant", "content": "A red card.", "weight": 1},
+                    {"role": "assistant", "content": "A red GPU.", "weight": 1},
                 ]
             },
             name="rows.jsonl",
@@ -289,7 +289,7 @@ LAYOUTS = (
             {
                 "messages": [
                     {"role": "user", "content": [{"type": "image", "path": "a.png"}, ASKED]},
-                    {"role": "assistant", "content": [{"type": "text", "text": "A red card."}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "A red GPU."}]},
                 ]
             },
             name="rows.jsonl",
@@ -304,7 +304,7 @@ LAYOUTS = (
     Layout(
         "ChartQA, DocVQA style questions",
         "HuggingFaceM4/ChartQA",
-        parquet({"image": BYTES, "query": "What is it?", "label": ["A card"]}),
+        parquet({"image": BYTES, "query": "What is it?", "label": ["A GPU"]}),
         {"text_column": "label"},
     ),
     Layout(

@@ -1,8 +1,8 @@
 """Eight frames of 1288x728 as one video, and the four images that have as many visual tokens: predicted, then probed.
 
     cd reports/data
-    python video_peak.py predict > video_peak.jsonl                           # no card: a law is traced for each, 100 s
-    python video_peak.py measure video_peak.jsonl > video_peak-measured.jsonl      # on a card
+    python video_peak.py predict > video_peak.jsonl                           # no GPU: a memory model is traced for each, 100 s
+    python video_peak.py measure video_peak.jsonl > video_peak-measured.jsonl      # on a GPU
 
 Qwen2.5-VL-3B for a V100's 14 GiB, one example a micro-batch, four accumulated, rank 16, about 256 text tokens, 160 of them
 supervised; as few decoder layers are checkpointed as fit by the prediction for the images. Two frames make a temporal slice
@@ -79,7 +79,7 @@ def measure(path: Path) -> None:
             outcome = prober.probe(knobs)
         kept = ("status", "phase", "detail", "evidence", "allocated_peak_bytes", "reserved_peak_bytes", "process_peak_bytes",
                 "step_seconds", "wall_seconds")  # fmt: skip
-        row |= {name: getattr(outcome, name) for name in kept} | {"card": stack.card}
+        row |= {name: getattr(outcome, name) for name in kept} | {"card": stack.gpu}
         if outcome.process_peak_bytes is not None:
             row["peak_off_percent"] = round(100 * (row["predicted_process_peak_bytes"] / outcome.process_peak_bytes - 1), 2)
         print(json.dumps(row), flush=True)

@@ -1,10 +1,10 @@
-"""One plan on one card, on two with the whole base on each, and on two that share the frozen layers: peaks, seconds, losses.
+"""One plan on one GPU, on two with the whole base on each, and on two that share the frozen layers: peaks, seconds, losses.
 
-    PYTHONPATH=. python reports/guard/cards.py --out reports/guard/cards.json                         # a host with two cards
+    PYTHONPATH=. python reports/guard/cards.py --out reports/guard/cards.json                         # a host with two GPUs
     PYTHONPATH=. python reports/guard/cards.py --model tiny-qwen2.5-vl --device cpu --steps 4         # does the script run
 
 Each is the real command, ``budgetft train``, by itself or by ``accelerate launch``. Weights are random and the same in all;
-the examples are drawn, as many a step in each. The cap is the planned peak and ``--headroom``, for what connects the cards is
+the examples are drawn, as many a step in each. The cap is the planned peak and ``--headroom``, for what connects the GPUs is
 not in a plan. Evidence: as each run says of itself.
 """
 
@@ -91,7 +91,7 @@ def measure(name: str, plan: Plan, folder: Path, chosen: argparse.Namespace) -> 
     try:
         _, told = started.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)  # the launcher's processes too: the next run needs their cards
+        os.killpg(started.pid, signal.SIGKILL)  # the launcher's processes too: the next run needs their GPUs
         return {**row, "error": f"{started.communicate()[1][-3000:]}\nnot done after {SECONDS} s"}
     row["wall_seconds"] = time.monotonic() - began
     row["notes"] = [line for line in told.splitlines() if line.startswith(("2 processes", "pre-flight", "warning"))]

@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests/train python reports/guard/comes_and_goes.py --out reports/guard/comes_and_goes.json     # on a GPU
 
-The neighbour leaves between nothing and 1.5 times what a planned micro-batch takes, for a random time, then gives all back.
+The other process leaves between nothing and 1.5 times what a planned micro-batch takes, for a random time, then gives all back.
 A model of the 3B's widths with two layers and two blocks, as on a V100, micro-batches of 8, under a cap of 8 GiB; every five
 steps the run gives back what its allocator keeps, so that there is something to take. A run that ends because not even one
 example has room goes on with `--resume`. Before it was run: every run comes to its end, with the losses of the undisturbed
@@ -42,7 +42,7 @@ from budgetft.train.loop import run_training
 GIB = 2**30
 GIVEN_BACK = 5
 """Steps between which the run's own process gives back what its allocator keeps, as libraries in it may."""
-NEIGHBOUR = """
+OTHER_PROCESS = """
 import random, sys, time, torch
 draw, need = random.Random(int(sys.argv[1])), int(float(sys.argv[2]))
 torch.zeros(1, device="cuda")
@@ -132,7 +132,7 @@ def trained(plan: Plan, out: Path, steps: int, device: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0, help="number of the first run, which the neighbour draws by")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run, which the other process draws by")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
@@ -150,18 +150,18 @@ def main() -> None:
         for number in range(chosen.first, chosen.first + chosen.runs):
             if time.monotonic() - began > chosen.seconds:
                 break
-            neighbour = None
+            other_process = None
             if chosen.device == "cuda":
-                command = [sys.executable, "-c", NEIGHBOUR, str(number), str(need)]
-                neighbour = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                assert neighbour.stdout is not None
-                neighbour.stdout.readline()
+                command = [sys.executable, "-c", OTHER_PROCESS, str(number), str(need)]
+                other_process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                assert other_process.stdout is not None
+                other_process.stdout.readline()
             try:
                 found = trained(plan, folder / f"run-{number}", chosen.steps, chosen.device)
             finally:
-                if neighbour is not None:
-                    neighbour.kill()
-                    neighbour.wait()
+                if other_process is not None:
+                    other_process.kill()
+                    other_process.wait()
             pairs = zip(found.pop("losses"), whole["losses"], strict=True)
             found["losses_apart_at_most"] = max(abs(a - b) / b for a, b in pairs)
             adapter = found.pop("adapter")

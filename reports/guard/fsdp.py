@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python -m torch.distributed.run --nproc-per-node 2 reports/guard/fsdp.py
 
-Whole runs are in :mod:`tests.train.test_shared_base`, a host with cards is ``cards.py``.
-Evidence: predicted (the CPU, no card).
+Whole runs are in :mod:`tests.train.test_shared_base`, a host with GPUs is ``gpus.py``.
+Evidence: predicted (the CPU, no GPU).
 """
 
 from typing import Any

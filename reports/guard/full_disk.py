@@ -5,7 +5,7 @@
 Each command's output lies on a file system of a few MiB. It is given a part of what the command needs, then all of it, and the
 command is run again (`--resume` for a run). Before it was run: with too little room every command ends with a sentence and no
 traceback, and leaves nothing that looks whole and is not; with room the result is that of an undisturbed command, to the byte.
-Evidence: predicted (the CPU; no card took part).
+Evidence: predicted (the CPU; no GPU took part).
 """
 
 import argparse

@@ -60,7 +60,7 @@ SEEDS = 2
 
 
 class Case:
-    """A model in half precision and its twin in fp64, with the same numbers in both."""
+    """A model in half precision and its synthetic data in fp64, with the same numbers in both."""
 
     def __init__(self, model: Model, precision: str, lora_scale: int, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -153,10 +153,10 @@ def main() -> None:
             for name, error in found.items():
                 print(f"  {name:<34} {error:.3e}  {error / found['stock recipe']:6.2f} of stock")
         del case
-    card = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
-    arguments.out.write_text(json.dumps({"on": card, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    gpu = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
+    arguments.out.write_text(json.dumps({"on": gpu, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
     worst = max((error / row["errors"]["stock recipe"], name) for row in rows for name, error in row["errors"].items())
-    print(f"\nfurthest from fp64, beside the stock recipe: {worst[1]}, {worst[0]:.2f} times ({card})")
+    print(f"\nfurthest from fp64, beside the stock recipe: {worst[1]}, {worst[0]:.2f} times ({gpu})")
     sys.exit(worst[0] > MOST)
 
 

@@ -5,7 +5,7 @@
 Each command is started, killed after a random time, and started again until it ends by itself; then what it left is held
 against that of an undisturbed process. Of a training in two processes one of them or the launcher is killed, at random.
 A training run computes what came after its last checkpoint again, to the same bits.
-Evidence: predicted (the CPU and its byte meter; no card took part).
+Evidence: predicted (the CPU and its byte meter; no GPU took part).
 """
 
 import argparse
@@ -454,7 +454,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['command']:<10}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
     total = sum(row["kills"] for row in rows)
-    print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no card took part)")
+    print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no GPU took part)")
     if chosen.out:
         chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
     raise SystemExit(any(row["lost"] for row in rows))

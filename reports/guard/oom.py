@@ -3,8 +3,8 @@
     PYTHONPATH=.:tests/train python reports/guard/oom.py [--runs 20] [--steps 6] [--out reports/guard/oom.json]
 
 Every run has one to three refusals: an allocation of a random phase (vision, forward, loss, backward, optimizer) of a
-random step raises ``torch.OutOfMemoryError`` in the byte meter, as a card without a byte left would. Evidence: predicted
-(the CPU's byte meter; no card took part), tiny-qwen2.5-vl in fp32 with random weights.
+random step raises ``torch.OutOfMemoryError`` in the byte meter, as a GPU without a byte left would. Evidence: predicted
+(the CPU's byte meter; no GPU took part), tiny-qwen2.5-vl in fp32 with random weights.
 """
 
 import argparse

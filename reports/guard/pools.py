@@ -1,6 +1,6 @@
 """Why a run over varied sizes can hold more than its worst batch: torch keeps tensors up to 1 MiB in a pool of their own.
 
-    PYTHONPATH=. python reports/guard/pools.py reports/guard/soak-fourth.json > reports/guard/pools.txt      # no card
+    PYTHONPATH=. python reports/guard/pools.py reports/guard/soak-fourth.json > reports/guard/pools.txt      # no GPU
 
 Of each finished row with expandable segments: micro-batches of its data are traced, and each is replayed alone, the small
 tensors and the large ones through allocators of their own. A batch of short examples has small tensors where the worst one has

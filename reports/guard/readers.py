@@ -21,7 +21,7 @@ from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
 from budgetft.plan import read_plan
-from budgetft.predict.law import Law
+from budgetft.predict.memory_model import MemoryModel
 from budgetft.predict.recording import read_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
@@ -66,7 +66,7 @@ def _read_recording(folder: Path) -> None:
         raise UsageError("a damaged recording counts as none")
 
 
-def _smallest_law() -> Path:
+def _smallest_memory_model() -> Path:
     return min((profiles_folder() / "laws").glob("*.json"), key=lambda path: path.stat().st_size)
 
 
@@ -502,7 +502,7 @@ READERS = (
         files=("*",),
     ),
     Reader(
-        name="card profile",
+        name="GPU profile",
         make=copied(profiles_folder() / "gpus" / "v100-16g.toml", "card.toml"),
         read=lambda folder: load_gpu(str(folder / "card.toml")).budget_bytes,
         files=("*",),
@@ -517,8 +517,8 @@ READERS = (
     ),
     Reader(
         name="law",
-        make=copied(_smallest_law(), "law.json"),
-        read=lambda folder: Law.read(read_json(folder / "law.json"), source="law.json"),
+        make=copied(_smallest_memory_model(), "law.json"),
+        read=lambda folder: MemoryModel.read(read_json(folder / "law.json"), source="law.json"),
         files=("*",),
     ),
     Reader(name="recording", make=_make_recording, read=_read_recording, files=("*",)),

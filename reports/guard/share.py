@@ -3,10 +3,10 @@
     PYTHONPATH=.:tests/train:reports/prediction python reports/guard/share.py [--seeds 5] > share.txt
 
 First with real probes. Every worker is a `budgetft plan --storage journal://...` with a ledger of its own, so that it knows
-of the others by the journal alone. Evidence: predicted (the CPU and its byte meter; no card took part): workers of one
+of the others by the journal alone. Evidence: predicted (the CPU and its byte meter; no GPU took part): workers of one
 machine take its cores from each other, so the seconds of a step, and with them the choice, are those of a busy machine.
 
-Then replayed, as on a card for each worker: the 54 settings of `reports/prediction/grid-448.jsonl` as they were measured, each
+Then replayed, as on a GPU for each worker: the 54 settings of `reports/prediction/grid-448.jsonl` as they were measured, each
 probe taking `PROBE_SECONDS` of sleep. Averages over the seeds of the noise.
 """
 
@@ -82,7 +82,7 @@ def essence(plan: Plan) -> str:
 
 
 class Waiting(Replay):
-    """A prober that looks up what a card said, after a while."""
+    """A prober that looks up what a GPU said, after a while."""
 
     def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
         time.sleep(PROBE_SECONDS)
@@ -101,12 +101,12 @@ class Known:
 def measured_grid() -> Known:
     """The H100 grid of reports/prediction, its noise as repeated, on a GPU that nobody calibrated."""
     _, job, found, _ = h100_grid()
-    estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+    estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
     return Known(job=job, truth=truths(found, flat=False), estimator=estimator)
 
 
 def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
-    """The same by workers who look a card's answers up, and wait as long as one takes."""
+    """The same by workers who look a GPU's answers up, and wait as long as one takes."""
     folder.mkdir()
     context = get_context("fork")
     answers = context.SimpleQueue()
@@ -140,12 +140,12 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
 
 
 def print_real(folder: Path, numbers: list[int]) -> None:
-    print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no card took part)")
+    print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no GPU took part)")
     print("| workers | probes each | all | settings twice | seconds | different plans | samples/s | winner |")
     print("|---|---|---|---|---|---|---|---|")
     data = draw_examples(folder / "data", 24).folder
     (folder / "first").mkdir()
-    start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+    start(folder / "first", data, 0, "--probe", "never").wait()  # the memory models are traced once, and kept
     for workers in numbers:
         row = share(folder / f"shared-by-{workers}", data, workers)
         each = ", ".join(map(str, row["probes_each"]))

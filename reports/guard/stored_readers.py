@@ -11,7 +11,7 @@ from typing import Any
 from mutate import mutate_bytes
 from reader import Reader, written
 
-from budgetft.data.features import FeatureCache, FeatureKey, FeatureWriter, create_cache, write_islands
+from budgetft.data.features import FeatureCache, FeatureKey, FeatureWriter, create_cache, write_fp32_blocks
 from budgetft.model import load_model
 
 KEY = FeatureKey(tower="t", weights="w", min_pixels=784, max_pixels=50176, precision="fp16", width=8)
@@ -30,7 +30,7 @@ def _make_cache(folder: Path) -> None:
     with FeatureWriter(folder / "cache") as writer:
         for digest in DIGESTS:
             writer.add(digest, torch.ones(6, KEY.width, dtype=torch.float16))
-    write_islands(folder / "cache", ["blocks.3"])
+    write_fp32_blocks(folder / "cache", ["blocks.3"])
 
 
 def _read_cache(folder: Path) -> None:
@@ -38,7 +38,7 @@ def _read_cache(folder: Path) -> None:
     for digest in DIGESTS:
         if digest in cache:
             assert cache.read(digest).shape[1] == KEY.width
-    assert all(isinstance(name, str) for name in cache.islands)
+    assert all(isinstance(name, str) for name in cache.fp32_blocks)
 
 
 def _change_tensors(path: Path, rng: random.Random, names: list[str]) -> None:

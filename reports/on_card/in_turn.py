@@ -1,9 +1,9 @@
-"""Run the commands of a file on the cards of this host: a queue a card, each command once, what it printed kept.
+"""Run the commands of a file on the GPUs of this host: a queue a GPU, each command once, what it printed kept.
 
     PYTHONPATH=.:tests/train python reports/on_card/in_turn.py reports/on_card/commands.txt --out FOLDER [--cards 0,1]
 
-A line is a name, on how many cards (1, or ``all``: then nothing else runs), how many such lines may share a card, and the
-command; ``{out}`` in it is FOLDER. Lines start in their order as soon as a card has room. FOLDER/NAME.txt has what a command
+A line is a name, on how many GPUs (1, or ``all``: then nothing else runs), how many such lines may share a GPU, and the
+command; ``{out}`` in it is FOLDER. Lines start in their order as soon as a GPU has room. FOLDER/NAME.txt has what a command
 printed, FOLDER/queue.jsonl its exit code and seconds. Started again with the same FOLDER it goes on: what ended with 0 is not
 run again. An interrupt ends what runs, which then counts as not run.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One command. ``most``: lines on a card while it is there; ``everywhere``: it takes all cards, alone."""
+    """One command. ``most``: lines on a GPU while it is there; ``everywhere``: it takes all GPUs, alone."""
 
     name: str
     everywhere: bool
@@ -33,7 +33,7 @@ class Line:
 @dataclass(kw_only=True)
 class Running:
     line: Line
-    cards: tuple[str, ...]
+    gpus: tuple[str, ...]
     process: subprocess.Popen
     began: float = field(default_factory=time.monotonic)
 
@@ -51,23 +51,23 @@ def read_lines(path: Path, out: Path) -> list[Line]:
     return found
 
 
-def place(line: Line, cards: list[str], running: list[Running]) -> tuple[str, ...] | None:
-    """The cards that ``line`` may start on now; None while there is no room."""
+def place(line: Line, gpus: list[str], running: list[Running]) -> tuple[str, ...] | None:
+    """The GPUs that ``line`` may start on now; None while there is no room."""
     if line.everywhere or any(each.line.everywhere for each in running):
-        return tuple(cards) if not running else None
-    beside = {card: [each.line for each in running if card in each.cards] for card in cards}
-    card = min(cards, key=lambda name: len(beside[name]))
-    most = min((other.most for other in (*beside[card], line)), default=line.most)
-    return (card,) if len(beside[card]) < most else None
+        return tuple(gpus) if not running else None
+    beside = {gpu: [each.line for each in running if gpu in each.gpus] for gpu in gpus}
+    gpu = min(gpus, key=lambda name: len(beside[name]))
+    most = min((other.most for other in (*beside[gpu], line)), default=line.most)
+    return (gpu,) if len(beside[gpu]) < most else None
 
 
-def start(line: Line, cards: tuple[str, ...], out: Path) -> Running:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(cards), "PYTHONUNBUFFERED": "1"}
+def start(line: Line, gpus: tuple[str, ...], out: Path) -> Running:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "PYTHONUNBUFFERED": "1"}
     with (out / f"{line.name}.txt").open("wb") as printed, (out / f"{line.name}.err").open("wb") as told:
         command = [sys.executable if word == "python" else word for word in line.words]
         process = subprocess.Popen(command, stdout=printed, stderr=told, env=environment, start_new_session=True)
-    print(f"{line.name}: started on {','.join(cards)}", flush=True)
-    return Running(line=line, cards=cards, process=process)
+    print(f"{line.name}: started on {','.join(gpus)}", flush=True)
+    return Running(line=line, gpus=gpus, process=process)
 
 
 def ended(each: Running, log: Path) -> bool:
@@ -76,7 +76,7 @@ def ended(each: Running, log: Path) -> bool:
         return False
     seconds = round(time.monotonic() - each.began, 1)
     with log.open("a") as file:
-        print(json.dumps({"name": each.line.name, "code": code, "seconds": seconds, "cards": each.cards}), file=file)
+        print(json.dumps({"name": each.line.name, "code": code, "seconds": seconds, "cards": each.gpus}), file=file)
     print(f"{each.line.name}: exit code {code} after {seconds} s", flush=True)
     return True
 
@@ -97,8 +97,8 @@ def main() -> None:
     try:
         while waiting or running:
             running = [each for each in running if not ended(each, log)]
-            if waiting and (cards := place(waiting[0], chosen.cards, running)) is not None:
-                running.append(start(waiting.pop(0), cards, chosen.out))
+            if waiting and (gpus := place(waiting[0], chosen.gpus, running)) is not None:
+                running.append(start(waiting.pop(0), gpus, chosen.out))
             time.sleep(0.5)
     finally:
         for each in running:

@@ -1,12 +1,12 @@
-"""Ports an existing plan to other cards and searches afresh there, on the card at hand; JSON lines, then a table.
+"""Ports an existing plan to other GPUs and searches afresh there, on the GPU at hand; JSON lines, then a table.
 
 python reports/port/port.py [--cards rtx3060-12g rtx3090] [--plan reports/spine/plan-448.json] [--out FOLDER]
 python reports/port/port.py --cards rtx3070-8g --model qwen2-vl-2b      # a plan for 16 GB is probed first, then ported
 python reports/port/port.py --table FOLDER                              # the table alone, of an earlier --out
 
-CARD:BUDGET sets another budget than the card's own. Each search has a ledger and a study of its own; neither a ported plan nor
+CARD:BUDGET sets another budget than the GPU's own. Each search has a ledger and a study of its own; neither a ported plan nor
 a fresh one probes the stock recipe. Nothing is begun after --seconds; what was left out is said. Two probes of one setting
-differ by some percent, so the table gives a plan the median speed of all probes of its setting on that card, by whichever
+differ by some percent, so the table gives a plan the median speed of all probes of its setting on that GPU, by whichever
 of the two searches; the speeds that each was confirmed with stand beside it.
 """
 
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
-    """The old plan, then each card: ported, and searched afresh with the same 16-bit type."""
+    """The old plan, then each GPU: ported, and searched afresh with the same 16-bit type."""
     deadline = time.monotonic() + options.seconds
     old = _old_plan(options, tell)
     model = load_planned_model(old)
-    for card in options.cards:
-        name, _, budget = card.partition(":")
+    for asked in options.gpus:
+        name, _, budget = asked.partition(":")
         gpu = load_gpu(name)
         size = parse_bytes(budget) if budget else gpu.budget_bytes
         for kind, make in (("ported", _ported), ("fresh", _fresh)):
@@ -161,9 +161,9 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 
 def print_table(folder: Path) -> None:
-    """Markdown: a line per card with the ported plan beside the fresh search."""
+    """Markdown: a line per GPU with the ported plan beside the fresh search."""
     rows = [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
-    print("| card | model | budget, GiB | peak: predicted, then found, GiB | error | probes: ported, fresh"
+    print("| GPU | model | budget, GiB | peak: predicted, then found, GiB | error | probes: ported, fresh"
           " | samples/s: ported, fresh | ratio | as confirmed |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:

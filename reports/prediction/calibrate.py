@@ -19,7 +19,7 @@ from budgetft.search.calibrate_gpu import observation
 
 def main() -> None:
     """Print what the calibration is worth on the probes that it was made from, and write it."""
-    card, out, *ledgers = sys.argv[1:]
+    name, out, *ledgers = sys.argv[1:]
     estimators: dict[str, Estimator] = {}
     observations, torch, evidence = [], "", "emulated"
     for path in ledgers:
@@ -33,18 +33,18 @@ def main() -> None:
                 continue
             assert outcome.process_peak_bytes is not None
             assert outcome.stack is not None
-            host = gpu_of_device(outcome.stack.card)
+            host = gpu_of_device(outcome.stack.gpu)
             here = job if host is None or host.name == job.gpu.name else job.replace(host=host)
-            estimator = estimators.setdefault(job.fingerprint(), Estimator(here, calibration=load_calibration("no such card")))
+            estimator = estimators.setdefault(job.fingerprint(), Estimator(here, calibration=load_calibration("no such GPU")))
             alone = len(outcome.timed_seconds) > 1  # others' seconds are of a GPU that several probed at a time
             seconds, error = outcome.step_seconds if alone else None, outcome.speed_error or 0.05
             observations.append(replace(observation(estimator, outcome), step_seconds=seconds, error=error))
             torch, evidence = outcome.stack.torch, outcome.evidence
-    gpu = load_gpu(card)
+    gpu = load_gpu(name)
     source = (
         f"{len(observations)} probes in {', '.join(Path(path).name for path in ledgers)}, by reports/prediction/calibrate.py"
     )
-    made = fit_calibration(observations, gpu, name=card, evidence=evidence, torch=torch, source=source)
+    made = fit_calibration(observations, gpu, name=name, evidence=evidence, torch=torch, source=source)
     timed = [o for o in observations if o.step_seconds]
     assert made.speeds is not None
     clock = Clock(works=[o.work for o in timed], tflops=made.speeds.tflops, gb_per_s=made.speeds.gb_per_s)

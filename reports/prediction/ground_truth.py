@@ -1,15 +1,15 @@
-"""Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one card.
+"""Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one GPU.
 
     python reports/prediction/ground_truth.py choose N [MODEL] > settings.jsonl         # at random; a quarter are stock
     python reports/prediction/ground_truth.py choose-near N MODEL > near.jsonl          # predicted within 12 % of 14 GiB
     python reports/prediction/ground_truth.py choose-any N MODEL > any.jsonl            # any size, text and rank
     python reports/prediction/ground_truth.py choose-grid WIDTHxHEIGHT > grid.jsonl     # what the planner may choose there
-    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no card: trace and replay
-    python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no card: as estimate does
-    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS [WORKERS]   # on the card
+    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no GPU: trace and replay
+    python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no GPU: as estimate does
+    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS [WORKERS]   # on the GPU
     python reports/prediction/ground_truth.py table LEDGER predictions.jsonl [...]
 
-Full-size models, V100 kernels on whatever card is there, without the 14 GiB cap, so that settings on both sides of the
+Full-size models, V100 kernels on whatever GPU is there, without the 14 GiB cap, so that settings on both sides of the
 budget end well and their true peaks are known. The context and cuBLAS workspace come from the calibration of before, which
 was made on other settings. Several WORKERS measure memory side by side; what they say about seconds is worth nothing.
 """
@@ -85,12 +85,14 @@ def choose(count: int, model_name: str = "qwen2.5-vl-3b") -> list[Setting]:
 
 
 def choose_near(count: int, model_name: str) -> list[Setting]:
-    """Settings whose predicted process peak is within 12 % of the budget: four ranks, few shapes so that few laws are made."""
+    """Settings whose predicted process peak is within 12 % of the budget: four ranks, few shapes so that few memory models are
+    made.
+    """
     draw, model = random.Random(f"near {model_name}"), load_model(model_name)
-    ranks, per_law = (8, 16, 64, 128), 8
+    ranks, per_memory_model = (8, 16, 64, 128), 8
     found: list[Setting] = []
     while len(found) < count:
-        rank = ranks[(len(found) // per_law) % len(ranks)]
+        rank = ranks[(len(found) // per_memory_model) % len(ranks)]
         images = (draw.choice(IMAGES),) * draw.choice((1, 1, 2, 4))
         images = tuple(
             (model.pixel_step * round(w / model.pixel_step), model.pixel_step * round(h / model.pixel_step)) for w, h in images
@@ -116,14 +118,14 @@ def choose_near(count: int, model_name: str) -> list[Setting]:
         estimator = Estimator(job, calibration=CALIBRATION)
         near = [k for k in candidates if abs(estimator.estimate(k).process_peak_bytes / BUDGET_BYTES - 1) <= 0.12]
         draw.shuffle(near)
-        near = sorted(near[:per_law], key=lambda knobs: knobs.allocator)
+        near = sorted(near[:per_memory_model], key=lambda knobs: knobs.allocator)
         found += [Setting(model=model_name, rank=rank, shape=shape, knobs=knobs) for knobs in near]
         print(f"{len(found)} of {count}", file=sys.stderr)
     return sorted(found[:count], key=lambda setting: setting.rank)
 
 
 def choose_any(count: int, model_name: str) -> list[Setting]:
-    """Settings of the planner's kind at sizes, texts and ranks that no law was ever traced at, up to 60 GiB."""
+    """Settings of the planner's kind at sizes, texts and ranks that no memory model was ever traced at, up to 60 GiB."""
     draw, model = random.Random(f"any {model_name}"), load_model(model_name)
     step, found = model.pixel_step, list[Setting]()
     for rank in (1, 24, 100, 256):
@@ -200,7 +202,7 @@ def predict(path: str) -> None:
         print(json.dumps({**row, "predicted": answer}), flush=True)
 
 
-def predict_by_law(path: str) -> None:
+def predict_by_memory_model(path: str) -> None:
     """One line a setting: the bytes that ``estimate`` and ``plan`` go by."""
     calibration, estimators = CALIBRATION, dict[str, Estimator]()
     for row in read(path):
@@ -357,7 +359,7 @@ def main() -> None:
     elif command == "predict":
         predict(words[0])
     elif command == "predict-by-law":
-        predict_by_law(words[0])
+        predict_by_memory_model(words[0])
     elif command == "measure":
         measure(words[0], words[1], float(words[2]), int(words[3]) if len(words) > 3 else 1)
     elif command == "measure-group":

@@ -1,6 +1,6 @@
 """Records what CUDA's caching allocator really did in a step: what tests/predict/test_allocator.py replays.
 
-    python reports/prediction/record_history.py OUT.json.gz        # on a card
+    python reports/prediction/record_history.py OUT.json.gz        # on a GPU
 
 Four decoder layers of qwen2.5-vl-3b at full width, ours and stock, default and expandable segments; every request and end
 of a block in order, with the bytes that were reserved and allocated at the peak.

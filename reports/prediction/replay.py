@@ -119,7 +119,7 @@ def main() -> None:
             f" a reading scatters by {min(noise.values()):.1%} to {max(noise.values()):.1%}\n"
         )
         print(HEAD)
-        estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+        estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
         for name in names:
             for flat in (False, True):
                 truth = truths(found, flat=flat)

@@ -45,10 +45,10 @@ HOST_DECIDES = 0.3
 """Share of a step's seconds that move with the host's launches."""
 
 
-def machine_of(card: str) -> Machine | None:
-    """Measured on such a card, if that was done."""
+def machine_of(gpu: str) -> Machine | None:
+    """Measured on such a GPU, if that was done."""
     files = sorted((HERE / "machines").glob("*.json"))
-    return next((found for path in files if (found := Machine.read(read_json(path), source=path.name)).card == card), None)
+    return next((found for path in files if (found := Machine.read(read_json(path), source=path.name)).gpu == gpu), None)
 
 
 def groups() -> dict[tuple[str, str], tuple[Job, dict[Knobs, Outcome]]]:
@@ -58,7 +58,7 @@ def groups() -> dict[tuple[str, str], tuple[Job, dict[Knobs, Outcome]]]:
         for job, outcome in Ledger(path).rows():
             if outcome.step_seconds is None or len(outcome.timed_seconds) < 2 or outcome.stack is None:
                 continue
-            host = gpu_of_device(outcome.stack.card)
+            host = gpu_of_device(outcome.stack.gpu)
             own = host is None or host.name == job.gpu.name
             key = name, job.fingerprint()
             found.setdefault(key, (job.replace(host=None if own else host), {}))[1][outcome.knobs] = outcome
@@ -131,16 +131,16 @@ def main() -> None:
     inside: list[bool] = []
     for (name, _), (job, truth) in groups().items():
         outcomes = list(truth.values())
-        card = outcomes[0].stack.card if outcomes[0].stack else ""
-        estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+        gpu = outcomes[0].stack.gpu if outcomes[0].stack else ""
+        estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
         clock = estimator.clock(list(truth))
         prior = errors(clock.log_seconds(estimator.speeds.middle_Q[None])[0], outcomes)
-        machine = machine_of(card)
+        machine = machine_of(gpu)
         looked: list[float] = []
         if machine is not None:
             estimator.speeds = machine.teach(estimator.speeds, job.gpu)
             looked = errors(clock.log_seconds(estimator.speeds.middle_Q[None])[0], outcomes)
-            estimator = Estimator(job, calibration=load_calibration("no card has this name"), speeds=estimator.speeds)
+            estimator = Estimator(job, calibration=load_calibration("no GPU has this name"), speeds=estimator.speeds)
         probed = after_probes(estimator, truth)
         share = launch_share(clock.derivatives(estimator.speeds.middle_Q))
         waits = {knobs: bool(each > HOST_DECIDES) for knobs, each in zip(truth, share, strict=True)}
@@ -150,11 +150,11 @@ def main() -> None:
             for knobs, value in values.items():
                 waiting[column][waits[knobs]].append(value)
         for knobs, outcome in truth.items():
-            estimate = Estimator(job, calibration=load_calibration("no card has this name")).estimate(knobs)
+            estimate = Estimator(job, calibration=load_calibration("no GPU has this name")).estimate(knobs)
             inside.append((estimate.speed_low or 0) <= (outcome.samples_per_second or 0) <= (estimate.speed_high or 0))
         size = job.workload.worst[0].images[0]
         print(
-            f"| {name} | {job.model.name} {size[0]}x{size[1]}, {job.gpu.name}, {card} | {len(truth)} |"
+            f"| {name} | {job.model.name} {size[0]}x{size[1]}, {job.gpu.name}, {gpu} | {len(truth)} |"
             + cell(prior)
             + cell(looked)
             + cell(list(probed.values()))

@@ -128,7 +128,7 @@ def machine(out: str) -> None:
     from budgetft.predict.look import read_machine
 
     begun, stack = time.monotonic(), current_stack("cuda")
-    found = read_machine(stack.card, stack.driver, dtype=torch.float16)
+    found = read_machine(stack.gpu, stack.driver, dtype=torch.float16)
     print(f"{time.monotonic() - begun:.1f} s")
     print(found.model_dump_json(indent=1))
     Path(out).write_text(found.model_dump_json(indent=1) + "\n")

@@ -1,7 +1,7 @@
 """How long predicting takes: python reports/prediction/timing.py
 
 Medians of five for `budgetft estimate` of each bundled model in a process of its own (which must not load torch); a thousand
-settings in one process; one trace and one whole law of qwen2.5-vl-3b from nothing.
+settings in one process; one trace and one whole memory model of qwen2.5-vl-3b from nothing.
 """
 
 import subprocess
@@ -50,7 +50,7 @@ def main() -> None:
     estimator.estimate(grid[0])
     thousand = (grid * (1000 // len(grid) + 1))[:1000]
     print(f"1,000 settings: {clocked(lambda: [estimator.estimate(knobs) for knobs in thousand]):.2f} s")
-    from budgetft.predict.fit import fit_law
+    from budgetft.predict.fit import fit_memory_model
     from budgetft.predict.trace import trace_step
 
     model, knobs = load_model("qwen2.5-vl-3b"), grid[0]
@@ -58,8 +58,8 @@ def main() -> None:
     print(f"a fresh trace of qwen2.5-vl-3b, imports of torch and transformers included: {traced:.1f} s")
     combination = Estimator.combined(knobs)
     layouts = estimator.layouts(combination)
-    fitted = clocked(lambda: fit_law(model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts))
-    print(f"a whole law of it: {fitted:.1f} s")
+    fitted = clocked(lambda: fit_memory_model(model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts))
+    print(f"a whole memory model of it: {fitted:.1f} s")
 
 
 if __name__ == "__main__":

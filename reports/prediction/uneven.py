@@ -1,7 +1,7 @@
 """What micro-batches that do not divide the effective batch would gain: python reports/prediction/uneven.py
 
-By the law and the calibrations alone: 32 examples as so many micro-batches of each size and a shorter last one, any number of
-layers checkpointed, against the planner's grid. Predicted.
+By the memory model and the calibrations alone: 32 examples as so many micro-batches of each size and a shorter last one, any
+number of layers checkpointed, against the planner's grid. Predicted.
 """
 
 import numpy as np

@@ -232,7 +232,7 @@ def test_the_exit_code_is_of_the_class_to_mend_first():
         return Finding(kind=kind, level=level, text="x")
 
     assert exit_code([made("host", "problem"), made("libraries", "problem"), made("packages", "warning")]) == 11
-    assert exit_code([made("card", "warning"), made("driver", "note")]) == 0
+    assert exit_code([made("gpu", "warning"), made("driver", "note")]) == 0
     assert sorted(EXIT_CODES.values()) == list(EXIT_CODES.values())
 
 

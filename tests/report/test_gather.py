@@ -42,7 +42,7 @@ def test_predictions_that_the_plan_holds_are_taken_as_they_are(plan, tell):
     assert story.prediction_note == "Predictions are those made before each probe."
 
 
-def test_the_timeline_peaks_where_the_law_does(plan, tell):
+def test_the_timeline_peaks_where_the_memory_model_does(plan, tell):
     story = tell(plan)
     top = max(moment.peak_bytes for moment in story.moments)
     known = {term.name: term.memory_bytes for term in story.predicted.terms}

@@ -87,13 +87,13 @@ def test_a_budget_far_above_the_peak_does_not_flatten_the_chart(plan, tell):
 
 def test_hostile_names_stay_text(plan, tell):
     model = plan.model.replace(name=HOSTILE)
-    stack = plan.evidence.outcomes[0].stack.replace(card=HOSTILE)
+    stack = plan.evidence.outcomes[0].stack.replace(gpu=HOSTILE)
     outcomes = tuple(
         outcome.replace(stack=stack, status="crash", detail=HOSTILE, phase="loss") for outcome in plan.evidence.outcomes
     )
     proof = plan.evidence.replace(statement=HOSTILE, outcomes=outcomes)
     hostile = plan.replace(
-        model=model, evidence=proof, environment={HOSTILE: HOSTILE, "card": HOSTILE}, data=f"/data/{HOSTILE}",
+        model=model, evidence=proof, environment={HOSTILE: HOSTILE, "gpu": HOSTILE}, data=f"/data/{HOSTILE}",
         gpu=plan.gpu.replace(name=HOSTILE),
     )  # fmt: skip
     page = html_page(tell(hostile))
@@ -114,7 +114,8 @@ def test_thirty_probes_and_ten_thousand_steps_take_few_looks_at_each_step_no_tra
     long_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "budgetft.predict.estimator.fit_law", lambda *given, **options: pytest.fail("a stored law was traced again")
+        "budgetft.predict.estimator.fit_memory_model",
+        lambda *given, **options: pytest.fail("a stored memory model was traced again"),
     )
     written: list[Path] = []
     story = gather(long_run, ledger=tmp_path / "none.sqlite3")

@@ -35,7 +35,7 @@ def test_a_missing_plan_and_a_page_that_cannot_be_written_are_wrong_use(tmp_path
     assert "cannot write" in capsys.readouterr().err
 
 
-def test_a_report_from_a_stored_law_loads_no_torch(tmp_path):
+def test_a_report_from_a_stored_memory_model_loads_no_torch(tmp_path):
     code = (
         "import sys; from budgetft.cli import main;"
         f"main(['report', {str(SPINE / 'plan-448.json')!r}, '-o', {str(tmp_path / 'r.html')!r}]);"

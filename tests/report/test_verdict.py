@@ -3,8 +3,8 @@
 import re
 
 from budgetft.model import load_model
-from budgetft.plan import PriceRow
-from budgetft.report.charts import price_chart
+from budgetft.plan import CostRow
+from budgetft.report.charts import cost_chart
 from budgetft.report.verdict import headline, verdict
 from budgetft.units import GIB
 
@@ -13,7 +13,7 @@ def answers(story) -> dict[str, str]:
     return {answer.question: answer.answer for answer in verdict(story)}
 
 
-def test_an_emulated_plan_says_that_another_card_stood_in_and_whose_speed_it_is(plan, tell):
+def test_an_emulated_plan_says_that_another_gpu_stood_in_and_whose_speed_it_is(plan, tell):
     said = answers(tell(plan))
     assert headline(plan) == "It fits on a stand-in GPU: 13.65 GiB of 14.00 GiB at 23.39 examples/s (emulated)."
     assert "on a GPU that stood in for the v100-16g" in said["Will it fit?"]
@@ -34,16 +34,16 @@ def test_a_predicted_plan_says_that_nothing_was_run(unprobed, tell):
     assert "emulated" not in " ".join(said.values())
 
 
-def test_a_measured_plan_says_measured_and_nothing_less(on_the_card, tell):
-    said = answers(tell(on_the_card))
-    assert headline(on_the_card).startswith("It fits: 13.65 GiB")
+def test_a_measured_plan_says_measured_and_nothing_less(on_the_gpu, tell):
+    said = answers(tell(on_the_gpu))
+    assert headline(on_the_gpu).startswith("It fits: 13.65 GiB")
     assert said["Will it fit?"].startswith("Yes, on a v100-16g:")
     assert "(measured, confirmed in a fresh process)" in said["Will it fit?"]
     assert "emulated" not in " ".join(said.values())
     assert "stood in" not in " ".join(said.values())
 
 
-def test_probes_on_a_cpu_are_told_as_run_but_never_as_the_card(plan, tell):
+def test_probes_on_a_cpu_are_told_as_run_but_never_as_the_gpu(plan, tell):
     outcomes = tuple(outcome.replace(evidence="predicted") for outcome in plan.evidence.outcomes)
     proof = plan.evidence.replace(
         kind="predicted", outcomes=outcomes, confirmed=outcomes[-1], statement="real steps on the CPU"
@@ -64,9 +64,9 @@ def test_the_spread_of_repeated_timings_is_told(plan, tell):
 
 
 def test_a_price_list_says_what_each_step_costs_and_what_does_not_fit(unprobed, tell):
-    def row(value: str, speed: float | None, peak: int | None) -> PriceRow:
+    def row(value: str, speed: float | None, peak: int | None) -> CostRow:
         knobs = None if speed is None else unprobed.knobs
-        return PriceRow(
+        return CostRow(
             axis="rank", value=value, knobs=knobs, samples_per_second=speed, process_peak_bytes=peak, evidence="predicted"
         )
 
@@ -78,8 +78,8 @@ def test_a_price_list_says_what_each_step_costs_and_what_does_not_fit(unprobed, 
 
 
 def test_frames_are_priced_beside_those_that_the_data_has_wherever_they_stand(unprobed, tell):
-    def row(value: str, speed: float) -> PriceRow:
-        return PriceRow(
+    def row(value: str, speed: float) -> CostRow:
+        return CostRow(
             axis="frames_per_example",
             value=value,
             knobs=unprobed.knobs,
@@ -94,7 +94,7 @@ def test_frames_are_priced_beside_those_that_the_data_has_wherever_they_stand(un
     said = answers(tell(plan))["What would have to be given up for more?"]
     assert "frames_per_example 1: 20.00 examples/s, 1.00 GiB (predicted), +100% against the plan." in said
     assert "frames_per_example 2:" not in said
-    drawn = price_chart(plan.price_list, plan, 600.0).svg()
+    drawn = cost_chart(plan.price_list, plan, 600.0).svg()
     bars = re.findall(r'<polygon points="[^"]*" fill="([^"]+)"', drawn)
     assert len(bars) == 3
     assert bars[0] == bars[2] != bars[1]

@@ -1,13 +1,15 @@
-"""From a twin to scores and submission files: what is predicted frame by frame comes back as one caption and one answer."""
+"""From a synthetic dataset to scores and submission files: what is predicted frame by frame comes back as one caption and one
+answer.
+"""
 
 import json
 
 import pytest
-from twins import make_twin
+from synthetic_sets import make_synthetic
 
 from budgetft.data.examples import read_dataset
 from budgetft.data.reformat import Format
-from budgetft.data.twin import TwinSpec
+from budgetft.data.synthetic import SyntheticSpec
 from budgetft.data.wts import Request, convert_wts
 from budgetft.evaluate.files import evaluate_files
 from budgetft.evaluate.metrics import NoWordNet, Scorer
@@ -20,10 +22,10 @@ FRAMES = Format(policy="expand", per_row=3)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A twin with a scenario in each split and BDD videos, and a dataset of each split."""
+    """A synthetic dataset with a scenario in each split and BDD videos, and a dataset of each split."""
     root = tmp_path_factory.mktemp("scores")
     third = 1 / 3
-    make_twin(root / "wts", TwinSpec(scenarios=3, seed=11, seconds=1.2, fractions=(third, third, 1 - 2 * third)))
+    make_synthetic(root / "wts", SyntheticSpec(scenarios=3, seed=11, seconds=1.2, fractions=(third, third, 1 - 2 * third)))
     for split in ("train", "val", "test"):
         convert_wts(root / "wts", root / split, Request(split=split, form=FRAMES, cameras="all"))
     return root

@@ -1,4 +1,4 @@
-"""A model that no single card holds is planned for several that share its frozen layers out."""
+"""A model that no single GPU holds is planned for several that share its frozen layers out."""
 
 import pytest
 
@@ -25,14 +25,14 @@ def four(tmp_path_factory):
     return planned(tmp_path_factory.mktemp("plans") / "plan.json", "--cards", "4")
 
 
-def test_what_no_card_holds_is_refused_with_the_number_that_would(tmp_path, capsys):
+def test_what_no_gpu_holds_is_refused_with_the_number_that_would(tmp_path, capsys):
     assert main([*SEVEN_BILLION, "--out", str(tmp_path / "plan.json")]) == 3
     assert "--gpus 4: fits in " in capsys.readouterr().err
 
 
-def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
+def test_each_gpu_holds_its_part_two_layers_whole_and_the_connection(four):
     job = planned_job(four, device="cuda", evidence="predicted")
-    alone = job.replace(cards=1, shared=False)
+    alone = job.replace(gpus=1, shared=False)
     one, shared = (Estimator(each).estimate(four.knobs) for each in (alone, job))
     saved = Estimator(job).saved_bytes(four.knobs)
     connection = four.estimate.term_bytes(CONNECTION)
@@ -44,10 +44,10 @@ def test_each_card_holds_its_part_two_layers_whole_and_the_connection(four):
     assert evaluated[0] - evaluated[1] == saved - connection
 
 
-def test_cards_share_the_micro_batches_of_a_step(four):
+def test_gpus_share_the_micro_batches_of_a_step(four):
     job = planned_job(four, device="cuda", evidence="predicted").replace(shared=False)
-    alone, together = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(cards=1), job))
-    assert alone / 4 < together < alone / 4 * 1.02, "the optimizer's step is each card's own"
+    alone, together = (Estimator(each).estimate(four.knobs).step_seconds for each in (job.replace(gpus=1), job))
+    assert alone / 4 < together < alone / 4 * 1.02, "the optimizer's step is each GPU's own"
     assert four.knobs.grad_accum >= 4
 
 
@@ -63,19 +63,19 @@ def test_a_micro_batch_takes_no_less_than_its_layers_take_to_come(four):
         assert seconds == pytest.approx(32 / size / 4 * gathered / 1e9, rel=0.01)
 
 
-def test_where_the_whole_base_fits_each_card_holds_it_if_that_is_as_fast(tmp_path, capsys):
+def test_where_the_whole_base_fits_each_gpu_holds_it_if_that_is_as_fast(tmp_path, capsys):
     out = tmp_path / "plan.json"
     words = ["plan", "--gpu", "v100-16g", "--image", "448x448", "--probe", "never", "--cards", "2", "--quiet"]
     assert main([*words, "--out", str(out)]) == 0
     plan = read_plan(out)
-    assert (plan.gpu.cards, plan.gpu.shared) == (2, False)
+    assert (plan.gpu.gpus, plan.gpu.shared) == (2, False)
     assert plan.estimate.term_bytes(CONNECTION) > 0
     said = capsys.readouterr().out
     assert "2, each with that budget; each holds the whole base model" in said
     assert "--multi_gpu" in said
 
 
-def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_path, capsys):
+def test_the_plan_says_for_how_many_gpus_it_is_and_how_they_are_started(tmp_path, capsys):
     planned(tmp_path / "plan.json", "--cards", "4")
     said = capsys.readouterr().out
     assert "4, each with that budget; the frozen layers are sharded over them" in said
@@ -87,7 +87,7 @@ def test_the_plan_says_for_how_many_cards_it_is_and_how_they_are_started(tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--cards", "2", "--probe", "always"], "a probe is of one card"),
+        (["--cards", "2", "--probe", "always"], "a probe is of one GPU"),
         (["--cards", "64", "--effective-batch", "32"], "a step has 32 examples to share"),
     ],
 )
@@ -97,7 +97,7 @@ def test_what_cannot_be_planned_for_several_is_refused(tmp_path, capsys, options
     assert not (tmp_path / "plan.json").exists()
 
 
-def test_an_outcome_of_one_card_is_still_known(four):
+def test_an_outcome_of_one_gpu_is_still_known(four):
     job = planned_job(four, device="cuda", evidence="predicted")
-    assert "cards" in job.model_dump()
-    assert not {"cards", "shared"} & job.replace(cards=1, shared=False).model_dump().keys()
+    assert "gpus" in job.model_dump()
+    assert not {"gpus", "shared"} & job.replace(gpus=1, shared=False).model_dump().keys()

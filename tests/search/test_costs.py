@@ -7,8 +7,8 @@ pytest.importorskip("optuna", reason="optuna is not installed: a search is a stu
 from budgetft.errors import NothingFits
 from budgetft.outcome import Outcome
 from budgetft.predict.estimator import Estimator
+from budgetft.search.costs import COST_PROBES, StepsUp, frame_steps
 from budgetft.search.planner import Planner
-from budgetft.search.prices import PRICE_PROBES, Pricing, frame_steps
 from budgetft.units import GIB
 
 
@@ -71,7 +71,7 @@ def price(make_job):
     def make(prober=None, **changes):
         job, events = make_job(**changes), []
         choice = Planner(job=job, estimator=Estimator(job)).plan()
-        made = Pricing(
+        made = StepsUp(
             job=job,
             choice=choice,
             ranges={"rank": [32, 64, 128], "effective_batch": [64, 128]},
@@ -94,7 +94,7 @@ def test_without_a_gpu_every_row_but_the_plans_own_is_predicted_with_a_range(pri
 def test_with_a_gpu_the_next_step_of_every_axis_is_probed_first_and_no_more_than_stated(price):
     prober = Rows()
     rows, events = price(prober)
-    assert len(prober.asked) == PRICE_PROBES == 4
+    assert len(prober.asked) == COST_PROBES == 4
     asked = [(job.contract.rank, job.contract.effective_batch) for job in prober.jobs]
     assert asked == [(32, 32), (16, 64), (64, 32), (16, 128)]
     assert [row.evidence for row in rows if row.value == "128"] == ["predicted", "measured"]

@@ -1,4 +1,4 @@
-"""Training on a card, in fresh processes: the cap must be set before anything else touches CUDA."""
+"""Training on a GPU, in fresh processes: the cap must be set before anything else touches CUDA."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from patience import HANG_SECONDS, until
 from rounding import UNITS
 
 import budgetft
-from budgetft.cards import takes_expandable_segments
+from budgetft.host_gpus import takes_expandable_segments
 from budgetft.plan import write_plan
 from budgetft.units import GIB, MIB
 
@@ -71,7 +71,7 @@ def start_python():
 
 @pytest.fixture
 def start_run(start_python, tmp_path):
-    """Start training ``plan`` on the card, with an estimate of a real size: what torch gives back depends on it."""
+    """Start training ``plan`` on the GPU, with an estimate of a real size: what torch gives back depends on it."""
 
     def start(plan, *options, weights="random", code=RUN):
         half = plan.gpu.budget_bytes // 2
@@ -86,7 +86,7 @@ def start_run(start_python, tmp_path):
 
 @pytest.fixture
 def run(start_run):
-    """Train ``plan`` on the card to the end."""
+    """Train ``plan`` on the GPU to the end."""
 
     def finish(plan, *options, **chosen):
         process = start_run(plan, *options, **chosen)
@@ -114,7 +114,7 @@ def test_a_run_stays_under_its_budget_and_says_on_what_it_ran(make_plan, run, al
     assert f"expandable: {allocator == 'expandable'}\n" in done.stderr
 
 
-def test_a_resumed_run_on_the_card_repeats_the_steps_after_its_checkpoint(make_plan, run, tmp_path):
+def test_a_resumed_run_on_the_gpu_repeats_the_steps_after_its_checkpoint(make_plan, run, tmp_path):
     plan = make_plan(budget_bytes=3 * GIB, lora_dropout=0.1, knobs={"base_precision": "fp16", "lora": "stock"})
     assert run(plan, "--steps", "6", "--save-every", "2").returncode == 0
     folder = tmp_path / "run"
@@ -128,7 +128,7 @@ def test_a_resumed_run_on_the_card_repeats_the_steps_after_its_checkpoint(make_p
     after = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6]
     assert after[:4] == before[:4]
-    # Kernels on a card may add in another order; the dropout masks are the same, or this would be far off.
+    # Kernels on a GPU may add in another order; the dropout masks are the same, or this would be far off.
     assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=2 * UNITS["fp16"])
     assert [line["scale"] for line in after] == [line["scale"] for line in before]
 
@@ -150,7 +150,7 @@ def test_blocks_that_overflow_fp16_are_found_by_name_and_the_run_is_finite_insid
     done = run(plan, "--steps", "12", weights=weights)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert sorted(summary["islands"]) == sorted(BLOCKS)
+    assert sorted(summary["fp32_blocks"]) == sorted(BLOCKS)
     assert "2 blocks exceed 30000" in done.stderr
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     # A step that overflows halves the gradient scale, and nothing else moves it in so few steps.
@@ -161,7 +161,7 @@ def test_blocks_that_overflow_fp16_are_found_by_name_and_the_run_is_finite_insid
     assert 0 < summary["last_loss"] < 20
     assert summary["process_peak_bytes"] <= summary["budget_bytes"]
     on_cpu = train(plan, weights=str(weights), steps=1, out=tmp_path / "on-cpu")
-    assert summary["islands"] == list(on_cpu.islands)
+    assert summary["fp32_blocks"] == list(on_cpu.fp32_blocks)
 
 
 VISITED = """
@@ -176,7 +176,7 @@ def append_and_wait(log, record):
 Log.append = append_and_wait
 """
 """Before a run: it makes its first step, and the next ones when somebody has come."""
-NEIGHBOUR = """
+OTHER_PROCESS = """
 import json, os, sys
 import torch
 print(json.dumps({"pid": os.getpid()}), flush=True)
@@ -191,32 +191,32 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def neighbour(start_python):
-    """A process that takes 1 GiB of the card when it is asked to, and holds it."""
-    return start_python(NEIGHBOUR, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def other_process(start_python):
+    """A process that takes 1 GiB of the GPU when it is asked to, and holds it."""
+    return start_python(OTHER_PROCESS, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def test_a_process_that_comes_during_a_run_is_named_with_its_bytes(make_plan, start_run, neighbour, tmp_path):
-    assert neighbour.stdout.readline()  # torch is loaded, the card not yet touched
+def test_a_process_that_comes_during_a_run_is_named_with_its_bytes(make_plan, start_run, other_process, tmp_path):
+    assert other_process.stdout.readline()  # torch is loaded, the GPU not yet touched
     plan, log = make_plan(budget_bytes=3 * GIB, knobs={"base_precision": "fp16"}), tmp_path / "run" / "log.jsonl"
     training = start_run(plan, "--steps", "9", code=VISITED + RUN)
     until(lambda: (log.is_file() and log.read_text()) or training.poll() is not None, "the first step of the run")
     assert training.poll() is None, training.communicate()
-    neighbour.stdin.write("now\n")
-    neighbour.stdin.flush()
-    told = json.loads(neighbour.stdout.readline())
+    other_process.stdin.write("now\n")
+    other_process.stdin.flush()
+    told = json.loads(other_process.stdout.readline())
     (tmp_path / "came").touch()
     out, notes = training.communicate(timeout=HANG_SECONDS)
     assert training.returncode == 0, notes
     if not told["pids"]:
-        pytest.skip("NVML lists no processes on this machine: who is on the card cannot be known")
+        pytest.skip("NVML lists no processes on this machine: who is on the GPU cannot be known")
     summary = json.loads(out)
-    seen = {one["pid"]: one["memory_bytes"] for one in summary["neighbours"]}
+    seen = {one["pid"]: one["memory_bytes"] for one in summary["other_processes"]}
     assert set(told["pids"]) <= set(seen), (told, seen)
     held = seen[told["pids"][0]]
     assert held is None or GIB < held < 2 * GIB
     assert held is None or abs(held - told["held"]) < 200 * MIB
     assert f"process {told['pids'][0]} " in notes
-    assert "is on the card since step" in notes
+    assert "is on the GPU since step" in notes
     assert summary["process_peak_bytes"] <= summary["budget_bytes"]
     assert not summary["over_budget"]

@@ -1,4 +1,4 @@
-"""Which card of a host a process takes: as CUDA and its variables have it, not as NVML counts."""
+"""Which GPU of a host a process takes: as CUDA and its variables have it, not as NVML counts."""
 
 import ctypes
 import platform
@@ -10,41 +10,41 @@ import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
 
-from budgetft import cards
-from budgetft.cards import Card, card_with, first_visible, list_cards, pinned, takes_expandable_segments, visible_cards
+from budgetft import host_gpus
 from budgetft.errors import UsageError
+from budgetft.host_gpus import HostGpu, first_visible, gpu_with, list_gpus, pinned, takes_expandable_segments, visible_gpus
 from budgetft.knobs import Knobs
 from budgetft.measure.child import current_stack
 from budgetft.measure.probe import Prober
 from budgetft.search.run import find_place, make_job
 
-SLOW = Card(uuid="GPU-aa11", name="Tesla P4", speed=2e6)
-FAST = Card(uuid="GPU-ab22", name="Tesla V100-SXM2-16GB", speed=8e6)
-TWIN = Card(uuid="GPU-cd33", name="Tesla V100-SXM2-16GB", speed=8e6)
-HOST = (SLOW, FAST, TWIN)
+SLOW = HostGpu(uuid="GPU-aa11", name="Tesla P4", speed=2e6)
+FAST = HostGpu(uuid="GPU-ab22", name="Tesla V100-SXM2-16GB", speed=8e6)
+SAME_KIND = HostGpu(uuid="GPU-cd33", name="Tesla V100-SXM2-16GB", speed=8e6)
+HOST = (SLOW, FAST, SAME_KIND)
 BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def chosen(named=None, host=HOST, **more):
     environment = more if named is None else {"CUDA_VISIBLE_DEVICES": named, **more}
-    return visible_cards(host, environment)
+    return visible_gpus(host, environment)
 
 
-def test_the_bus_orders_cards_of_one_kind_and_the_fastest_of_several_kinds_is_first():
-    assert chosen(host=(FAST, TWIN)) == [FAST, TWIN]
-    assert chosen() == [FAST, SLOW, TWIN]
-    assert chosen(**BUS) == [SLOW, FAST, TWIN]
+def test_the_bus_orders_gpus_of_one_kind_and_the_fastest_of_several_kinds_is_first():
+    assert chosen(host=(FAST, SAME_KIND)) == [FAST, SAME_KIND]
+    assert chosen() == [FAST, SLOW, SAME_KIND]
+    assert chosen(**BUS) == [SLOW, FAST, SAME_KIND]
 
 
 @pytest.mark.parametrize(
     ("named", "expected"),
     [
         ("1", [FAST]),
-        ("2, 0", [TWIN, SLOW]),
+        ("2, 0", [SAME_KIND, SLOW]),
         ("GPU-ab22", [FAST]),
-        ("GPU-c,GPU-aa", [TWIN, SLOW]),
+        ("GPU-c,GPU-aa", [SAME_KIND, SLOW]),
         ("GPU-ab,0", [FAST, SLOW]),
-        ("1gpu,+2", [FAST, TWIN]),
+        ("1gpu,+2", [FAST, SAME_KIND]),
         ("", []),
         ("-1", []),
         ("NoDevFiles", []),
@@ -59,17 +59,17 @@ def test_the_variable_is_read_as_cuda_reads_it(named, expected):
     assert chosen(named, **BUS) == expected
 
 
-def test_of_a_card_in_slices_a_process_gets_one_slice():
-    first, second = (Card(uuid=f"MIG-{name}", name="a slice", speed=0) for name in ("55", "66"))
-    host = (Card(uuid="GPU-ee44", name="Big", speed=1, slices=(first, second)),)
+def test_of_a_gpu_in_slices_a_process_gets_one_slice():
+    first, second = (HostGpu(uuid=f"MIG-{name}", name="a slice", speed=0) for name in ("55", "66"))
+    host = (HostGpu(uuid="GPU-ee44", name="Big", speed=1, slices=(first, second)),)
     assert chosen(host=host) == chosen("0", host=host) == [first]
     assert chosen("MIG-66", host=host) == [second]
-    assert card_with(host, "66") == card_with(host, "MIG-66") == second
+    assert gpu_with(host, "66") == gpu_with(host, "MIG-66") == second
 
 
-def test_a_card_is_found_by_what_torch_calls_it():
-    assert card_with(HOST, "ab22") == card_with(HOST, "GPU-ab22") == FAST
-    assert card_with(HOST, "ff99") is None
+def test_a_gpu_is_found_by_what_torch_calls_it():
+    assert gpu_with(HOST, "ab22") == gpu_with(HOST, "GPU-ab22") == FAST
+    assert gpu_with(HOST, "ff99") is None
 
 
 class Driver:
@@ -125,18 +125,18 @@ def driver(monkeypatch):
     return install
 
 
-def test_the_stack_of_a_probe_names_the_card_that_the_variable_chooses(driver, monkeypatch):
+def test_the_stack_of_a_probe_names_the_gpu_that_the_variable_chooses(driver, monkeypatch):
     driver(Driver())
-    assert current_stack("cuda").card == FAST.name
+    assert current_stack("cuda").gpu == FAST.name
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa")
     stack = current_stack("cuda")
-    assert (stack.card, stack.driver) == (SLOW.name, "570.1")
+    assert (stack.gpu, stack.driver) == (SLOW.name, "570.1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UsageError, match="no CUDA card is visible"):
+    with pytest.raises(UsageError, match="no CUDA GPU is visible"):
         current_stack("cuda")
 
 
-def test_what_a_plan_is_probed_on_is_judged_by_the_visible_card(driver, monkeypatch, make_request):
+def test_what_a_plan_is_probed_on_is_judged_by_the_visible_gpu(driver, monkeypatch, make_request):
     driver(Driver())
     request = make_request("v100-16g")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ab22")
@@ -175,7 +175,7 @@ def make_request():
     return make
 
 
-def test_probes_are_pinned_to_the_card_that_the_parent_judged_by(driver):
+def test_probes_are_pinned_to_the_gpu_that_the_parent_judged_by(driver):
     driver(Driver())
     for environment in ({}, {"CUDA_VISIBLE_DEVICES": "2,0", **BUS}):
         judged = first_visible(environment)
@@ -186,7 +186,7 @@ def test_probes_are_pinned_to_the_card_that_the_parent_judged_by(driver):
     assert pinned({"CUDA_VISIBLE_DEVICES": ""}) == {}
 
 
-def test_a_probe_s_process_sees_that_card_first_and_on_the_cpu_what_the_parent_sees(driver, make_request):
+def test_a_probe_s_process_sees_that_gpu_first_and_on_the_cpu_what_the_parent_sees(driver, make_request):
     driver(Driver())
     request, child = (
         make_request("v100-16g"),
@@ -199,22 +199,22 @@ def test_a_probe_s_process_sees_that_card_first_and_on_the_cpu_what_the_parent_s
             assert seen in prober.probe(knobs).detail
 
 
-def test_on_a_host_of_one_card_or_none_nothing_is_pinned(driver, monkeypatch):
+def test_on_a_host_of_one_gpu_or_none_nothing_is_pinned(driver, monkeypatch):
     driver(Driver((FAST,)))
-    assert [card.name for card in list_cards()] == [FAST.name]
+    assert [gpu.name for gpu in list_gpus()] == [FAST.name]
     assert pinned({}) == {}
 
     def absent():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    assert list_cards() == []
-    assert cards.first_visible({}) is None
+    assert list_gpus() == []
+    assert host_gpus.first_visible({}) is None
     assert pinned({}) == {}
 
 
 class CudaDriver(SimpleNamespace):
-    """libcuda with a card that has virtual memory management or not."""
+    """libcuda with a GPU that has virtual memory management or not."""
 
     def cuInit(self, flags):
         return self.broken

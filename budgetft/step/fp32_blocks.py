@@ -46,26 +46,26 @@ def blocks_of(base: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def is_island(module: nn.Module) -> bool:
-    return "budgetft_island" in module.__dict__
+def is_fp32_block(module: nn.Module) -> bool:
+    return "budgetft_fp32_block" in module.__dict__
 
 
-def make_island(module: nn.Module) -> None:
+def make_fp32_block(module: nn.Module) -> None:
     """Let ``module`` compute in fp32: its frozen weights are kept in fp32 (four-bit ones are read in it), its inputs and
     outputs converted."""
-    module.forward = partial(_island_forward, module)
-    if is_island(module):
+    module.forward = partial(_fp32_block_forward, module)
+    if is_fp32_block(module):
         return
     module.float()
     for part in module.modules():
         if isinstance(part, Nf4Linear):
             part.dtype = torch.float32
-    module.__dict__["budgetft_island"] = True
+    module.__dict__["budgetft_fp32_block"] = True
 
 
-def undo_island(module: nn.Module, dtype: torch.dtype) -> None:
+def undo_fp32_block(module: nn.Module, dtype: torch.dtype) -> None:
     """Let ``module`` compute in ``dtype`` again, which its frozen weights came from; adapters stay in fp32."""
-    if not is_island(module):
+    if not is_fp32_block(module):
         return
     for parameter in module.parameters():
         if not parameter.requires_grad:
@@ -73,7 +73,7 @@ def undo_island(module: nn.Module, dtype: torch.dtype) -> None:
     for part in module.modules():
         if isinstance(part, Nf4Linear):
             part.dtype = dtype
-    del module.__dict__["budgetft_island"]
+    del module.__dict__["budgetft_fp32_block"]
     module.__dict__.pop("forward", None)
 
 
@@ -104,22 +104,22 @@ def _of_missing_tower(name: str, base: nn.Module) -> bool:
     return name.startswith(TOWER) and not any(block.startswith(TOWER) for block in blocks_of(base))
 
 
-def set_islands(base: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+def set_fp32_blocks(base: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
     """Let exactly the blocks that ``names`` mean compute in fp32, the others in ``dtype``. Asked once more, it puts their
     forward in front of another that was put into its place."""
     chosen = set(matching_blocks(base, names)) if names else set()
     for name, block in blocks_of(base).items():
         if name in chosen:
-            make_island(block)
+            make_fp32_block(block)
         else:
-            undo_island(block, dtype)
+            undo_fp32_block(block, dtype)
 
 
 def _floating(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _island_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _fp32_block_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     entered = next(value for value in (*args, *kwargs.values()) if _floating(value))
 
     def convert(dtype: torch.dtype) -> Callable[[Any], Any]:
@@ -135,7 +135,7 @@ def _island_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def watching(base: nn.Module, *, repair: bool) -> Iterator[list[Finding]]:
     """Forwards inside the block are looked at; the list has a finding per block afterwards.
 
-    ``repair``: a block that overflows becomes an island at once and is computed again, so that one forward finds them all.
+    ``repair``: a block that overflows becomes an fp32 block at once and is computed again, so that one forward finds them all.
     """
     findings: dict[str, Finding] = {}
     handles = []
@@ -189,9 +189,9 @@ def _settle(
     if before is not None:
         largest, nonfinite = max(largest, before.largest), nonfinite + before.nonfinite
     findings[name] = Finding(block=name, largest=largest, nonfinite=nonfinite)
-    if not repair or is_island(block) or not findings[name].overflows:
+    if not repair or is_fp32_block(block) or not findings[name].overflows:
         return None
-    make_island(block)
+    make_fp32_block(block)
     output = block.forward(*args, **kwargs)
     seen.take()
     return output

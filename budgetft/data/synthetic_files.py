@@ -1,4 +1,4 @@
-"""The annotation files of a twin, in the official schemas: captions, questions, boxes, the public test package."""
+"""The annotation files of a synthetic dataset, in the official schemas: captions, questions, boxes, the public test package."""
 
 import json
 import random
@@ -10,16 +10,16 @@ from typing import Any
 from budgetft.data.captions import pedestrian_caption, vehicle_caption
 from budgetft.data.scenes import PHASES
 from budgetft.data.story import Question, environment_questions, phase_questions
-from budgetft.data.twin import Boxes, Cast, Film, TwinSpec
-from budgetft.data.twin_cast import NORMAL, PACKAGE, external_folder
+from budgetft.data.synthetic import Boxes, Cast, Film, SyntheticSpec
+from budgetft.data.synthetic_cast import NORMAL, PACKAGE, external_folder
 
 TRUTH = "test_truth"
 """What the real test set keeps to itself, in the shapes of the two submission files."""
 _QUESTIONS_A_PHASE = 3
 
 
-def write_annotations(root: Path, casts: Sequence[Cast], boxes: Mapping[Path, Boxes], spec: TwinSpec) -> None:
-    """Write every annotation of the twin below ``root``."""
+def write_annotations(root: Path, casts: Sequence[Cast], boxes: Mapping[Path, Boxes], spec: SyntheticSpec) -> None:
+    """Write every annotation of the synthetic data below ``root``."""
     test = [cast for cast in casts if cast.split == "test"]
     for cast in casts:
         _write_captions(root, cast)
@@ -81,7 +81,7 @@ def _captions(cast: Cast, digit: int) -> dict[str, str]:
     return {"caption_pedestrian": pedestrian_caption(scene), "caption_vehicle": vehicle_caption(scene)}
 
 
-def _write_questions(root: Path, cast: Cast, spec: TwinSpec) -> None:
+def _write_questions(root: Path, cast: Cast, spec: SyntheticSpec) -> None:
     rng = random.Random(f"{spec.seed}-questions-{cast.name}")
     folder = _annotations(root, cast, "vqa")
     first = next(film for films in cast.films.values() for film in films)
@@ -142,7 +142,7 @@ def _box_rows(cast: Cast, film: Film, boxes: Boxes, actor: str) -> tuple[list[di
     return annotated, generated
 
 
-def _write_test(root: Path, casts: Sequence[Cast], spec: TwinSpec) -> None:
+def _write_test(root: Path, casts: Sequence[Cast], spec: SyntheticSpec) -> None:
     entries: list[dict[str, Any]] = []
     answers: list[dict[str, str]] = []
     rng = random.Random(f"{spec.seed}-test-questions")

@@ -11,7 +11,7 @@ from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Estimate, Evidence
-from budgetft.plan import FRAMES, Candidate, PriceRow
+from budgetft.plan import FRAMES, Candidate, CostRow
 from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.search.planner import Choice, Event, Planner
@@ -19,7 +19,7 @@ from budgetft.search.ranking import settle
 from budgetft.search.study import held
 from budgetft.workload import Workload, frames_label
 
-PRICE_PROBES = 4
+COST_PROBES = 4
 """Probes that all price lists of a plan may take together, beside those of the search."""
 
 
@@ -34,9 +34,9 @@ class Step:
     best: Candidate | None = None
     evidence: Evidence = "predicted"
 
-    def row(self) -> PriceRow:
+    def row(self) -> CostRow:
         estimate = None if self.best is None else self.best.estimate
-        return PriceRow(
+        return CostRow(
             axis=self.axis,
             value=self.value,
             knobs=None if self.best is None else self.best.knobs,
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(kw_only=True)
-class Pricing:
+class StepsUp:
     """Pricing of ``ranges`` beside ``choice``, which was found for ``job``."""
 
     job: Job
@@ -63,10 +63,10 @@ class Pricing:
     """Of ``job``; None, or one on the CPU: all rows are predicted."""
     ledger: Ledger | None = None
     on_event: Callable[[Event], None] = lambda event: None
-    left: int = PRICE_PROBES
+    left: int = COST_PROBES
     steps: list[Step] = field(default_factory=list)
 
-    def rows(self) -> tuple[PriceRow, ...]:
+    def rows(self) -> tuple[CostRow, ...]:
         """One a value, the plan's own among them; each says where it is from."""
         for axis, values in self.ranges.items():
             self.steps += self._frames(values) if axis == FRAMES else self._values(axis, values)
@@ -74,9 +74,9 @@ class Pricing:
             self._probe_some(self.prober)
         return tuple(step.row() for step in self.steps)
 
-    def priced(self, axis: str, value: int) -> PriceRow:
+    def cost_of(self, axis: str, value: int) -> CostRow:
         """The row of one value of a contract's field, by prediction; nothing is probed for it."""
-        return self._priced(axis, str(value), self.job_under(self.job.contract.replace(**{axis: value}))).row()
+        return self._cost_of(axis, str(value), self.job_under(self.job.contract.replace(**{axis: value}))).row()
 
     def _values(self, axis: str, values: Sequence[int]) -> Iterable[Step]:
         yield self._own(axis, str(getattr(self.job.contract, axis)))
@@ -84,7 +84,7 @@ class Pricing:
         follows = axis == "rank" and agreed.alpha == 2 * agreed.rank
         for value in values:
             changes = {axis: value, **({"alpha": 2 * value} if follows else {})}
-            yield self._priced(axis, str(value), self.job_under(agreed.replace(**changes)))
+            yield self._cost_of(axis, str(value), self.job_under(agreed.replace(**changes)))
 
     def _frames(self, counts: Sequence[int]) -> Iterable[Step]:
         """The number of frames an example is a fact of the data, not a floor: the plan's own is somewhere among them."""
@@ -95,13 +95,13 @@ class Pricing:
                 yield self._own(FRAMES, value)
                 continue
             other = workload.with_frames(count, self.job.model, video=video)
-            yield self._priced(FRAMES, value, self.job_under(self.job.contract).replace(workload=other))
+            yield self._cost_of(FRAMES, value, self.job_under(self.job.contract).replace(workload=other))
 
     def _own(self, axis: str, value: str) -> Step:
         winner = self.choice.winner
         return Step(axis=axis, value=value, best=winner, evidence=winner.estimate.evidence)
 
-    def _priced(self, axis: str, value: str, job: Job) -> Step:
+    def _cost_of(self, axis: str, value: str, job: Job) -> Step:
         """By prediction, with the vision and the type of the plan."""
         self.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
         like = self.choice.winner.knobs
@@ -125,7 +125,7 @@ class Pricing:
         for step in order:
             if self.left <= 0:
                 left = sum(each.evidence == "predicted" for each in order)
-                self.on_event(Event(stage="price", text=f"{left} rows stay predicted: {PRICE_PROBES} may be probed"))
+                self.on_event(Event(stage="cost", text=f"{left} rows stay predicted: {COST_PROBES} may be probed"))
                 return
             self._probe(prober, step)
 
@@ -144,10 +144,10 @@ class Pricing:
             if self.ledger is not None:
                 self.ledger.append(job, outcome)
         event = Event(
-            stage="price",
+            stage="cost",
             text=f"{step.axis} {step.value}",
-            number=PRICE_PROBES - self.left,
-            most=PRICE_PROBES,
+            number=COST_PROBES - self.left,
+            most=COST_PROBES,
             knobs=knobs,
             estimate=said,
             outcome=outcome,
@@ -159,7 +159,7 @@ class Pricing:
 
     def _tell(self, said: Estimate, step: Step) -> None:
         text = f"probing the price of {step.axis} {step.value}: predicted {said.speed_text()}"
-        self.on_event(Event(stage="price", text=text))
+        self.on_event(Event(stage="cost", text=text))
 
 
 def frame_steps(workload: Workload, counts: Sequence[int]) -> list[tuple[int, bool]]:

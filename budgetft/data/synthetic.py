@@ -1,4 +1,4 @@
-"""A synthetic twin of the WTS data: the same tree and schemas, our own rendering, truth that follows from the scenes."""
+"""A synthetic copy of the WTS data: the same tree and schemas, our own rendering, truth that follows from the scenes."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from budgetft.value import Value
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MARKER = "twin.json"
+MARKER = "synthetic.json"
 _FEW_VIDEOS = 24
 """Fewer are drawn in this process: starting others would take longer."""
 
 
-class TwinSpec(Value):
-    """Everything that a twin depends on: equal specs give equal bytes (on equal versions of Pillow and FFmpeg)."""
+class SyntheticSpec(Value):
+    """Everything that a synthetic dataset depends on: equal specs give equal bytes (on equal versions of Pillow and FFmpeg)."""
 
     scenarios: int = Field(ge=1)
     seed: int = 0
@@ -120,7 +120,7 @@ def render(film: Film) -> Boxes:
 
 @dataclass(frozen=True, kw_only=True)
 class Cast:
-    """One scenario of a twin: its story and its films by view."""
+    """One scenario of a synthetic dataset: its story and its films by view."""
 
     name: str
     split: Split
@@ -132,7 +132,7 @@ class Cast:
     external: bool
 
 
-def split_of(spec: TwinSpec) -> list[Split]:
+def split_of(spec: SyntheticSpec) -> list[Split]:
     """The split of each scenario, in order; each share that is not 0 gets a scenario when there are enough."""
     counts = [int(spec.scenarios * share) for share in spec.fractions]
     order = sorted(range(3), key=lambda i: counts[i] - spec.scenarios * spec.fractions[i])
@@ -145,32 +145,36 @@ def split_of(spec: TwinSpec) -> list[Split]:
     return [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
 
 
-def write_twin(
+def _is_synthetic(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (MARKER, "twin.json"))  # the second as before 0.2
+
+
+def write_synthetic(
     out: Path,
-    spec: TwinSpec,
+    spec: SyntheticSpec,
     *,
     overwrite: bool = False,
     workers: int | None = None,
     on_start: Callable[[int], None] = lambda videos: None,
     on_video: Callable[[], None] = lambda: None,
 ) -> int:
-    """Write the twin of ``spec`` to ``out``, which appears whole or not at all; how many videos it has.
+    """Write the synthetic data of ``spec`` to ``out``, which appears whole or not at all; how many videos it has.
 
-    ``overwrite`` replaces a twin that is already there, never a folder of anything else. Raises ``UsageError`` for that,
-    and ``BudgetftError`` when the video library is missing.
+    ``overwrite`` replaces a synthetic dataset that is already there, never a folder of anything else. Raises ``UsageError``
+    for that, and ``BudgetftError`` when the video library is missing.
     """
-    from budgetft.data.twin_cast import cast_twin
-    from budgetft.data.twin_files import write_annotations
+    from budgetft.data.synthetic_cast import cast_synthetic
+    from budgetft.data.synthetic_files import write_annotations
 
     load_av()
-    recover(out, is_whole=lambda folder: (folder / MARKER).is_file())
-    if os.path.lexists(out) and not (overwrite and (out / MARKER).is_file()):
-        hint = "add --force to replace it" if (out / MARKER).is_file() else "choose another folder"
+    recover(out, is_whole=_is_synthetic)
+    if os.path.lexists(out) and not (overwrite and _is_synthetic(out)):
+        hint = "add --force to replace it" if _is_synthetic(out) else "choose another folder"
         raise UsageError(f"{out} exists", hint=hint)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = hidden_beside(out)
     try:
-        casts = cast_twin(unfinished, spec)
+        casts = cast_synthetic(unfinished, spec)
         films = [film for cast in casts for view in cast.films.values() for film in view]
         on_start(len(films))
         boxes = dict(zip((film.path for film in films), _rendered(films, workers, on_video), strict=True))

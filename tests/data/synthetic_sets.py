@@ -1,26 +1,26 @@
-"""Small twins for tests, and ways to spoil them."""
+"""Small synthetic datasets for tests, and ways to spoil them."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from budgetft.data.twin import TwinSpec, write_twin
+from budgetft.data.synthetic import SyntheticSpec, write_synthetic
 
-LEARNED = TwinSpec(scenarios=4, seed=3, seconds=1.6, fractions=(0.75, 0.25, 0.0))
+LEARNED = SyntheticSpec(scenarios=4, seed=3, seconds=1.6, fractions=(0.75, 0.25, 0.0))
 """Three scenarios of train, the second of 60 fps and the third of normal traffic, and one of val."""
-TESTED = TwinSpec(scenarios=3, seed=5, seconds=1.6, fractions=(0.0, 0.0, 1.0))
+TESTED = SyntheticSpec(scenarios=3, seed=5, seconds=1.6, fractions=(0.0, 0.0, 1.0))
 """A public test package; the third scenario is of normal traffic."""
 
 
-def make_twin(out: Path, spec: TwinSpec) -> Path:
-    write_twin(out, spec, workers=1)
+def make_synthetic(out: Path, spec: SyntheticSpec) -> Path:
+    write_synthetic(out, spec, workers=1)
     return out
 
 
-def spoilt(twin: Path, tmp_path: Path) -> Path:
-    """A copy of ``twin`` that may be changed."""
-    return Path(shutil.copytree(twin, tmp_path / "spoilt"))
+def spoilt(synthetic: Path, tmp_path: Path) -> Path:
+    """A copy of ``synthetic`` that may be changed."""
+    return Path(shutil.copytree(synthetic, tmp_path / "spoilt"))
 
 
 def scenario_names(root: Path, split: str = "train") -> list[str]:

@@ -1,4 +1,4 @@
-"""Torch builds, drivers and cards: what goes with what."""
+"""Torch builds, drivers and GPUs: what goes with what."""
 
 import os
 import subprocess
@@ -9,17 +9,17 @@ from patience import HANG_SECONDS
 
 from budgetft.cli import main
 from budgetft.doctor.builds import carries, choose_build, load_builds, numbers
-from budgetft.doctor.card import (
+from budgetft.doctor.causes import cause_of
+from budgetft.doctor.children import Reply
+from budgetft.doctor.gpu import (
     check_build,
     check_container,
     check_driver,
     check_kernels,
     check_sharing,
     needs_of,
-    visible_card,
+    visible_gpu,
 )
-from budgetft.doctor.causes import cause_of
-from budgetft.doctor.children import Reply
 from budgetft.doctor.recipe import write_recipe
 from budgetft.errors import BudgetftError
 from budgetft.gpu import gpu_names, load_gpu
@@ -30,7 +30,7 @@ NEW_TORCH = {
     "cuda": "13.0",
     "architectures": ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"],
 }
-CARD = {
+GPU = {
     "index": 0,
     "uuid": "GPU-1",
     "name": "Tesla V100-SXM2-16GB",
@@ -67,7 +67,7 @@ def test_code_runs_on_later_minor_versions_of_its_major_one(architectures, capab
 
 
 @pytest.mark.parametrize("name", gpu_names())
-def test_every_known_card_gets_a_build_with_its_kernels(name):
+def test_every_known_gpu_gets_a_build_with_its_kernels(name):
     gpu = load_gpu(name)
     assert carries(choose_build(gpu.capability).architectures, gpu.capability)
 
@@ -77,7 +77,7 @@ def test_a_newer_driver_never_takes_a_v100_to_a_build_without_its_kernels(driver
     assert choose_build((7, 0), driver).install_line == "pip install torch==2.10.0 torchvision==0.25.0"
 
 
-def test_the_driver_rules_out_builds_and_the_card_chooses_among_the_rest():
+def test_the_driver_rules_out_builds_and_the_gpu_chooses_among_the_rest():
     assert choose_build((6, 0)).cuda == "12.6"
     assert choose_build((7, 0), "470.57").install_line.endswith("--index-url https://download.pytorch.org/whl/cu118")
     assert choose_build((8, 6), "550.1").torch == "2.10.0"
@@ -107,13 +107,13 @@ def test_a_v100_with_todays_torch_is_a_problem_with_the_line_that_mends_it():
     assert check_build((8, 6), None, None, "rtx3090")[0].level == "problem"
 
 
-def test_a_card_with_everything_is_not_said_to_lack_anything():
+def test_a_gpu_with_everything_is_not_said_to_lack_anything():
     assert any("lacks bf16" in each.text for each in needs_of(load_gpu("v100-16g")))
     assert not any("lacks" in each.text for each in needs_of(load_gpu("h100-80g")))
 
 
 def test_a_driver_below_the_floor_of_torchs_cuda_is_a_problem():
-    facts = {"driver": "470.57", "cards": [CARD]}
+    facts = {"driver": "470.57", "gpus": [GPU]}
     (found,) = check_driver(facts, "13.0")
     assert found.kind == "driver"
     assert "580.65" in found.text
@@ -122,44 +122,44 @@ def test_a_driver_below_the_floor_of_torchs_cuda_is_a_problem():
     assert check_driver(facts, None)[0].level == "ok"
 
 
-def test_no_card_is_no_problem_but_a_driver_that_is_there_and_silent_is():
+def test_no_gpu_is_no_problem_but_a_driver_that_is_there_and_silent_is():
     assert check_driver({"error": "NVMLError_LibraryNotFound", "nodes": False}, "13.0")[0].level == "note"
     assert check_driver({"error": "NVMLError_DriverNotLoaded", "nodes": True}, "13.0")[0].level == "problem"
 
 
-def test_the_visible_card_is_the_one_that_the_variable_names():
-    other = {**CARD, "index": 1, "uuid": "GPU-2"}
-    facts = {"cards": [CARD, other]}
-    assert visible_card(facts, {"CUDA_VISIBLE_DEVICES": "1"}) == (other, [])
-    assert visible_card(facts, {"CUDA_VISIBLE_DEVICES": "GPU-2,0"}) == (other, [])
-    assert visible_card(facts, {}) == (CARD, [])
+def test_the_visible_gpu_is_the_one_that_the_variable_names():
+    other = {**GPU, "index": 1, "uuid": "GPU-2"}
+    facts = {"gpus": [GPU, other]}
+    assert visible_gpu(facts, {"CUDA_VISIBLE_DEVICES": "1"}) == (other, [])
+    assert visible_gpu(facts, {"CUDA_VISIBLE_DEVICES": "GPU-2,0"}) == (other, [])
+    assert visible_gpu(facts, {}) == (GPU, [])
     for wrong in ("7", "", "-1"):
-        card, (found,) = visible_card(facts, {"CUDA_VISIBLE_DEVICES": wrong})
-        assert card is None
+        gpu, (found,) = visible_gpu(facts, {"CUDA_VISIBLE_DEVICES": wrong})
+        assert gpu is None
         assert found.level == "problem"
 
 
-def test_cards_of_several_kinds_are_warned_of_unless_the_bus_numbers_them():
-    slow, fast = {**CARD, "speed": 7}, {**CARD, "index": 1, "uuid": "GPU-2", "name": "Faster", "speed": 9}
-    facts = {"cards": [slow, fast]}
+def test_gpus_of_several_kinds_are_warned_of_unless_the_bus_numbers_them():
+    slow, fast = {**GPU, "speed": 7}, {**GPU, "index": 1, "uuid": "GPU-2", "name": "Faster", "speed": 9}
+    facts = {"gpus": [slow, fast]}
     for environment in ({}, {"CUDA_VISIBLE_DEVICES": "0"}):
-        card, (mixed,) = visible_card(facts, environment)
-        assert card == fast
+        gpu, (mixed,) = visible_gpu(facts, environment)
+        assert gpu == fast
         assert mixed.level == "warning"
-        assert visible_card(facts, {**environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == (slow, [])
-    assert visible_card(facts, {"CUDA_VISIBLE_DEVICES": "GPU-1"}) == (slow, [])
+        assert visible_gpu(facts, {**environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == (slow, [])
+    assert visible_gpu(facts, {"CUDA_VISIBLE_DEVICES": "GPU-1"}) == (slow, [])
 
 
-def test_what_else_is_on_the_card_is_told():
-    assert check_sharing(CARD) == []
-    busy = {**CARD, "used_bytes": 9 * GIB, "processes": [{"pid": 4242, "bytes": 9 * GIB}], "mig": True, "display": True}
+def test_what_else_is_on_the_gpu_is_told():
+    assert check_sharing(GPU) == []
+    busy = {**GPU, "used_bytes": 9 * GIB, "processes": [{"pid": 4242, "bytes": 9 * GIB}], "mig": True, "display": True}
     told = " ".join(each.text for each in check_sharing(busy))
     assert "4242 (9.00 GiB)" in told
     assert "MIG" in told
     assert "display" in told
-    assert [each.level for each in check_sharing({**CARD, "compute_mode": 2})] == ["problem"]
-    assert [each.level for each in check_sharing({**CARD, "ecc": True})] == []
-    assert [each.level for each in check_sharing({**CARD, "ecc": True, "capability": [8, 6]})] == ["note"]
+    assert [each.level for each in check_sharing({**GPU, "compute_mode": 2})] == ["problem"]
+    assert [each.level for each in check_sharing({**GPU, "ecc": True})] == []
+    assert [each.level for each in check_sharing({**GPU, "ecc": True, "capability": [8, 6]})] == ["note"]
 
 
 def test_a_container_of_cuda_13_is_told_on_volta_only():
@@ -169,11 +169,11 @@ def test_a_container_of_cuda_13_is_told_on_volta_only():
     assert check_container({**container, "CUDA_VERSION": "12.6.3"}, (7, 0)) == []
 
 
-def test_a_kernel_that_fails_is_a_problem_of_the_build_or_the_card():
+def test_a_kernel_that_fails_is_a_problem_of_the_build_or_the_gpu():
     missing = {"tried": "float16", "problem": "AcceleratorError: CUDA error: no kernel image is available for execution"}
     assert [each.kind for each in check_kernels(Reply(said=[STARTED, missing]), None) if each.level == "problem"] == ["build"]
     wrong = {"tried": "float16", "problem": "a product that is 32 came out as 0.0"}
-    assert [each.kind for each in check_kernels(Reply(said=[STARTED, wrong]), None) if each.level == "problem"] == ["card"]
+    assert [each.kind for each in check_kernels(Reply(said=[STARTED, wrong]), None) if each.level == "problem"] == ["gpu"]
     died = Reply(said=[{"begin": "start"}, STARTED, {"begin": "float16"}], ended="killed by signal 11")
     assert any("float16: the process died" in each.text for each in check_kernels(died, None))
     never = Reply(said=[{"begin": "start"}], ended="killed by signal 6", stderr="boom\n")
@@ -182,7 +182,7 @@ def test_a_kernel_that_fails_is_a_problem_of_the_build_or_the_card():
     assert check_kernels(busy, None)[0].kind == "driver"
 
 
-def test_a_card_that_runs_its_kernels_is_well_and_triton_only_a_warning():
+def test_a_gpu_that_runs_its_kernels_is_well_and_triton_only_a_warning():
     fine = Reply(said=[STARTED, {"tried": "float16", "problem": None}])
     levels = [each.level for each in check_kernels(fine, Reply(ended="exit code 1", stderr="no gcc"))]
     assert levels == ["warning", "note", "ok"]
@@ -200,7 +200,7 @@ def test_a_card_that_runs_its_kernels_is_well_and_triton_only_a_warning():
         ("AttributeError: module 'torch._C' has no attribute '_x'", "packages"),
         ("RuntimeError: The NVIDIA driver on your system is too old (found version 12080)", "driver"),
         ("CUDA error: no kernel image is available for execution on the device", "build"),
-        ("ptxas: Feature '.bf16' requires .target sm_80 or higher", "card"),
+        ("ptxas: Feature '.bf16' requires .target sm_80 or higher", "gpu"),
         ("A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4.6", "packages"),
         ("something new", "packages"),
     ],
@@ -277,7 +277,7 @@ def test_entering_the_environment_keeps_the_machines_libraries_out(recipe, shell
     assert done.stdout.split() == ["none", "1", f"{folder}/driver"]
 
 
-def test_the_command_writes_the_recipe_for_a_card_that_is_not_here(tmp_path, capsys):
+def test_the_command_writes_the_recipe_for_a_gpu_that_is_not_here(tmp_path, capsys):
     assert main(["doctor", "--gpu", "v100-16g", "--env", str(tmp_path / "env.sh")]) == 0
     assert "torch 2.10.0 with CUDA 12.8" in capsys.readouterr().out
     assert "pip install torch==2.10.0 torchvision==0.25.0\n" in (tmp_path / "env.sh").read_text()

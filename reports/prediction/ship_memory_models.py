@@ -1,13 +1,15 @@
-"""Makes what ships in profiles/laws: recordings, from which `estimate` and `plan` compute, and laws of the stock recipe.
+"""Makes what ships in profiles/memory_models: recordings, from which `estimate` and `plan` compute, and memory models of the
+stock recipe.
 
-    python reports/prediction/ship_laws.py [MODEL ...]
+    python reports/prediction/ship_memory_models.py [MODEL ...]
 
 For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
 features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of
-full-size models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower
-cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and
-the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also laws of other trainers by
-default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
+full-size models each also with activations on the host. And for the full-size models memory models of the stock recipe, whose
+tower cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank
+16, and the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also memory models of
+other trainers by default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked
+for.
 """
 
 import sys
@@ -28,7 +30,7 @@ from budgetft.model import Model, load_model, model_names
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.record import record
 from budgetft.predict.recording import Recording, write_recording
-from budgetft.predict.store import find_recording, keep_law, law_key, recording_key, software
+from budgetft.predict.store import find_recording, keep_memory_model, memory_model_key, recording_key, software
 from budgetft.profiles import profiles_folder
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
@@ -59,26 +61,26 @@ def ship_recordings(model: Model, gpu: Gpu) -> None:
 
 
 def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the law of the stock recipe, unless it is there."""
+    """Fit and store the memory model of the stock recipe, unless it is there."""
     job = job_of(model, gpu, contract, workload)
     estimator = Estimator(job)
     knobs = estimator.combination(stock_settings(job)[0])
-    key = law_key(model, contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
+    key = memory_model_key(model, contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
     if not renewed(key, ".json"):
-        keep_law(key, estimator.law(knobs), FOLDER)
+        keep_memory_model(key, estimator.memory_model(knobs), FOLDER)
         print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
 
 
 def ship_peers(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the laws of every other trainer, by default and with Liger, unless they are there."""
+    """Fit and store the memory models of every other trainer, by default and with Liger, unless they are there."""
     job = job_of(model, gpu, contract.replace(allow_nf4=True), workload)
     estimator = Estimator(job)
     for name, peer in PEERS.items():
         for options in ({}, {"liger": True} if peer.liger_name else {"load_in_4bit": False}):
             knobs = estimator.combination(knobs_of(setup_of(name, gpu, model, **options), job, 1))
-            key = law_key(model, job.contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
+            key = memory_model_key(model, job.contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
             if not renewed(key, ".json"):
-                keep_law(key, estimator.law(knobs), FOLDER)
+                keep_memory_model(key, estimator.memory_model(knobs), FOLDER)
                 print(f"{model.name} {gpu.name} {name} {kind(knobs)}: {key}", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""A law: a few traces of a shortened model, composed into any micro-batch and any number of checkpointed layers.
+"""A memory model: a few traces of a shortened model, composed into any micro-batch and any number of checkpointed layers.
 
 Decoder layers are alike, so the allocations of one inner layer, checkpointed or not, stand for all of them; and every size
 is affine in the micro-batch, so two traces give the rest. A setting then costs a scan over a hundred segments. What the
-caching allocator adds is replayed at a grid of settings when the law is made, and interpolated.
+caching allocator adds is replayed at a grid of settings when the memory model is made, and interpolated.
 """
 
 from bisect import bisect_right
@@ -19,10 +19,10 @@ from budgetft.knobs import Allocator
 from budgetft.value import Value
 
 Layout = Literal["mixed", "checkpointed", "plain"]
-LAW_VERSION = 6
-"""Raised when the step or the way it is traced changes: stored laws of before are then traced again."""
+MEMORY_MODEL_VERSION = 6
+"""Raised when the step or the way it is traced changes: stored memory models of before are then traced again."""
 LARGEST_MICRO_BATCH = 64
-"""The allocator is replayed up to here; a law says nothing of larger ones."""
+"""The allocator is replayed up to here; a memory model says nothing of larger ones."""
 SHALLOW = 6
 """With fewer layers than this, all or none are checkpointed."""
 KIND = 5
@@ -53,7 +53,7 @@ class Affine:
 NO_FLOPS = Affine(at_zero=0.0, slope=0.0)
 
 
-class LawSegment(Value):
+class StepSegment(Value):
     """One segment of the step as functions of the micro-batch; see :class:`budgetft.predict.trace.Segment`."""
 
     phase: str
@@ -69,22 +69,22 @@ class LawSegment(Value):
     host: Affine
     freed_of_layer: dict[str, Affine]
     fp32_flops: Affine = Field(default=NO_FLOPS, exclude_if=lambda flops: flops == NO_FLOPS)
-    """Of ``flops``, in fp32; not written where there are none, nor in laws of before they were told apart."""
+    """Of ``flops``, in fp32; not written where there are none, nor in memory models of before they were told apart."""
 
 
 class Template(Value):
     """The segments of a step of a shortened model in one layout: before the layers, forward, between, backward."""
 
     layers: int
-    head: tuple[LawSegment, ...]
-    forward: tuple[tuple[LawSegment, ...], ...]
+    head: tuple[StepSegment, ...]
+    forward: tuple[tuple[StepSegment, ...], ...]
     """By layer of the template; a layer's segments end where the next layer's begin."""
-    middle: tuple[LawSegment, ...]
-    backward: tuple[tuple[LawSegment, ...], ...]
+    middle: tuple[StepSegment, ...]
+    backward: tuple[tuple[StepSegment, ...], ...]
 
 
 class Work(Value):
-    """What one segment does, for the law of time."""
+    """What one segment does, for the memory model of time."""
 
     phase: str
     flops: float
@@ -146,7 +146,7 @@ def between(
     return first, second
 
 
-class Law(Value):
+class MemoryModel(Value):
     """Peak bytes and work of every (micro-batch, checkpointed layers) of one combination of the other knobs."""
 
     layers: int
@@ -224,7 +224,7 @@ class Law(Value):
     def work(self, micro_batch: float, checkpointed_layers: int) -> list[Work]:
         """What each segment does, in order."""
 
-        def of(segment: LawSegment) -> Work:
+        def of(segment: StepSegment) -> Work:
             rounds = self.rounds(segment, micro_batch)
 
             def done(affine: Affine) -> float:
@@ -243,18 +243,18 @@ class Law(Value):
 
         return [of(segment) for segment in self.sequence(checkpointed_layers)]
 
-    def rounds(self, segment: LawSegment, micro_batch: float) -> int:
+    def rounds(self, segment: StepSegment, micro_batch: float) -> int:
         """How often a segment's fixed part is done: the frozen tower takes a group of images at a time."""
         return max(1, ceil(micro_batch / self.vision_group)) if segment.phase == "vision" else 1
 
-    def sequence(self, checkpointed_layers: int) -> list[LawSegment]:
+    def sequence(self, checkpointed_layers: int) -> list[StepSegment]:
         """The segments of the full model, in order."""
         key = "sequence", checkpointed_layers
         if key not in self.kept:
             self.kept[key] = self._sequence(checkpointed_layers)
         return self.kept[key]
 
-    def _sequence(self, checkpointed_layers: int) -> list[LawSegment]:
+    def _sequence(self, checkpointed_layers: int) -> list[StepSegment]:
         template = self.templates[layout_of(self.layers, checkpointed_layers)]
         stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
         sequence = list(template.head)
@@ -296,7 +296,7 @@ def template_layers(layers: int, checkpointed_layers: int, kind: int) -> list[in
     return of(checkpointed_layers) or plain
 
 
-def _with_all_frees(segment: LawSegment, stands_for: list[int], layers: int, size: int) -> LawSegment:
+def _with_all_frees(segment: StepSegment, stands_for: list[int], layers: int, size: int) -> StepSegment:
     """``segment``, which stands once, with what it frees of every layer freed as often as there are layers.
 
     Only what it frees of each layer of a kind counts: a hidden state that the next layer frees is freed once at the end.

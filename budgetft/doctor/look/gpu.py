@@ -1,4 +1,4 @@
-"""Run one small kernel of each kind on the first visible card: what a run would meet first."""
+"""Run one small kernel of each kind on the first visible GPU: what a run would meet first."""
 
 import json
 import warnings

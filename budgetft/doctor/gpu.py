@@ -1,15 +1,15 @@
-"""The driver, the card and the torch build: whether they can work together, and whether the card does."""
+"""The driver, the GPU and the torch build: whether they can work together, and whether the GPU does."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from budgetft.cards import Card, visible_cards
 from budgetft.doctor.builds import Capability, carries, choose_build, numbers, other_builds
 from budgetft.doctor.causes import cause_of
 from budgetft.doctor.children import Reply
 from budgetft.doctor.finding import Finding, Kind, Level
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
+from budgetft.host_gpus import HostGpu, visible_gpus
 from budgetft.units import format_gib
 
 _DRIVER_FLOORS = {11: "450.80", 12: "525.60", 13: "580.65"}
@@ -25,27 +25,27 @@ def check_driver(facts: Mapping[str, Any], torch_cuda: str | None) -> list[Findi
             text = f"an NVIDIA driver is there but does not answer: {facts['error']}"
             fix = "nvidia-smi must work first; after a driver update: restart. In a container: docker run --gpus all"
             return [Finding(kind="driver", level="problem", text=text, fix=fix)]
-        text = f"{NO_DRIVER}: plans are predicted here, not probed; training needs a card"
-        return [Finding(kind="driver", level="note", text=text, fix="budgetft doctor --gpu NAME says what a card would need")]
+        text = f"{NO_DRIVER}: plans are predicted here, not probed; training needs a GPU"
+        return [Finding(kind="driver", level="note", text=text, fix="budgetft doctor --gpu NAME says what a GPU would need")]
     driver = facts["driver"]
     floor = None if torch_cuda is None else _DRIVER_FLOORS.get(int(torch_cuda.split(".")[0]))
     if floor is not None and numbers(driver) < numbers(floor):
         text = f"driver {driver} is too old for the installed torch: CUDA {torch_cuda} needs {floor} or newer"
-        return [Finding(kind="driver", level="problem", text=text, fix=_install_for(facts["cards"], driver))]
-    return [Finding(kind="driver", level="ok", text=f"driver {driver}, {len(facts['cards'])} card(s)")]
+        return [Finding(kind="driver", level="problem", text=text, fix=_install_for(facts["gpus"], driver))]
+    return [Finding(kind="driver", level="ok", text=f"driver {driver}, {len(facts['gpus'])} GPU(s)")]
 
 
-def _install_for(cards: list[dict[str, Any]], driver: str) -> str:
+def _install_for(gpus: list[dict[str, Any]], driver: str) -> str:
     try:
-        capability = min(tuple(card["capability"]) for card in cards)
+        capability = min(tuple(gpu["capability"]) for gpu in gpus)
         return choose_build((capability[0], capability[1]), driver).install_line
     except (ValueError, BudgetftError) as error:
         return getattr(error, "hint", None) or "have the driver updated"
 
 
-def check_build(capability: Capability, torch: Mapping[str, Any] | None, driver: str | None, card: str) -> list[Finding]:
+def check_build(capability: Capability, torch: Mapping[str, Any] | None, driver: str | None, gpu: str) -> list[Finding]:
     """Whether the installed torch (as ``look/stack.py`` describes it) has kernels for ``capability``, and what would."""
-    name = f"{card} (compute capability {capability[0]}.{capability[1]})"
+    name = f"{gpu} (compute capability {capability[0]}.{capability[1]})"
     try:
         best = choose_build(capability, driver)
     except BudgetftError as error:
@@ -78,60 +78,60 @@ def needs_of(gpu: Gpu, torch: Mapping[str, Any] | None = None) -> list[Finding]:
     }
     missing = [what for what, has in lacks.items() if not has]
     if missing:
-        findings.append(Finding(kind="card", level="note", text=f"{gpu.name} lacks {'; '.join(missing)}"))
+        findings.append(Finding(kind="gpu", level="note", text=f"{gpu.name} lacks {'; '.join(missing)}"))
     return findings
 
 
-def visible_card(facts: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """The card that a run would take, as CUDA_VISIBLE_DEVICES has it, and what is odd about the choice."""
-    by_uuid = {card["uuid"]: card for card in facts.get("cards", [])}
+def visible_gpu(facts: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The GPU that a run would take, as CUDA_VISIBLE_DEVICES has it, and what is odd about the choice."""
+    by_uuid = {gpu["uuid"]: gpu for gpu in facts.get("gpus", [])}
     if not by_uuid:
         return None, []
-    cards = [Card(uuid=card["uuid"], name=card["name"], speed=card.get("speed") or 0) for card in by_uuid.values()]
-    chosen = next(iter(visible_cards(cards, environment)), None)
+    gpus = [HostGpu(uuid=gpu["uuid"], name=gpu["name"], speed=gpu.get("speed") or 0) for gpu in by_uuid.values()]
+    chosen = next(iter(visible_gpus(gpus, environment)), None)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.startswith("MIG-"):
-        return by_uuid[cards[0].uuid], []
+        return by_uuid[gpus[0].uuid], []
     if chosen is not None:
         by_number = visible is None or visible.strip()[:1].isdigit()
-        if not by_number or len({card.name for card in cards}) < 2 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        if not by_number or len({gpu.name for gpu in gpus}) < 2 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
             return by_uuid[chosen.uuid], []
-        names = ", ".join(f"{card['index']}: {card['name']}" for card in by_uuid.values())
-        text = f"cards of several kinds ({names}), which CUDA numbers the fastest first and nvidia-smi along the bus"
+        names = ", ".join(f"{gpu['index']}: {gpu['name']}" for gpu in by_uuid.values())
+        text = f"GPUs of several kinds ({names}), which CUDA numbers the fastest first and nvidia-smi along the bus"
         fix = "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=N"
-        return by_uuid[chosen.uuid], [Finding(kind="card", level="warning", text=text, fix=fix)]
-    text = f"CUDA_VISIBLE_DEVICES={visible!r} names no card here ({len(by_uuid)} present): torch will see none"
-    fix = "unset CUDA_VISIBLE_DEVICES, or ask the scheduler for a card (SLURM: --gres=gpu:1)"
-    return None, [Finding(kind="card", level="problem", text=text, fix=fix)]
+        return by_uuid[chosen.uuid], [Finding(kind="gpu", level="warning", text=text, fix=fix)]
+    text = f"CUDA_VISIBLE_DEVICES={visible!r} names no GPU here ({len(by_uuid)} present): torch will see none"
+    fix = "unset CUDA_VISIBLE_DEVICES, or ask the scheduler for a GPU (SLURM: --gres=gpu:1)"
+    return None, [Finding(kind="gpu", level="problem", text=text, fix=fix)]
 
 
-def check_sharing(card: Mapping[str, Any]) -> list[Finding]:
-    """What else is on the card: other processes, a display, MIG, ECC, exclusive mode."""
+def check_sharing(gpu: Mapping[str, Any]) -> list[Finding]:
+    """What else is on the GPU: other processes, a display, MIG, ECC, exclusive mode."""
     findings = []
-    processes = card["processes"] or []
-    if processes or card["used_bytes"] > _SHARED_BYTES + card["total_bytes"] // 50:
+    processes = gpu["processes"] or []
+    if processes or gpu["used_bytes"] > _SHARED_BYTES + gpu["total_bytes"] // 50:
         told = ", ".join(f"{each['pid']} ({format_gib(each['bytes'])})" for each in processes) or "not visible from here"
-        text = f"{format_gib(card['used_bytes'])} of {card['name']} are taken; processes: {told}"
-        findings.append(_card("warning", text, "plan for what is left: --budget, or wait until they end"))
-    if card["mig"]:
-        findings.append(_card("warning", "MIG is on: a run gets a slice of the card", "name it in CUDA_VISIBLE_DEVICES"))
-    if card["ecc"] and tuple(card["capability"]) in ((8, 6), (8, 9)):
-        text = "ECC is on and takes memory from this card: it shows less than its data sheet"
-        findings.append(_card("note", text, "plan with what nvidia-smi shows as total"))
-    if card["display"]:
+        text = f"{format_gib(gpu['used_bytes'])} of {gpu['name']} are taken; processes: {told}"
+        findings.append(_gpu("warning", text, "plan for what is left: --budget, or wait until they end"))
+    if gpu["mig"]:
+        findings.append(_gpu("warning", "MIG is on: a run gets a slice of the GPU", "name it in CUDA_VISIBLE_DEVICES"))
+    if gpu["ecc"] and tuple(gpu["capability"]) in ((8, 6), (8, 9)):
+        text = "ECC is on and takes memory from this GPU: it shows less than its data sheet"
+        findings.append(_gpu("note", text, "plan with what nvidia-smi shows as total"))
+    if gpu["display"]:
         text = "a display runs on the GPU and may take memory at any time"
-        findings.append(_card("note", text, "budgetft plan keeps room for it, in its default budget"))
-    if card["compute_mode"] == 2:
-        findings.append(_card("problem", "the card's compute mode is 'prohibited'", "sudo nvidia-smi -c 0"))
+        findings.append(_gpu("note", text, "budgetft plan keeps room for it, in its default budget"))
+    if gpu["compute_mode"] == 2:
+        findings.append(_gpu("problem", "the GPU's compute mode is 'prohibited'", "sudo nvidia-smi -c 0"))
     return findings
 
 
-def _card(level: Level, text: str, fix: str | None = None) -> Finding:
-    return Finding(kind="card", level=level, text=text, fix=fix)
+def _gpu(level: Level, text: str, fix: str | None = None) -> Finding:
+    return Finding(kind="gpu", level=level, text=text, fix=fix)
 
 
 def check_container(environment: Mapping[str, str], capability: Capability) -> list[Finding]:
-    """Whether the container's CUDA still knows the card: NVIDIA's images of CUDA 13 refuse what is older than Turing."""
+    """Whether the container's CUDA still knows the GPU: NVIDIA's images of CUDA 13 refuse what is older than Turing."""
     cuda = environment.get("CUDA_VERSION", "")
     if environment.get("NVIDIA_VISIBLE_DEVICES") is None or not cuda or capability >= (7, 5) or numbers(cuda) < (13,):
         return []
@@ -140,29 +140,29 @@ def check_container(environment: Mapping[str, str], capability: Capability) -> l
 
 
 def check_kernels(reply: Reply, triton: Reply | None) -> list[Finding]:
-    """What the card did with small kernels; a kernel that fails is a problem, Triton and bf16 only a warning."""
+    """What the GPU did with small kernels; a kernel that fails is a problem, Triton and bf16 only a warning."""
     start = next(reply.all("start"), None)
     if start is None or start["start"] is None:
         problem = start["problem"] if start else f"torch died ({reply.ended}): {_last(reply.stderr)}"
         kind, fix = cause_of(problem, "torch")
-        return [Finding(kind=kind if start else "card", level="problem", text=f"CUDA does not start: {problem}", fix=fix)]
+        return [Finding(kind=kind if start else "gpu", level="problem", text=f"CUDA does not start: {problem}", fix=fix)]
     findings = []
     for each in reply.all("tried"):
         if each["problem"] is not None:
             kind, fix = cause_of(each["problem"], "torch")
             level: Level = "warning" if each["tried"] == "bfloat16" and not start["native_bf16"] else "problem"
-            known: Kind = "build" if kind == "build" else "card"
+            known: Kind = "build" if kind == "build" else "gpu"
             findings.append(Finding(kind=known, level=level, text=f"{each['tried']}: {each['problem']}", fix=fix))
     if reply.ended is not None:
         begun = [each["begin"] for each in reply.all("begin")][-1]
-        findings.append(_card("problem", f"{begun}: the process died ({reply.ended}): {_last(reply.stderr)}"))
+        findings.append(_gpu("problem", f"{begun}: the process died ({reply.ended}): {_last(reply.stderr)}"))
     if triton is not None and (problem := _triton_problem(triton)):
-        text = f"Triton does not work on this card: {problem}; budgetft does without, torch.compile and Liger do not"
-        findings.append(_card("warning", text, "install gcc and the Python headers if they are named; else avoid Triton"))
+        text = f"Triton does not work on this GPU: {problem}; budgetft does without, torch.compile and Liger do not"
+        findings.append(_gpu("warning", text, "install gcc and the Python headers if they are named; else avoid Triton"))
     if not start["native_bf16"]:
-        findings.append(_card("note", "bf16 is emulated on this card: slow, no fused attention", "use fp16 (budgetft does)"))
+        findings.append(_gpu("note", "bf16 is emulated on this GPU: slow, no fused attention", "use fp16 (budgetft does)"))
     if not any(finding.level == "problem" for finding in findings):
-        findings.append(_card("ok", f"{start['start']}: fp32, fp16 and attention kernels run and are right"))
+        findings.append(_gpu("ok", f"{start['start']}: fp32, fp16 and attention kernels run and are right"))
     return findings
 
 

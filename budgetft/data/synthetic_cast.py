@@ -1,4 +1,4 @@
-"""Which scenarios a twin has, which cameras look at them, and what their files are called."""
+"""Which scenarios a synthetic dataset has, which cameras look at them, and what their files are called."""
 
 import random
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from budgetft.data.drawing import Camera, style_named
 from budgetft.data.scenes import View
 from budgetft.data.story import Story, tell_story
-from budgetft.data.twin import SPLITS, Cast, Film, Split, TwinSpec, split_of
+from budgetft.data.synthetic import SPLITS, Cast, Film, Split, SyntheticSpec, split_of
 
 PACKAGE = "WTS_DATASET_PUBLIC_TEST"
 EXTERNAL = Path("external/BDD_PC_5K")
@@ -15,8 +15,8 @@ _SIZES = ((320, 180), (320, 180), (640, 360))
 _FPS = (10, 15, 30)
 
 
-def cast_twin(root: Path, spec: TwinSpec) -> list[Cast]:
-    """Every scenario of the twin of ``spec``, with the paths of its films below ``root``."""
+def cast_synthetic(root: Path, spec: SyntheticSpec) -> list[Cast]:
+    """Every scenario of the synthetic data of ``spec``, with the paths of its films below ``root``."""
     splits = split_of(spec)
     casts = []
     for number, split in enumerate(splits):
@@ -42,7 +42,7 @@ def external_folder(root: Path, split: Split) -> Path:
     return root / PACKAGE / EXTERNAL if split == "test" else root / EXTERNAL
 
 
-def _scenario(root: Path, spec: TwinSpec, number: int, place: int, split: Split, videos: int | None) -> Cast:
+def _scenario(root: Path, spec: SyntheticSpec, number: int, place: int, split: Split, videos: int | None) -> Cast:
     rng = random.Random(f"{spec.seed}-scenario-{number}")
     normal = place % 4 == 2
     name = f"20230707_{number}_SY{number % 40}_T{1 + number % 3}"
@@ -68,7 +68,7 @@ def _scenario(root: Path, spec: TwinSpec, number: int, place: int, split: Split,
     return Cast(name=name, split=split, number=place, story=story, films=films, normal=normal, external=False)
 
 
-def _external(root: Path, spec: TwinSpec, split: Split, number: int) -> Cast:
+def _external(root: Path, spec: SyntheticSpec, split: Split, number: int) -> Cast:
     name = f"video{1000 * (1 + SPLITS.index(split)) + number}"
     rng = random.Random(f"{spec.seed}-{name}")
     story = tell_story(rng, name, spec.seconds)
@@ -90,7 +90,7 @@ def _overhead_name(scenario: str, place: int, camera: int, normal: bool) -> str:
 
 
 def _film(
-    folder: Path, name: str, view: View, story: Story, spec: TwinSpec, fps: int, size: tuple[int, int], camera: int,
+    folder: Path, name: str, view: View, story: Story, spec: SyntheticSpec, fps: int, size: tuple[int, int], camera: int,
     *, nested: bool = True,
 ) -> Film:  # fmt: skip
     seed = f"{spec.seed}-{spec.style}-{name}"

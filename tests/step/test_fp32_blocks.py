@@ -11,7 +11,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.knobs import Knobs
 from budgetft.step.build import build_model
-from budgetft.step.islands import blocks_of, first_nonfinite, is_island, watching
+from budgetft.step.fp32_blocks import blocks_of, first_nonfinite, is_fp32_block, watching
 from budgetft.step.step import Step
 from budgetft.workload import Shape
 
@@ -45,7 +45,7 @@ def gradients(step, inputs):
     return float(loss), found
 
 
-def test_a_sound_model_gets_no_island_and_is_left_as_it_is(made):
+def test_a_sound_model_gets_no_fp32_block_and_is_left_as_it_is(made):
     step, inputs = made
     before = step.evaluate(inputs)
     with watching(step.base, repair=True) as findings:
@@ -65,11 +65,11 @@ def test_one_forward_finds_and_repairs_every_block_that_overflows(made, names):
         repaired = step.evaluate(inputs)
     assert torch.isfinite(repaired)
     assert {finding.block for finding in findings if finding.overflows} == set(names)
-    assert {name for name, module in step.base.named_modules() if is_island(module)} == set(names)
+    assert {name for name, module in step.base.named_modules() if is_fp32_block(module)} == set(names)
     assert step.evaluate(inputs) == repaired
 
 
-def test_an_island_learns_what_the_whole_model_in_fp32_learns(made):
+def test_an_fp32_block_learns_what_the_whole_model_in_fp32_learns(made):
     step, inputs = made
     overflow(step, TEXT)
     with watching(step.base, repair=True):

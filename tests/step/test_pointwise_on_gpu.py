@@ -1,4 +1,4 @@
-"""The fused operations on a card against fp32 arithmetic, and what they allocate."""
+"""The fused operations on a GPU against fp32 arithmetic, and what they allocate."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_the_fused_swiglu_and_its_gradients_are_those_of_fp32():
         assert near(gradient(one)[finite], gradient(other)[finite])
 
 
-def test_the_kernels_are_made_on_the_card_and_allocate_only_their_results():
+def test_the_kernels_are_made_on_the_gpu_and_allocate_only_their_results():
     assert pointwise._forward_kernel() is not None
     assert pointwise._backward_kernel() is not None
     gate, up, grad = (numbers(*SHAPE, seed=seed) for seed in range(3))
