@@ -180,7 +180,7 @@ def opened(work: Work, tell: Tell) -> Work:
     if not isinstance(work, Path):
         return work
     from budgetft.cache import cache_folder
-    from budgetft.data.opening import dataset_folder
+    from budgetft.data.read.opening import dataset_folder
 
     return dataset_folder(
         work,

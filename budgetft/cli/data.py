@@ -37,7 +37,7 @@ def sample(
     force: Force = False,
 ) -> None:
     """Draw a small synthetic dataset of street scenes."""
-    from budgetft.data.sample import write_sample
+    from budgetft.data.synthetic.sample import write_sample
 
     examples = write_sample(out, count=count, seed=seed, overwrite=force)
     typer.echo(f"{out}: {len(examples)} examples, fingerprint {examples.fingerprint}")
@@ -60,7 +60,8 @@ def synthetic(
     force: Force = False,
 ) -> None:
     """Draw a synthetic WTS tree: videos, captions, questions, boxes and a public test package."""
-    from budgetft.data.synthetic import SyntheticSpec, write_synthetic
+    from budgetft.data.synthetic.dataset import write_synthetic
+    from budgetft.data.synthetic.spec import SyntheticSpec
 
     spec = SyntheticSpec.make(
         scenarios=scenarios,
@@ -110,8 +111,8 @@ def wts(
 
     After an interrupt the same command goes on.
     """
-    from budgetft.data.reformat import Format
-    from budgetft.data.wts import Request, convert_wts
+    from budgetft.data.wts.convert import Request, convert_wts
+    from budgetft.data.wts.reformat import Format
 
     count, video = frames_of(frames)
     form = Format.make(frames=frames if count is None else count, video=video, policy=policy, per_row=per_row)

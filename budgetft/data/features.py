@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from budgetft.contract import Contract
 from budgetft.data.examples import Example
-from budgetft.data.images import image_header, resized_image_size
-from budgetft.data.limits import limits_of
+from budgetft.data.media.images import image_header, resized_image_size
+from budgetft.data.media.limits import limits_of
 from budgetft.data.problems import problem_report
 from budgetft.data.visuals import Block, blocks_of
 from budgetft.errors import BudgetftError, UsageError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
-from budgetft.data.images import image_size, resized_image_size, unshrunk_image_size
+from budgetft.data.media.images import image_size, resized_image_size, unshrunk_image_size
 from budgetft.errors import BudgetftError
 from budgetft.model import Model
 from budgetft.once import one_time_costs

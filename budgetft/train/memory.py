@@ -4,7 +4,6 @@ import gc
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -16,27 +15,13 @@ from budgetft.knobs import Allocator
 from budgetft.meter.live import LiveBytes
 from budgetft.outcome import Estimate, Evidence, Stack, processor
 from budgetft.plan import Target
-from budgetft.train.record import OtherProcess
+from budgetft.train.readings import Held, OtherProcess
 
 Device = Literal["auto", "cpu", "cuda"]
 MOST_OF_THE_CAP = 0.99
 """A plan that takes so much leaves the allocator nothing to pile up in."""
 LEAST_OF_THE_CAP = 0.001
 """What torch is told of a plan that takes less: it refuses a threshold of 0, and CUDA then does not start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """Bytes; peaks are of the time since the last ``forget_peaks``. Reserved ones are None where nothing reserves."""
-
-    allocated_bytes: int
-    allocated_peak_bytes: int
-    reserved_bytes: int | None
-    reserved_peak_bytes: int | None
-    process_bytes: int
-    process_peak_bytes: int
-    alloc_retries: int
-    ooms: int
 
 
 class Memory(Protocol):

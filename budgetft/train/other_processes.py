@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from budgetft.train.record import OtherProcess
+from budgetft.train.readings import OtherProcess
 from budgetft.units import format_gib
 
 

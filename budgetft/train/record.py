@@ -9,20 +9,11 @@ from pydantic import AliasChoices, Field
 
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
+from budgetft.train.readings import Held, OtherProcess
 from budgetft.value import Value
 
 if TYPE_CHECKING:
     from budgetft.step.step import Update
-    from budgetft.train.memory import Held
-
-
-class OtherProcess(Value):
-    """Another process on the GPU."""
-
-    pid: int
-    name: str
-    memory_bytes: int | None
-    """None when the driver does not say."""
 
 
 class Fallback(Value):
@@ -168,7 +159,7 @@ class Summary(Value):
     """Of each of several processes, from the planned peak and what they hold else than one; None for a run in one."""
 
 
-def record_step(loss: float, update: "Update", held: "Held", **facts: Any) -> Record:
+def record_step(loss: float, update: "Update", held: Held, **facts: Any) -> Record:
     """The record of a step; ``facts`` are fields that neither its update nor what is ``held`` says."""
     return Record(
         loss=loss if math.isfinite(loss) else None,

@@ -23,7 +23,8 @@ from budgetft.train.guard import out_of_memory
 from budgetft.train.loader import Micro, ids_of
 from budgetft.train.memory import Memory
 from budgetft.train.ranks import Ranks
-from budgetft.train.record import Fallback, OtherProcess
+from budgetft.train.readings import OtherProcess
+from budgetft.train.record import Fallback
 
 T = TypeVar("T")
 FIRST_WAIT = 1

@@ -22,7 +22,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
 from budgetft.data.features import FeatureCache, find_pictures
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
 from budgetft.step.build import DTYPES, build_model, model_config, trainable

@@ -164,7 +164,7 @@ DATA = (
     ),
     Fault(
         name="The numbers of annotated frames are taken to begin at 1",
-        file="budgetft/data/video.py",
+        file="budgetft/data/media/video.py",
         old="return image_id // 2 if self.doubled else image_id",
         new="return image_id // 2 if self.doubled else max(0, image_id - 1)",
         first=("tests/data/test_wts.py",),

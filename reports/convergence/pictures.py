@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetft.data.captions import pedestrian_caption, position_of, vehicle_caption
-from budgetft.data.drawing import draw_backdrop, draw_moment, style_named
-from budgetft.data.reformat import Clip, Format, FrameBox, Row, drafts_of
-from budgetft.data.scenes import Scene
-from budgetft.data.synthetic import Film, SyntheticSpec
-from budgetft.data.synthetic_cast import cast_synthetic
-from budgetft.data.video import VideoFacts
+from budgetft.data.media.video import VideoFacts
+from budgetft.data.synthetic.captions import pedestrian_caption, position_of, vehicle_caption
+from budgetft.data.synthetic.cast import cast_synthetic
+from budgetft.data.synthetic.drawing import draw_backdrop, draw_moment, style_named
+from budgetft.data.synthetic.scenes import Scene
+from budgetft.data.synthetic.spec import Film, SyntheticSpec
+from budgetft.data.wts.reformat import Clip, Format, FrameBox, Row, drafts_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

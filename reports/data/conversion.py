@@ -16,8 +16,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from budgetft.data.synthetic import SyntheticSpec, write_synthetic
-from budgetft.data.video import count_frames, load_av
+from budgetft.data.media.video import count_frames, load_av
+from budgetft.data.synthetic.dataset import write_synthetic
+from budgetft.data.synthetic.spec import SyntheticSpec
 
 
 def decode_all(root: Path, workers: int) -> tuple[int, float]:

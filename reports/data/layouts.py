@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.examples import Example
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.data.visuals import media_of
 from budgetft.errors import UsageError
 

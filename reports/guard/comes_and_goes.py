@@ -29,8 +29,8 @@ from tiny import short_model
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
 from budgetft.data.stats import measure_workload
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs

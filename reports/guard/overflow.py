@@ -22,7 +22,7 @@ from typing import Any
 
 from overflowing import save_overflowing
 
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.plan import Plan, read_plan
 from budgetft.profiles import profiles_folder
 

@@ -14,8 +14,8 @@ from reader import Reader, copied, written
 from row_readers import ROWS
 from stored_readers import STORED
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
@@ -177,7 +177,7 @@ def _make_dataset(folder: Path) -> None:
 
 def _read_dataset(folder: Path) -> None:
     from budgetft.data.examples import read_dataset
-    from budgetft.data.images import image_size
+    from budgetft.data.media.images import image_size
 
     examples = read_dataset(folder / "data")
     root = (folder / "data").resolve()
@@ -429,8 +429,8 @@ def _make_notes(folder: Path) -> None:
 
 
 def _read_notes(folder: Path) -> None:
-    from budgetft.data.shots import _read_record
-    from budgetft.data.wts_notes import Notes, read_boxes, read_captions, read_questions, read_test_questions
+    from budgetft.data.media.shots import _read_record
+    from budgetft.data.wts.notes import Notes, read_boxes, read_captions, read_questions, read_test_questions
 
     notes = Notes()
     read_captions(folder / "captions.json", notes, captions=True)
@@ -466,7 +466,7 @@ def _make_images(folder: Path) -> None:
 
 
 def _read_images(folder: Path) -> None:
-    from budgetft.data.images import check_image, image_size, load_image
+    from budgetft.data.media.images import check_image, image_size, load_image
 
     for path in folder.iterdir():
         image_size(path)

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 from reader import Reader, written
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 
 TOOL = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
 TALK = [

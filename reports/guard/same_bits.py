@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
 from budgetft.data.stats import measure_workload
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.model import load_model

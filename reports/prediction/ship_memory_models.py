@@ -19,8 +19,8 @@ from pathlib import Path
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
 from budgetft.data.stats import measure_workload
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.data.tokens import resized_size
 from budgetft.export.peers import PEERS, knobs_of, setup_of
 from budgetft.gpu import Gpu, load_gpu

@@ -6,7 +6,7 @@ from synthetic_sets import LEARNED, TESTED, make_synthetic
 
 from budgetft.data.examples import Example, Examples, read_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.model import Model, load_model
 
 

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from budgetft.data.synthetic import SyntheticSpec, write_synthetic
+from budgetft.data.synthetic.dataset import write_synthetic
+from budgetft.data.synthetic.spec import SyntheticSpec
 
 LEARNED = SyntheticSpec(scenarios=4, seed=3, seconds=1.6, fractions=(0.75, 0.25, 0.0))
 """Three scenarios of train, the second of 60 fps and the third of normal traffic, and one of val."""

@@ -24,8 +24,8 @@ from media import (
 )
 from PIL import Image
 
-from budgetft.data import images
-from budgetft.data.images import check_image, frames_of_image, image_size, load_image, shown_as_stored
+from budgetft.data.media import images
+from budgetft.data.media.images import check_image, frames_of_image, image_size, load_image, shown_as_stored
 from budgetft.errors import UsageError
 
 NOISE = np.random.default_rng(7)

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from budgetft.cli.data import app
 from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.examples import read_dataset
-from budgetft.data.opening import dataset_folder
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import convert
+from budgetft.data.read.opening import dataset_folder
+from budgetft.data.read.options import Options
 from budgetft.data.visuals import media_of, resized_image
 from budgetft.errors import UsageError
 from budgetft.model import load_model

@@ -13,9 +13,9 @@ from chatml import DEFAULT_SYSTEM
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.errors import UsageError
 from budgetft.model import load_model
 

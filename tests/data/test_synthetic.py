@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 from synthetic_sets import LEARNED, TESTED, make_synthetic, scenario_names
 
-from budgetft.data.captions import pedestrian_caption
-from budgetft.data.drawing import STYLES
-from budgetft.data.scenes import COLOURS
-from budgetft.data.story import tell_story
-from budgetft.data.synthetic import MARKER, SyntheticSpec, render, split_of, write_synthetic
-from budgetft.data.synthetic_cast import cast_synthetic
-from budgetft.data.video import At, count_frames, pick_frames, probe
+from budgetft.data.media.video import At, count_frames, pick_frames, probe
+from budgetft.data.synthetic.captions import pedestrian_caption
+from budgetft.data.synthetic.cast import cast_synthetic
+from budgetft.data.synthetic.dataset import MARKER, render, write_synthetic
+from budgetft.data.synthetic.drawing import STYLES
+from budgetft.data.synthetic.scenes import COLOURS
+from budgetft.data.synthetic.spec import SyntheticSpec, split_of
+from budgetft.data.synthetic.story import tell_story
 from budgetft.errors import UsageError
 from budgetft.evaluate.official import read_annotated_captions, read_answers, read_captions
 from budgetft.evaluate.submission import read_test_set

@@ -8,9 +8,9 @@ import pytest
 from synthetic_sets import make_synthetic
 
 from budgetft.data.examples import read_dataset
-from budgetft.data.reformat import Format
-from budgetft.data.synthetic import SyntheticSpec
-from budgetft.data.wts import Request, convert_wts
+from budgetft.data.synthetic.spec import SyntheticSpec
+from budgetft.data.wts.convert import Request, convert_wts
+from budgetft.data.wts.reformat import Format
 from budgetft.evaluate.files import evaluate_files
 from budgetft.evaluate.metrics import NoWordNet, Scorer
 from budgetft.evaluate.predictions import appending, predicted

@@ -8,10 +8,10 @@ from rounding import arithmetic
 from synthetic_sets import caption_file, change, question_file, scenario_names, spoilt
 
 from budgetft.data.examples import read_dataset
-from budgetft.data.reformat import Format
-from budgetft.data.synthetic import SyntheticSpec
-from budgetft.data.video import At, VideoFacts, pick_frames
-from budgetft.data.wts import Request, convert_wts, split_scenarios
+from budgetft.data.media.video import At, VideoFacts, pick_frames
+from budgetft.data.synthetic.spec import SyntheticSpec
+from budgetft.data.wts.convert import Request, convert_wts, split_scenarios
+from budgetft.data.wts.reformat import Format
 from budgetft.errors import UsageError
 from budgetft.evaluate.judge import truth_of_examples
 

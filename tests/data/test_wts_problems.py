@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 from budgetft.cli.data import app
 from budgetft.data.conversation import Message, Part
 from budgetft.data.examples import read_dataset
-from budgetft.data.shots import Shot, take_shots
-from budgetft.data.video import At, count_frames, pick_frames, probe
+from budgetft.data.media.shots import Shot, take_shots
+from budgetft.data.media.video import At, count_frames, pick_frames, probe
 from budgetft.data.visuals import media_of
-from budgetft.data.wts import Request, convert_wts
-from budgetft.data.wts_tree import find_tree
+from budgetft.data.wts.convert import Request, convert_wts
+from budgetft.data.wts.tree import find_tree
 from budgetft.errors import UsageError
 
 REQUEST = Request(split="train")

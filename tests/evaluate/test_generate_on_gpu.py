@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.units import MIB
 
 RUN = """

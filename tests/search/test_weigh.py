@@ -6,8 +6,8 @@ from rounding import arithmetic
 pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
 
 from budgetft.contract import Contract
-from budgetft.data.sample import write_sample
 from budgetft.data.stats import workload_of
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs

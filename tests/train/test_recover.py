@@ -14,7 +14,7 @@ from runs import log_of, plan_of, train_plan
 from budgetft.errors import BudgetftError
 from budgetft.train.guard import Interrupted
 from budgetft.train.other_processes import OtherProcesses
-from budgetft.train.record import OtherProcess
+from budgetft.train.readings import OtherProcess
 
 STEPS = 4
 PHASES = ("load", "vision", "forward", "loss", "backward", "optimizer")
