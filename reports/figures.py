@@ -22,7 +22,7 @@ from budgetft.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
-BLOCK = re.compile(r"(?<=<!-- figures: )(\w+)( -->\n)(.*?)(?=<!-- figures: end -->)", re.DOTALL)
+BLOCK = re.compile(r"(?<=<!-- figures: )(?!end )(\w+)( -->\n)(.*?)(?=<!-- figures: end -->)", re.DOTALL)
 FILES = ("README.md", "docs/results.md", "docs/comparison.md", "reports/prediction/README.md")
 GPUS = {
     "rtx4060-8g": "RTX 4060, 8 GB",
@@ -170,11 +170,11 @@ def fits_block() -> str:
 
 
 def plan_block() -> str:
-    """The plan of the recording, up to the line of the baseline."""
+    """The first lines of the plan of the recording."""
     recorded = (ROOT / "docs/terminal.txt").read_text()
     command, _, rest = recorded[recorded.index("$ budgetft plan") :].partition("\n")
-    shown, _, after = rest.partition("\n  Once ")
-    assert after, "the recording has no line 'Once'"
+    shown, _, after = rest.partition("\n  Settings ")
+    assert after, "the recording has no line 'Settings'"
     return f"```\n{command}\n{shown}\n  ...\n```\n"
 
 
@@ -207,7 +207,7 @@ def supported_block() -> str:
 
 def as_table(head: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows)).replace("|  |", "| |")
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def memory() -> dict[str, str]:
@@ -352,7 +352,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 def differing(path: str) -> dict[str, str]:
     """The blocks of a file, by name, whose text is not what is computed now, with the text that it is to be."""
     found = {match[1]: match[3] for match in BLOCK.finditer((ROOT / path).read_text())}
-    computed = {name: BLOCKS[name]() for name in found}
+    computed = {name: f"\n{BLOCKS[name]()}\n" for name in found}
     return {name: text for name, text in computed.items() if text != found[name]}
 
 
