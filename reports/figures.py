@@ -5,6 +5,7 @@ itself where it is predicted. It goes between ``<!-- figures: NAME -->`` and ``<
 nothing and names the blocks that differ; tests/docs holds them, and the rows of the reports that state the same.
 """
 
+import functools
 import json
 import re
 import sys
@@ -349,24 +350,27 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def differing(path: str) -> dict[str, str]:
-    """The blocks of a file, by name, whose text is not what is computed now, with the text that it is to be."""
-    found = {match[1]: match[3] for match in BLOCK.finditer((ROOT / path).read_text())}
-    computed = {name: f"\n{BLOCKS[name]()}\n" for name in found}
-    return {name: text for name, text in computed.items() if text != found[name]}
+@functools.cache
+def block(name: str) -> str:
+    """The text of a block as it is to be, with the empty lines around it."""
+    return f"\n{BLOCKS[name]()}\n"
+
+
+def differing(page: str) -> list[str]:
+    """The blocks of a page's text, by name, that are not what is computed now."""
+    return [found[1] for found in BLOCK.finditer(page) if found[3] != block(found[1])]
 
 
 def main() -> int:
     """Write every block anew, or with ``--check`` name those that differ; exit code 1 then."""
     check, differ = "--check" in sys.argv[1:], False
     for path in FILES:
-        for name, text in differing(path).items():
+        page = (ROOT / path).read_text()
+        for name in differing(page):
             differ = True
             print(f"{path}: {name}" + ("" if check else " written"))
-            if not check:
-                whole = (ROOT / path).read_text()
-                block = re.compile(rf"(<!-- figures: {name} -->\n).*?(?=<!-- figures: end -->)", re.DOTALL)
-                (ROOT / path).write_text(block.sub(lambda match, text=text: match[1] + text, whole))
+        if not check:
+            (ROOT / path).write_text(BLOCK.sub(lambda found: found[1] + found[2] + block(found[1]), page))
     return int(check and differ)
 
 
