@@ -151,3 +151,9 @@ def test_cheap_commands_run_as_they_are_written(page, inputs, tmp_path, monkeypa
     for command in commands(page):
         if command.pasted and not is_left_out(command):
             assert main(command.words) == 0, f"{command}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if code(page, "python")], ids=named)
+def test_python_of_readme_and_docs_runs(page):
+    for block in code(page, "python"):
+        exec(compile(block, named(page), "exec"), {})
