@@ -39,10 +39,11 @@ NUMBERS = """\
 | Qwen2.5-VL-3B, unless said | Hugging Face Trainer defaults -> plan | evidence |
 | --- | --- | --- |
 | Largest example in 14 GiB | {baseline_frames} frame -> {frames} frames of 1288x728 | emulated |
-| Peak memory, predicted before anything ran | {chosen_n} settings: {chosen_mean} off on average, {chosen_worst} at worst; \
+| Peak memory, predicted before anything ran | {chosen_n} settings of two models: {chosen_mean} off on average, \
+{chosen_worst} at worst; \
 with the math attention kernel, which no plan uses, {every_n}: {every_mean}, worst {every_worst}; \
 on a GPU never calibrated +- {uncalibrated} | emulated |
-| {runs} plans of {budgets}, {steps} steps each | no OOM, none above its budget; {others} peaked at most {above} above \
+| {runs} plans, {models} models, {budgets}: {steps} steps each | no OOM, none above its budget; {others} peaked at most {above} above \
 the plan, one {most_above} | emulated |
 | Speed, H100 | {h100_baseline} -> {h100_plan} examples/s; the defaults wait for the CPU there, tried at one micro-batch \
 | measured |
@@ -203,7 +204,7 @@ def supported_block() -> str:
         ],
         ["Systems", f"Linux, or Windows by WSL; Python {project['requires-python'].replace('>=', '')} or newer; {ranges}"],
     ]
-    return as_table(["", ""], rows)
+    return as_table(["", "supported"], rows)
 
 
 def as_table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -230,6 +231,7 @@ def memory() -> dict[str, str]:
         "baseline_frames": str(found["stock"]),
         "offloaded_frames": str(next(count for path, count in found.items() if "host" in path)),
         "runs": str(len(runs)),
+        "models": str(len({run["model"] for run in runs})),
         "others": str(len(runs) - 1),
         "steps": f"{FINISHED_STEPS:,}",
         "budgets": f"{min(budgets):.0f} to {max(budgets):.1f} GiB",
