@@ -43,8 +43,8 @@ NUMBERS = """\
 {chosen_worst} at worst; \
 with the math attention kernel, which no plan uses, {every_n}: {every_mean}, worst {every_worst}; \
 on a GPU never calibrated +- {uncalibrated} | emulated |
-| {runs} plans, {models} models, {budgets}: {steps} steps each | no OOM, none above its budget; {others} peaked at most {above} above \
-the plan, one {most_above} | emulated |
+| {runs} plans, {models} models, {budgets}: {steps} steps each | no OOM, none above budget; {others} peaked at most {above} \
+above the plan, one {most_above} | emulated |
 | Speed, H100 | {h100_baseline} -> {h100_plan} examples/s; the defaults wait for the CPU there, tried at one micro-batch \
 | measured |
 | Speed, V100 16 GB | {v100_baseline} -> {v100_plan} examples/s, {v100_ratio} times as fast | predicted |
