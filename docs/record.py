@@ -4,6 +4,7 @@ The commands are the real ones, in a pseudo-terminal of 80 columns, on photos th
 by rich; the picture shows one command after the other, and all of it is in the text. Nothing needs a GPU or a network.
 """
 
+import argparse
 import io
 import os
 import pty
@@ -143,6 +144,7 @@ def _turn(number: int, scenes: int) -> list[str]:
 
 def main() -> None:
     """Run the commands and write the picture and the text."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         draw_photos(Path(name))
         outputs = [printed(command, Path(name)) for command in COMMANDS]
