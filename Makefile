@@ -1,11 +1,11 @@
 # A virtual environment of its own, with pip: `make plan` runs the main job, `make check` what takes a minute and a half of
-# the checks, `make test` all of them, and `make sweep` the long versions that a release needs.
+# the checks, `make test` all of them, and `make sweep` the long versions that a release needs; `make docs` builds site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= --numprocesses 2 --dist loadfile
 
-.PHONY: plan check test sweep lint types pytest quick clean
+.PHONY: plan check test sweep docs lint types pytest quick clean
 
 plan: $(VENV)/installed
 	$(BIN)/budgetft plan --gpu v100-16g
@@ -17,6 +17,9 @@ test: lint types pytest
 
 sweep: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m sweep
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -43,6 +46,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml .ci/constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:
