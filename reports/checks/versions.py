@@ -4,11 +4,12 @@
     python reports/checks/versions.py [--only PART_OF_A_ROW] [--python 3.12=PATH ...] [--folder FOLDER] [--out FOLDER]
 
 Builds the wheel from the source archive. Each row is an environment of its own, made by uv and deleted again: a Python, and
-packages as pyproject.toml declares them (``lowest``: every direct dependency at its lower bound), as profiles/lock.txt pins them on
-a torch build of profiles/torch_builds.toml (``lock``), or as new as they are (``newest``). In it the wheel's own commands run as a
-user would run them, without a GPU or a network, in an empty folder: version, doctor, fit, made-up data, a plan with trials, a few
-training steps, captions from the adapter, a report. A Python that uv does not find is named by ``--python``. Writes versions.json
-(rows that were not run now stay as they are) and versions.md. It ends with an error when a row failed.
+packages as pyproject.toml declares them (``lowest``: every direct dependency at its lower bound), as profiles/lock.txt pins
+them on a torch build of profiles/torch_builds.toml (``lock``), or as new as they are (``newest``). In it the wheel's own
+commands run as a user would run them, without a GPU or a network, in an empty folder: version, doctor, fit, made-up data, a
+plan with trials, a few training steps, captions from the adapter, a report. A Python that uv does not find is named by
+``--python``. Writes versions.json (rows that were not run now stay as they are) and versions.md. It ends with an error when a
+row failed.
 """
 
 import argparse
@@ -42,7 +43,19 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "data": ("data", "sample", "photos", "--count", "12"),
     "plan": (
         *("plan", "--gpu", "v100-16g", "--model", MODEL, "--data", "photos", "--rank", "4", "--effective-batch", "4"),
-        *("--budget", "700MiB", "--max-pixels", "50176", "--probe", "always", "--max-probes", "3", "--quiet", "--out", "plan.json"),
+        *(
+            "--budget",
+            "700MiB",
+            "--max-pixels",
+            "50176",
+            "--probe",
+            "always",
+            "--max-probes",
+            "3",
+            "--quiet",
+            "--out",
+            "plan.json",
+        ),
     ),
     "train": ("train", "--plan", "plan.json", "--out", "run", "--weights", "random", "--steps", "6", "--quiet", "--json"),
     "predict": ("predict", "--run", "run", "--data", "photos", "--out", "captions.jsonl", "--quiet"),
@@ -81,7 +94,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The lowest and the newest of everything on the lowest and the newest Python, and what doctor installs for old and new GPUs."""
+    """The lowest and the newest of everything on old and new Pythons, and what doctor installs for a V100 and current GPUs."""
     old, new = choose_build(load_gpu("v100-16g").capability), load_builds()[0]
     return [
         Row(python="3.11", packages="lowest"),
@@ -153,12 +166,21 @@ def run(row: Row, wheel: Path, python: str, uv: Sequence[str], folder: Path) -> 
     """Make the row's environment, run the commands in it, and delete it."""
     with tempfile.TemporaryDirectory(dir=folder) as made:
         place, environment = Path(made), Path(made) / "environment"
-        result: dict[str, Any] = {"row": row.name, "python": row.python, "on": date.today().isoformat(), "budgetft": __version__}
+        result: dict[str, Any] = {
+            "row": row.name,
+            "python": row.python,
+            "on": date.today().isoformat(),
+            "budgetft": __version__,
+        }
         try:
             subprocess.run([*uv, "venv", "--quiet", "--python", python, str(environment)], check=True)
             row.install(uv, environment / "bin" / "python", wheel, place)
         except subprocess.CalledProcessError:
-            return {**result, "packages": {}, "commands": [{"command": "install", "seconds": None, "problem": "does not install"}]}
+            return {
+                **result,
+                "packages": {},
+                "commands": [{"command": "install", "seconds": None, "problem": "does not install"}],
+            }
         listed = subprocess.run(
             [*uv, "pip", "list", "--python", str(environment), "--format", "json"], check=True, capture_output=True, text=True
         )
@@ -176,8 +198,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "# The wheel on other versions",
         "",
-        "Written by `python reports/checks/versions.py`; what is run, and how, is said there. No GPU; peaks are predicted for a V100",
-        "(of the tiny model's plan), the loss is that of the last of six training steps on the CPU with random weights.",
+        "Written by `python reports/checks/versions.py`, which says what is run. No GPU took part. The peak is that of the",
+        "tiny model's plan for a V100 (predicted), the loss that of the last of six training steps on the CPU from random weights.",
         "",
         f"| | Python | {' | '.join(SHOWN)} | result | seconds | predicted peak | last loss |",
         "|---" * (len(SHOWN) + 6) + "|",
@@ -198,7 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a row's name, such as 3.13 or lowest")
     parser.add_argument("--python", action="append", default=[], metavar="3.12=PATH")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where environments are made (8 GB each)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where environments are made (8 GB each)"
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
     pythons = dict(each.split("=", 1) for each in chosen.python)
