@@ -19,6 +19,7 @@ from budgetft.doctor.children import look
 from budgetft.doctor.dockerfile import split_package, write_dockerfile
 from budgetft.doctor.examine import examine
 from budgetft.doctor.finding import EXIT_CODES, Finding, exit_code
+from budgetft.doctor.packages import installed_versions
 from budgetft.doctor.recipe import write_recipe
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
@@ -89,8 +90,15 @@ def doctor(
     findings = examine(card, budgetft_cache=cache_folder(), on_step=lambda step: print(f"{step} ...", file=sys.stderr))
     code = exit_code(findings)
     if json_output:
-        told = {"budgetft": __version__, "python": platform.python_version(), "platform": platform.platform()}
-        print(json.dumps({**told, "exit_code": code, "findings": [each.model_dump() for each in findings]}, indent=2))
+        told = {
+            "budgetft": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": installed_versions(),
+            "exit_code": code,
+            "findings": [finding.model_dump() for finding in findings],
+        }
+        print(json.dumps(told, indent=2))
     else:
         _show(findings, code)
     raise typer.Exit(code)
