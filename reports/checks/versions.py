@@ -215,13 +215,14 @@ def main() -> None:
     kept = chosen.out / "versions.json"
     known = {each["row"]: each for each in json.loads(kept.read_text(encoding="utf-8"))} if kept.exists() else {}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as made:
-        wheel = build_wheel(Path(made))
-        for row in rows():
-            if chosen.only in row.name:
+        asked = [row for row in rows() if chosen.only in row.name]
+        wheel = build_wheel(Path(made)) if asked else Path()
+        for row in [*asked, None]:  # at last, or with none at all, only the table is written
+            if row is not None:
                 known[row.name] = run(row, wheel, pythons.get(row.python, row.python), uv, chosen.folder)
-                results = [known[each.name] for each in rows() if each.name in known]
-                kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-                (chosen.out / "versions.md").write_text(table(results), encoding="utf-8")
+            results = [known[each.name] for each in rows() if each.name in known]
+            kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            (chosen.out / "versions.md").write_text(table(results), encoding="utf-8")
     print((chosen.out / "versions.md").read_text(encoding="utf-8"))
     sys.exit(any(one["problem"] for each in results for one in each["commands"]))
 
