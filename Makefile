@@ -1,11 +1,12 @@
 # A virtual environment of its own, with pip: `make plan` runs the main job, `make check` what takes a minute and a half of
-# the checks, `make test` all of them, and `make sweep` the long versions that a release needs; `make docs` builds site/.
+# the checks, `make test` all of them, `make sweep` the long versions that a release needs; `make wheel` builds the wheel, and
+# `make docs` site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= --numprocesses 2 --dist loadfile
 
-.PHONY: plan check test sweep docs lint types pytest quick clean
+.PHONY: plan check test sweep docs lint types pytest quick wheel clean
 
 plan: $(VENV)/installed
 	$(BIN)/budgetft plan --gpu v100-16g
@@ -35,6 +36,10 @@ pytest: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --quick $(WORKERS)
 
+# A wheel in dist/, built by way of the source archive; reports/checks/versions.py tries it on other versions.
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -53,4 +58,4 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist

@@ -28,7 +28,7 @@ _SYMPTOMS: tuple[tuple[str, Kind, str], ...] = (
     (r"No module named '(?P<name>\w+)", "packages", "pip install {name}"),
     (r"no answer within", "host", "the file system hangs or is slow; put the environment on a local disk"),
 )
-_DISTRIBUTIONS = {"PIL": "pillow", "flash_attn": "flash-attn", "liger_kernel": "liger-kernel", "qwen_vl_utils": "qwen-vl-utils"}
+DISTRIBUTIONS = {"PIL": "pillow", "flash_attn": "flash-attn", "liger_kernel": "liger-kernel", "qwen_vl_utils": "qwen-vl-utils"}
 
 
 def cause_of(error: str, name: str) -> tuple[Kind, str]:
@@ -37,5 +37,5 @@ def cause_of(error: str, name: str) -> tuple[Kind, str]:
         match = re.search(pattern, error, flags=re.IGNORECASE)
         if match:
             module = match.groupdict().get("name") or name
-            return kind, fix.format(name=_DISTRIBUTIONS.get(module, module))
-    return "packages", f"pip install --force-reinstall --no-deps {_DISTRIBUTIONS.get(name, name)}"
+            return kind, fix.format(name=DISTRIBUTIONS.get(module, module))
+    return "packages", f"pip install --force-reinstall --no-deps {DISTRIBUTIONS.get(name, name)}"

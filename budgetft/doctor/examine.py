@@ -1,6 +1,7 @@
 """The whole examination, in the order in which things should be fixed."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from budgetft.doctor import host, libraries, packages
 from budgetft.doctor.children import look
 from budgetft.doctor.finding import Finding
 from budgetft.gpu import Gpu
+from budgetft.installed import pip_command
 
 
 def examine(
@@ -37,7 +39,13 @@ def examine(
     on_step("machine")
     findings += host.check_memory() + host.check_shared_memory() + host.check_locking()
     findings += host.check_caches(host.cache_folders(environment, budgetft_cache))
-    return findings + host.show_cache(budgetft_cache, environment)
+    findings += host.show_cache(budgetft_cache, environment)
+    return [found.replace(fix=as_typed_here(found.fix)) if found.fix else found for found in findings]
+
+
+def as_typed_here(fix: str, pip: str | None = None) -> str:
+    """``fix`` with what ``pip`` is typed as in this environment, which pipx or uv may keep."""
+    return re.sub(r"(?<!uv )\bpip (?=(un)?install)", lambda _: f"{pip or pip_command()} ", fix)
 
 
 def _look_at_paths(environment: Mapping[str, str]) -> tuple[list[Finding], dict[str, Any] | None]:

@@ -64,15 +64,19 @@ echo "next: source $folder/bin/activate && budgetft doctor"
 def write_recipe(gpu: str, build: Build, package: str | None = None, others: Sequence[Build] = ()) -> str:
     """The script for ``gpu`` on ``build``; ``package`` is what pip installs at the end: budgetft as it is installed here,
     with what 4-bit weights need."""
-    pins = (profiles_folder() / "lock.txt").read_text(encoding="utf-8").strip()
     return _SCRIPT.format(
         about=_about(gpu, build, others),
         kept_out=" ".join(KEPT_OUT),
-        lock="\n".join([*build.requirements, pins]),
+        lock="\n".join([*build.requirements, pins()]),
         torch_requirements=" ".join(build.requirements),
         index="" if build.index is None else f" --index-url {build.index}",
         package=shlex.quote(package or own_package(EXTRA)),
     )
+
+
+def pins() -> str:
+    """The versions that were tested together, one a line."""
+    return (profiles_folder() / "lock.txt").read_text(encoding="utf-8").strip()
 
 
 def _about(gpu: str, build: Build, others: Sequence[Build]) -> str:

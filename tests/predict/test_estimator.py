@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from rounding import arithmetic
+from shipped import needs_shipped_recordings
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
@@ -86,6 +87,7 @@ def test_an_estimate_at_once_takes_a_memory_model_of_other_software_and_says_so(
     assert not own.foreign
 
 
+@needs_shipped_recordings
 def test_a_model_without_a_recording_is_recorded_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
     job = estimator(Workload.uniform(WORST)).job

@@ -1,6 +1,7 @@
 """Which memory models and recordings serve which contracts: those whose steps take the same bytes share them."""
 
 import pytest
+from shipped import needs_shipped_recordings
 
 from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
@@ -44,6 +45,7 @@ def test_dropout_and_dora_have_memory_models_of_their_own_and_every_rate_of_drop
     assert keys(lora_dropout=0.1) == keys(lora_dropout=0.5)
 
 
+@needs_shipped_recordings
 def test_the_recordings_that_ship_serve_contracts_as_they_were():
     assert find_recording(keys()[1]) is not None
     assert find_recording(keys(use_dora=True)[1]) is None

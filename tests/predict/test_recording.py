@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from shipped import OTHER_SOFTWARE, SOFTWARE
 from tiny import FAMILIES
 
 from budgetft.contract import Contract
@@ -30,7 +31,7 @@ from budgetft.predict.recording import (
     write_recording,
 )
 from budgetft.predict.short import Short, static_sizes
-from budgetft.predict.store import find_recording, recording_key
+from budgetft.predict.store import find_recording, recording_key, software
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
 
@@ -66,6 +67,8 @@ def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
 def shipped(job: Job, vision="frozen", **change) -> tuple[Recording, Knobs]:
     knobs = Estimator.combined(settings(job, vision)[0].replace(**change))
     recording = find_recording(recording_key(job.model, job.contract, knobs, job.gpu))
+    if software() not in SOFTWARE:
+        pytest.skip(OTHER_SOFTWARE)
     assert recording is not None, "reports/prediction/ship_memory_models.py has to be run again"
     return recording, knobs
 
