@@ -24,6 +24,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: will it fit, how fast, what was measured, where the bytes go, what was tried."""
     from budgetft.cache import cache_folder
+    from budgetft.cli.lines import put
     from budgetft.plan import check_file
     from budgetft.report.gather import gather
     from budgetft.report.page import write_report
@@ -39,9 +40,9 @@ def report(
     written = write_report(story, out)
     if json_output:
         answers = {answer.question: answer.answer for answer in verdict(story)}
-        result = {"headline": headline(story.plan), "verdict": answers, "files": [str(path) for path in written]}
+        result = {"headline": headline(story).text, "verdict": answers, "files": [str(path) for path in written]}
         print(json.dumps(result, indent=2))
         return
-    print(headline(story.plan))
+    put(headline(story).text)
     for path in written:
         print(f"  {path}")
