@@ -11,38 +11,64 @@ from budgetft.cli import options
 
 
 def report(
-    source: Annotated[Path, typer.Argument(metavar="PLAN|RUN", help="A plan file, or the folder of a run.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="PLAN|RUN...", help="A plan file or the folder of a run; several are set side by side."),
+    ],
     out: Annotated[
         Path,
         typer.Option(
             "--out", "-o", metavar="FILE", help="The page; its charts go beside it as PNG.", rich_help_panel=options.OUTPUT
         ),
     ] = Path("report.html"),
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Show the first of these, from budgetft predict.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Dataset with the pictures of --predictions.", rich_help_panel=options.OUTPUT),
+    ] = None,
     ledger: options.Ledger = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,
 ) -> None:
-    """Write one self-contained HTML page: will it fit, how fast, what was measured, where the bytes go, what was tried."""
+    """Write one HTML page without a network: does it fit, how long, where the bytes go; of a run its curves and captions.
+
+    Of two or more it has their figures, their curves in one chart, and the settings that differ.
+    """
     from budgetft.cache import cache_folder
     from budgetft.cli.lines import put
+    from budgetft.errors import UsageError
     from budgetft.plan import check_file
+    from budgetft.report.compare import check_number, named, write_comparison
     from budgetft.report.gather import gather
     from budgetft.report.page import write_report
     from budgetft.report.verdict import headline, verdict
 
     check_file(out)
+    check_number(len(sources))
+    if len(sources) > 1 and predictions is not None:
+        raise UsageError("--predictions are of one run", hint="give one run, or leave them out")
 
     def say(text: str) -> None:
         if not quiet:
             print(f"[trace] {text} (kept for next time)", file=sys.stderr, flush=True)
 
-    story = gather(source, ledger=ledger or cache_folder() / "ledger.sqlite3", on_trace=say)
-    written = write_report(story, out)
+    kept = ledger or cache_folder() / "ledger.sqlite3"
+    stories = [gather(source, ledger=kept, predictions=predictions, data=data, on_trace=say) for source in sources]
+    alone = len(stories) == 1
+    written = write_report(stories[0], out) if alone else write_comparison(stories, out)
+    files = [str(path) for path in written]
     if json_output:
-        answers = {answer.question: answer.answer for answer in verdict(story)}
-        result = {"headline": headline(story).text, "verdict": answers, "files": [str(path) for path in written]}
-        print(json.dumps(result, indent=2))
+        told = [
+            {"headline": headline(story).text, "verdict": {each.question: each.answer for each in verdict(story)}}
+            for story in stories
+        ]
+        compared = {"compared": [{"name": name, **each} for (name, _), each in zip(named(stories), told, strict=True)]}
+        print(json.dumps({**(told[0] if alone else compared), "files": files}, indent=2))
         return
-    put(headline(story).text)
-    for path in written:
+    for name, story in named(stories):
+        put(headline(story).text if alone else f"{name}: {headline(story).text}")
+    for path in files:
         print(f"  {path}")

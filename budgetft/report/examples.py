@@ -16,7 +16,6 @@ from budgetft.report.html import document
 from budgetft.report.pictures import data_uri
 
 if TYPE_CHECKING:
-
     from budgetft.data.boxes import Outline
 
 _MOST_PICTURES = 24

@@ -50,8 +50,8 @@ def gather(
         if outcomes and not foretold:
             foretold = [estimator.estimate(outcome.knobs) for outcome in outcomes]
             prediction_note = (
-                "Predictions were computed again by this version, after the trials: the plan is older than the habit of keeping"
-                f" them (calibration {estimator.calibration.name!r})."
+                "The plan keeps no predictions: these were made again by this version, after the trials"
+                f" (calibration {estimator.calibration.name!r})."
             )
     except BudgetftError as error:
         timeline_note = f"No picture over time: the step cannot be traced here: {error.message}."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from budgetft.outcome import CONNECTION, Estimate
-from budgetft.report.axes import Axes, legend
+from budgetft.report.axes import LETTER, Axes, legend
 from budgetft.report.drawing import Drawing
 from budgetft.report.story import Story
 from budgetft.units import GIB, format_gib
@@ -98,7 +98,7 @@ def stacked_chart(sides: Sequence[tuple[str, Estimate]], budget_bytes: int, widt
     first = y
     for (name, sizes), (_, estimate) in zip(parts, sides, strict=True):
         drawing.text(4, y + 12, name, bold=True)
-        drawing.text(width - 4, y + 12, format_gib(estimate.process_peak_bytes), anchor="end", colour="soft")
+        drawing.text(14 + 1.15 * LETTER * len(name), y + 12, format_gib(estimate.process_peak_bytes), colour="soft")
         x = 4.0
         for colour in shown:
             wide = (width - 8) * max(0, sizes.get(colour, 0)) / most

@@ -37,9 +37,9 @@ def _beside_plan(story: Story) -> str:
 
 def _facts(story: Story) -> str:
     done, last = story.summary, story.records[-1]
-    skipped = sum(not record.finite for record in story.records)
+    skipped, planned = sum(not record.finite for record in story.records), story.plan.contract.epochs
     facts = [
-        ("Epochs", f"{last.epoch:.2f} of {story.plan.contract.epochs}, {counted(len(story.records), 'step')}"),
+        ("Epochs", f"{last.epoch:.2f} in {counted(len(story.records), 'step')}, {planned} planned"),
         ("Learning rate", f"{story.plan.contract.learning_rate:g} at its highest, {last.learning_rate:.2g} at the end"),
         ("Skipped", f"{counted(skipped, 'step')} that were not finite" if skipped else ""),
     ]
@@ -60,7 +60,7 @@ def _facts(story: Story) -> str:
 def samples(story: Story) -> str:
     """What the model says to a few examples, beside their pictures and the truth."""
     if not story.samples:
-        return note(story.samples_note)
+        return ""
     return note(story.samples_note) + f'<div class="samples">{"".join(_cells(story.samples))}</div>'
 
 

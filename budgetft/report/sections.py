@@ -110,7 +110,7 @@ def costs(story: Story) -> str:
     if parts and any(row.evidence != plan.estimate.evidence for row in plan.price_list):
         parts.append(note("Compare with care: the plan's own bar was run, the others are predicted."))
     elif parts:
-        parts.append(note("Examples per second; the plan's own bar is the dark one."))
+        parts.append(note("Bars are examples per second."))
     return "".join(parts)
 
 
@@ -239,7 +239,7 @@ def _speeds(probe: Probe) -> str:
 def _both(predicted: float | None, found: float | None, source: str) -> str:
     cells = [(predicted, "predicted"), (found, source)]
     told = [f"{value:.2f} {word}" for value, word in cells if value is not None]
-    return f'<span class="pair">{"<br>".join(map(escape, told)) or "-"}</span>'
+    return f'<span class="pair">{", <br>".join(map(escape, told)) or "-"}</span>'
 
 
 def lesson(story: Story, index: int) -> str:

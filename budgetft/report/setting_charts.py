@@ -163,7 +163,8 @@ def price_chart(rows: Sequence[PriceRow], plan: Plan, width: float) -> Drawing:
     """Examples per second of every step up of one training setting; the plan's own in its colour."""
     bars = [
         (
-            pixels_words(int(row.value)) if row.axis == "max_pixels" else row.value,
+            (pixels_words(int(row.value)) if row.axis == "max_pixels" else row.value)
+            + (", the plan" if plan.is_own(row) else ""),
             row.samples_per_second or 0.0,
             _price_text(row, plan),
             "plan" if plan.is_own(row) else "probe",

@@ -77,6 +77,8 @@ def _steps(story: Story) -> str:
     return f"{last.step:,} of {counted(last.steps, 'step')}"
 
 
+MARKED: dict[Kind, str] = {"good": "fits", "close": "look closer", "bad": "does not fit"}
+"""A verdict in a word."""
 HOW: dict[Evidence, str] = {
     "predicted": "counted on the CPU",
     "emulated": "emulated",
