@@ -11,7 +11,7 @@ from budgetft.cli import options
 
 
 def report(
-    sources: Annotated[
+    source: Annotated[
         list[Path],
         typer.Argument(metavar="PLAN|RUN...", help="A plan file or the folder of a run; several are set side by side."),
     ],
@@ -42,13 +42,13 @@ def report(
     from budgetft.errors import UsageError
     from budgetft.plan import check_file
     from budgetft.report.compare import check_number, named, write_comparison
-    from budgetft.report.gather import gather
+    from budgetft.report.gather import gather, glance
     from budgetft.report.page import write_report
     from budgetft.report.verdict import headline, verdict
 
     check_file(out)
-    check_number(len(sources))
-    if len(sources) > 1 and predictions is not None:
+    check_number(len(source))
+    if len(source) > 1 and predictions is not None:
         raise UsageError("--predictions are of one run", hint="give one run, or leave them out")
 
     def say(text: str) -> None:
@@ -56,8 +56,12 @@ def report(
             print(f"[trace] {text} (kept for next time)", file=sys.stderr, flush=True)
 
     kept = ledger or cache_folder() / "ledger.sqlite3"
-    stories = [gather(source, ledger=kept, predictions=predictions, data=data, on_trace=say) for source in sources]
-    alone = len(stories) == 1
+    alone = len(source) == 1
+    stories = (
+        [gather(source[0], ledger=kept, predictions=predictions, data=data, on_trace=say)]
+        if alone
+        else list(map(glance, source))
+    )
     written = write_report(stories[0], out) if alone else write_comparison(stories, out)
     files = [str(path) for path in written]
     if json_output:

@@ -9,7 +9,7 @@ from budgetft.gpu import Gpu, gpu_of_device
 from budgetft.measure.job import planned_job
 from budgetft.measure.ledger import outcomes_of
 from budgetft.outcome import Estimate, Outcome
-from budgetft.plan import Plan, read_plan
+from budgetft.plan import Plan, load_planned_model, read_plan
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.law import Moment
 from budgetft.report.samples import sampled
@@ -33,10 +33,7 @@ def gather(
     ``predictions`` is a file of ``budgetft predict`` in place of the captions that the run kept; ``data`` holds its pictures.
     Raises ``UsageError`` when there is no readable plan. Anything else that is missing or damaged becomes a note.
     """
-    run = path if plan is None and path.is_dir() else None
-    plan_path = path / "plan.json" if run else path
-    if run and not plan_path.is_file():
-        raise UsageError(f"{path} holds no plan.json", hint="give a plan file, or the folder of a run (budgetft train --out)")
+    run, plan_path = _places(path) if plan is None else (None, path)
     plan = plan or read_plan(plan_path)
     outcomes = plan.evidence.outcomes
     foretold: list[Estimate] = list(plan.evidence.predictions)
@@ -79,6 +76,50 @@ def gather(
         samples=samples,
         samples_note=samples_note,
     )
+
+
+def glance(path: Path) -> Story:
+    """The story of ``path`` without what takes a trace, a ledger or pictures: enough to set it beside others.
+
+    Raises ``UsageError`` when there is no readable plan.
+    """
+    run, plan_path = _places(path)
+    plan = read_plan(plan_path)
+    records, summary, run_note, stopped = _read_run(run) if run else ((), None, "", "")
+    return Story(
+        plan=plan,
+        plan_path=plan_path,
+        run=run,
+        layers=plan.model.layers or _layers(plan),
+        moments=(),
+        predicted=None,
+        timeline_note="",
+        probes=(),
+        prediction_note="",
+        earlier=(),
+        ledger_note="",
+        records=records,
+        summary=summary,
+        run_note=run_note,
+        stopped=stopped,
+    )
+
+
+def _layers(plan: Plan) -> int | None:
+    try:
+        return load_planned_model(plan).layers
+    except BudgetftError:
+        return None
+
+
+def _places(path: Path) -> tuple[Path | None, Path]:
+    """The folder of the run, where ``path`` is one, and the plan file. Raises ``UsageError`` for a folder without a plan."""
+    if not path.is_dir():
+        return None, path
+    plan_path = path / "plan.json"
+    if not plan_path.is_file():
+        raise UsageError(f"{path} holds no plan.json", hint="give a plan file, or the folder of a run (budgetft train --out)")
+    return path, plan_path
 
 
 def _folder(data: str | None) -> Path | None:

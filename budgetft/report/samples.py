@@ -9,6 +9,7 @@ from budgetft.report.pictures import thumbnail
 from budgetft.report.story import Sampled
 from budgetft.train.folder import Identity, RunFolder
 from budgetft.train.record import Sample
+from budgetft.units import counted
 from budgetft.value import json_lines
 
 MOST = 6
@@ -86,7 +87,7 @@ def _last_captions(path: Path) -> tuple[list[Sampled], str]:
         if sample.step == last
     ]
     note = f"After step {last}, of held-out examples." if rows else ""
-    return rows[:MOST], note + (f" {damaged} lines of {path.name} cannot be read." if damaged else "")
+    return rows[:MOST], note + (f" {counted(damaged, 'line')} of {path.name} cannot be read." if damaged else "")
 
 
 def _examples(data: Path | None, ids: list[str]) -> tuple[dict[str, Any], str]:

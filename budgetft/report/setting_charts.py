@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from budgetft.knobs import Knobs, is_stock
 from budgetft.outcome import Evidence, Outcome, speed_text
@@ -79,7 +80,7 @@ def _draw_probe(axes: Axes, probe: Probe, y: float) -> None:
 
 def points_of(story: Story) -> list[Point]:
     """What is known of this job, one point for each setting: the plan, the baseline, then others by memory."""
-    plan, found = story.plan, dict[Knobs, tuple[float, float, str, Evidence]]()
+    plan, found = story.plan, dict[Any, tuple[float, float, str, Evidence]]()
     for outcome in (*story.earlier, *plan.evidence.outcomes):
         if outcome.fits and outcome.process_peak_bytes and (speed := outcome.samples_per_second):
             found[outcome.knobs] = outcome.process_peak_bytes / GIB, speed, f"{speed:.2f}", outcome.evidence
@@ -87,7 +88,7 @@ def points_of(story: Story) -> list[Point]:
     for knobs, estimate in (*candidates, (plan.knobs, plan.estimate)):
         if speed := estimate.samples_per_second:
             found[knobs] = estimate.process_peak_bytes / GIB, speed, estimate.speed_text(""), estimate.evidence
-    known = {plan.knobs: "plan"}
+    known: dict[Any, str] = {plan.knobs: "plan"}
     if plan.baseline is not None and plan.baseline.knobs != plan.knobs:
         known[plan.baseline.knobs] = "baseline"
     ordered = sorted(found, key=lambda knobs: (list(known).index(knobs) if knobs in known else len(known), found[knobs][0]))

@@ -1,6 +1,7 @@
 """What a page is made of, as values."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from budgetft.outcome import Estimate, Outcome
@@ -77,7 +78,7 @@ class Story:
         """Of the run's folder, or of the plan's file."""
         return self.run.resolve().name if self.run else self.plan_path.stem
 
-    @property
+    @cached_property
     def train_seconds(self) -> float:
         """Of the steps that are done."""
         return self.summary.train_seconds if self.summary else sum(record.seconds for record in self.records)

@@ -270,7 +270,7 @@ def _sure(story: Story) -> str:
     text = f"The peak could be {f'{share:.1%} higher' if share < 1 else f'{share + 1:.0f} times as high'} and still fit."
     text += " Training stops at the budget."
     if errors:
-        when = "before them" if plan.evidence.predictions else "again now, after them"
+        when = "before them" if plan.evidence.predictions else "again after them"
         text = (
             f"In {counted(len(errors), 'trial')} that fit, the peak predicted {when} was off by {fmean(errors):.1%} on average,"
             f" {max(errors):.1%} at worst. {text}"

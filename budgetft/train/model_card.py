@@ -1,6 +1,6 @@
 """The card of an adapter, as people and the Hugging Face Hub read it: what, on what, how, how to use it, and its limits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budgetft.duration import duration_text
 from budgetft.units import counted, format_gib
@@ -48,7 +48,7 @@ def _front(made: "Provenance") -> str:
 
     base = made.base.name if made.base is not None and is_hub_id(made.base.name) else None
     tags = ["lora", "budgetft", *([FAMILY_TAGS[made.family]] if made.family in FAMILY_TAGS else [])]
-    relation = {"base_model_relation": "adapter"} if base else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if base else {}
     data = ModelCardData(base_model=base, library_name="peft", pipeline_tag=TASK, tags=tags, **relation)
     return f"---\n{data.to_yaml()}\n---"
 
@@ -106,7 +106,7 @@ def _results(made: "Provenance") -> dict[str, str | None]:
         "Loss": None if None in losses else f"{losses[0]:.4f} at the start, {losses[1]:.4f} at the end",
         "Eval loss": None if made.heldout_loss is None else f"{made.heldout_loss:.4f}",
         "Peak GPU memory": f"{format_gib(made.process_peak_bytes)}{evidence}",
-        "Time": made.train_seconds and f"{duration_text(made.train_seconds)} for the steps",
+        "Time": None if made.train_seconds is None else f"{duration_text(made.train_seconds)} for the steps",
     }
 
 
