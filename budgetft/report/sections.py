@@ -6,6 +6,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from budgetft.answers import is_uncalibrated
 from budgetft.cards import launch_command
 from budgetft.duration import duration_text
 from budgetft.goal import Goal, time_asked
@@ -26,6 +27,7 @@ from budgetft.wording import setting_name, setting_value, settings_words, short_
 
 SMALL = GIB // 20
 """Bytes under which a part of the peak is told with the others: 0.05 GiB."""
+NO_CALIBRATION = "none of this GPU: budgetft gpus --calibrate makes one there"
 FEW = 8
 """Rows of a table that stands open; longer ones are folded."""
 
@@ -305,7 +307,7 @@ def details(story: Story) -> str:
         ("Peak memory by phase", "; ".join(_phases(plan))),
         ("Base model", f"{plan.model.base.describe()}: train takes no others" if plan.model.base else ""),
         ("Precision", plan.precision.describe() if plan.precision else ""),
-        ("Calibration", plan.evidence.calibration or ""),
+        ("Calibration", NO_CALIBRATION if is_uncalibrated(plan.evidence.calibration) else plan.evidence.calibration or ""),
         ("Made with", ", ".join(f"{name} {value}" for name, value in plan.environment.items())),
     ]
     return definitions(facts)
