@@ -57,7 +57,7 @@ class Shown:
         """Memory and speed in one line, with where the numbers are from."""
         budget, share = self._limits()
         room = room_words(self.estimate, budget, share)
-        return f"{fits_words(self.estimate, budget)}: {room}, {self.estimate.speed_text()}"
+        return f"{fits_words(self.estimate, budget)}, {room}, {self.estimate.speed_text()}"
 
     def _limits(self) -> tuple[int | None, float | None]:
         """The budget in bytes, and the half-width of the interval around the peak as a share of it, where they are known."""
@@ -72,7 +72,7 @@ class Shown:
 
     def __str__(self) -> str:
         title = self._title()
-        lines = [f"{title}: {self._verdict()}" if title else self._verdict()]
+        lines = broken(f"{title}: {self._verdict()}" if title else self._verdict(), hang=2)
         for name, text in self._rows():
             lines += broken(f"  {name:<14}{text}", hang=16)
         return "\n".join(lines)

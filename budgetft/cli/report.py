@@ -3,11 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from budgetft.cli import options
+
+if TYPE_CHECKING:
+    from budgetft.report.story import Story
 
 
 def report(
@@ -39,17 +42,14 @@ def report(
     """
     from budgetft.cache import cache_folder
     from budgetft.cli.lines import put
-    from budgetft.errors import UsageError
     from budgetft.plan import check_file
-    from budgetft.report.compare import check_number, named, write_comparison
+    from budgetft.report.compare import named, write_comparison
     from budgetft.report.gather import gather, glance
     from budgetft.report.page import write_report
-    from budgetft.report.verdict import headline, verdict
+    from budgetft.report.verdict import headline
 
     check_file(out)
-    check_number(len(source))
-    if len(source) > 1 and predictions is not None:
-        raise UsageError("--predictions are of one run", hint="give one run, or leave them out")
+    _check_number(len(source), predictions)
 
     def say(text: str) -> None:
         if not quiet:
@@ -65,14 +65,34 @@ def report(
     written = write_report(stories[0], out) if alone else write_comparison(stories, out)
     files = [str(path) for path in written]
     if json_output:
-        told = [
-            {"headline": headline(story).text, "verdict": {each.question: each.answer for each in verdict(story)}}
-            for story in stories
-        ]
-        compared = {"compared": [{"name": name, **each} for (name, _), each in zip(named(stories), told, strict=True)]}
-        print(json.dumps({**(told[0] if alone else compared), "files": files}, indent=2))
+        print(json.dumps({**_told(stories), "files": files}, indent=2))
         return
     for name, story in named(stories):
         put(headline(story).text if alone else f"{name}: {headline(story).text}")
     for path in files:
         print(f"  {path}")
+
+
+def _check_number(count: int, predictions: Path | None) -> None:
+    from budgetft.errors import UsageError
+    from budgetft.report.compare import check_number
+
+    check_number(count)
+    if count > 1 and predictions is not None:
+        raise UsageError("--predictions are of one run", hint="give one run, or leave them out")
+
+
+def _told(stories: "list[Story]") -> dict[str, Any]:
+    """The verdict of one; of several each with its name."""
+    from budgetft.report.compare import named
+    from budgetft.report.verdict import headline, verdict
+
+    found = [
+        {
+            "name": name,
+            "headline": headline(story).text,
+            "verdict": {answer.question: answer.answer for answer in verdict(story)},
+        }
+        for name, story in named(stories)
+    ]
+    return {"headline": found[0]["headline"], "verdict": found[0]["verdict"]} if len(found) == 1 else {"compared": found}
