@@ -342,7 +342,7 @@ def report(
 def figure(
     source: Plan | str | Path, kind: str = "memory", *, ledger: str | Path | None = None, progress: bool | None = None
 ) -> "Figure":
-    """One chart of :func:`report`, which a notebook shows: ``memory``, ``frontier``, ``trials``, ``baseline`` or ``training``.
+    """One chart of :func:`report`: ``memory``, ``frontier``, ``trials``, ``baseline``, ``data`` or ``training``.
 
     ``.svg`` is its text; ``.save(path)`` writes ``.svg`` or ``.png``. Raises ``UsageError`` where there is nothing to draw.
     """

@@ -237,9 +237,8 @@ class Plan(Shown, Value):
         gpus = f"{self.gpu.gpus} x " if self.gpu.gpus > 1 else ""
         return f"plan for {self.model.name} on {gpus}{self.gpu.name}"
 
-    def _verdict(self) -> str:
-        room = f"{self.peak_gib:.2f} of {format_gib(self.gpu.budget_bytes)}"
-        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text()}"
+    def _limits(self) -> tuple[int | None, float | None]:
+        return self.gpu.budget_bytes, self.evidence.uncertainty_share
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]

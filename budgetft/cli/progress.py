@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from budgetft.duration import duration_text
 from budgetft.knobs import Knobs, describe, differences, is_stock, shown
 from budgetft.outcome import Estimate, Outcome
-from budgetft.units import format_gib, format_seconds
+from budgetft.units import format_gib
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -134,7 +135,7 @@ class ProbeLines:
         left = event.most - event.number
         if left > 0:
             text += f"; at most {left} more"
-            text += f", {format_seconds(left * fmean(self._seconds))}" if self._seconds else ""
+            text += f", {duration_text(left * fmean(self._seconds))}" if self._seconds else ""
         return text
 
 

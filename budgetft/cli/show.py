@@ -11,11 +11,11 @@ from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
 from budgetft.gpu import Gpu
 from budgetft.host_gpus import launch_command
-from budgetft.outcome import Estimate, Evidence
+from budgetft.outcome import Evidence
 from budgetft.plan import Plan
 from budgetft.shown import contract_text
-from budgetft.units import GIB, format_gib
-from budgetft.wording import settings_words
+from budgetft.units import format_gib
+from budgetft.wording import room_words, settings_words
 
 if TYPE_CHECKING:
     from budgetft.results import Estimated
@@ -36,7 +36,7 @@ def print_estimate(
     estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
     _title(found.model, found.contract, gpu)
     _budget(found.budget_bytes, display_bytes, estimate.evidence)
-    _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
+    _line("Fits" if estimate.fits else "Too much", room_words(estimate, found.budget_bytes, found.uncertainty_share))
     if estimate.fits:
         _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
         _price(time_under(found.contract, estimate, found.examples), price_per_hour)
@@ -67,7 +67,7 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
     _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.gpus)
     _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
-    _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
+    _line("Fits", room_words(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
     _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
     _price(plan.run_time(examples), price_per_hour)
     _line("Speed", rate(estimate))
@@ -130,19 +130,6 @@ def _line(name: str, text: str) -> None:
     kind = {"Fits": "good", "Too much": "bad"}.get(name)
     shown = f"{name:<11}"
     put(f"  {paint(shown, kind) if kind else shown} {text}", hang=14)
-
-
-def _room(estimate: Estimate, budget_bytes: int, share: float | None) -> str:
-    """``10.76 of 11.28 GiB (+- 0.43 GiB, predicted; 0.52 GiB to spare)``."""
-    peak, left = estimate.process_peak_bytes, budget_bytes - estimate.process_peak_bytes
-    text = f"{peak / GIB:.2f} of {format_gib(budget_bytes)}"
-    margin = round(peak * share) if share and estimate.evidence == "predicted" else 0
-    about = f"+- {format_gib(margin)}, {estimate.evidence}" if margin else estimate.evidence
-    if left < 0:
-        return f"{text} ({about}): {format_gib(-left)} too much"
-    if not estimate.fits:
-        return f"{text} ({about}): inside the budget, but not by that margin"
-    return f"{text} ({about}; {format_gib(left)} to spare)"
 
 
 def _price(time: RunTime | None, price_per_hour: float | None) -> None:

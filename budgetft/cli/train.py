@@ -16,7 +16,7 @@ from budgetft.cli import of_run, options
 from budgetft.cli.lines import put
 from budgetft.duration import HOUR, duration_text
 from budgetft.plan import read_plan
-from budgetft.units import format_gib, format_seconds
+from budgetft.units import format_gib
 
 if TYPE_CHECKING:
     from budgetft.outcome import Outcome
@@ -152,7 +152,7 @@ def _lines(budget_bytes: int) -> Progress:
         every = max(1, record.steps // LINES)
         if record.step % every == 0 or record.step in (1, record.steps) or not record.finite:
             left = (record.steps - record.step) * fmean(recent)
-            ends = f", {format_seconds(left)} left" if record.step < record.steps else ""
+            ends = f", {duration_text(left)} left" if record.step < record.steps else ""
             _say(f"step {record.step}/{record.steps}  {describe(record, budget_bytes)}{ends}")
 
     return show

@@ -92,6 +92,15 @@ class Record(Value):
         return {name: float(value) for name, value in self if isinstance(value, int | float) and name not in steps}
 
 
+class Sample(Value):
+    """One line of ``samples.jsonl``: what was generated for a held-out example after a step, and what it should be."""
+
+    step: int
+    id: str
+    text: str
+    reference: str
+
+
 class Unfinished(Value):
     """The last line of a log whose run ended in a step that is not done; a resumed run puts it into the step's record."""
 

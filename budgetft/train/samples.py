@@ -18,21 +18,13 @@ from budgetft.step.step import Step
 from budgetft.train.folder import Identity, RunFolder
 from budgetft.train.job import Job
 from budgetft.train.memory import Memory
-from budgetft.value import Value, json_lines
+from budgetft.train.record import Sample
+from budgetft.value import json_lines
 
 NEW_TOKENS = 64
 """Of a caption at most: enough to see what it is about."""
 SHOWN = 160
 """Characters of a caption in the log."""
-
-
-class Sample(Value):
-    """One line of ``samples.jsonl``."""
-
-    step: int
-    id: str
-    text: str
-    reference: str
 
 
 @dataclass(kw_only=True)
