@@ -31,6 +31,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import comma, flag, parser
+from harness.evidence import write
+from harness.tables import gib
 from rivals_child import ACCUMULATED, EFFECTIVE_BATCH, KINDS
 
 from budgetft.units import parse_size
@@ -137,7 +142,7 @@ def summary(row: dict[str, Any]) -> str:
         return told + f"{row['status']}, {row['detail']}"
     told += f"{row['status']}, {row['samples_per_second']:.2f} samples/s ({row['evidence']})"
     if "process_peak_bytes" in row:
-        told += f", process peak {row['process_peak_bytes'] / 2**30:.2f} GiB"
+        told += f", process peak {gib(row['process_peak_bytes'])} GiB"
     return told + ("" if row["loss_finite"] else ", loss not finite")
 
 
@@ -169,41 +174,29 @@ def parse_kinds(text: str) -> list[str]:
     return names
 
 
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", type=parse_kinds, default="trainer,trainer-liger,trl")
-    parser.add_argument("--sizes", type=lambda text: [parse_size(part) for part in text.split(",")], default="448x448,1288x728")
-    parser.add_argument("--start", type=parse_start, default="448x448=4,1288x728=1")
-    parser.add_argument("--largest", type=int, choices=(1, 2, 4, 8, 16, 32), default=EFFECTIVE_BATCH)
-    parser.add_argument("--seconds", type=float, default=240.0, help="for everything; shared equally by the kinds left")
-    parser.add_argument("--budget", default="14GiB")
-    parser.add_argument("--gpu", default="v100-16g", help="the card to emulate")
-    parser.add_argument("--model", default="qwen2.5-vl-3b")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    return parser.parse_args()
+options = parser(__doc__, gpu="v100-16g", model="qwen2.5-vl-3b")
+flag(options, "out", type=Path)
+flag(options, "--kinds", type=parse_kinds, default="trainer,trainer-liger,trl")
+flag(options, "--sizes", type=lambda text: [parse_size(part) for part in comma(text)], default="448x448,1288x728")
+flag(options, "--start", type=parse_start, default="448x448=4,1288x728=1")
+flag(options, "--largest", type=int, choices=(1, 2, 4, 8, 16, 32), default=EFFECTIVE_BATCH)
+flag(options, "--seconds", type=float, default=240.0, help="for everything; shared equally by the kinds left")
+flag(options, "--budget", default="14GiB")
+flag(options, "--device", choices=("cuda", "cpu"), default="cuda")
 
 
 def main() -> None:
     """Write the JSON after every row, print a line for each."""
-    arguments = read_arguments()
-    rows, end = [], time.monotonic() + arguments.seconds
-    for done, kind in enumerate(arguments.kinds):
+    asked = options.parse_args()
+    rows, end = [], time.monotonic() + asked.seconds
+    facts = {"model": asked.model, "budget": asked.budget, "gpu": asked.gpu}
+    facts |= {"effective_batch": EFFECTIVE_BATCH, "accumulated_in_an_attempt": ACCUMULATED}
+    for done, kind in enumerate(asked.kinds):
         now = time.monotonic()
-        until = now + (end - now) / (len(arguments.kinds) - done)
-        for row in rows_of_kind(kind, arguments, until):
+        for row in rows_of_kind(kind, asked, now + (end - now) / (len(asked.kinds) - done)):
             rows.append(row)
             print(summary(row), flush=True)
-            written = {
-                "model": arguments.model,
-                "budget": arguments.budget,
-                "gpu": arguments.gpu,
-                "effective_batch": EFFECTIVE_BATCH,
-                "accumulated_in_an_attempt": ACCUMULATED,
-                "rows": rows,
-            }
-            arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            write(asked.out, {**facts, "rows": rows}, row.get("evidence", "measured"))
     print(*best_lines(rows), sep="\n")
 
 

@@ -1,29 +1,33 @@
 """Run every test marked ``gpu`` on this host, and keep what became of each beside what the host is.
 
-    python reports/checks/gpu_tests.py FOLDER [ARGUMENTS OF PYTEST ...]
+    python reports/checks/gpu_tests.py FOLDER [ARGUMENTS OF PYTEST ...]      # on a GPU, ten minutes; measured
 
 FOLDER/gpu-tests-CARD.json has the cards, the driver and the versions of packages (null: not installed), the files and tests
 with their outcomes, the reason of each that was skipped or failed, and the exit code of ``pytest -m gpu`` (negative: the signal
 that ended it), which is this command's too. It is written anew at every test: one that ends the process is ``running`` in it.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from argparse import REMAINDER
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import pytest
+from harness import ROOT
+from harness.arguments import flag, parser
+from harness.evidence import versions
 
 from budgetft.cards import driver_version, memory_of, visible_cards
 from budgetft.cards import list_cards as all_cards
 from budgetft.plan import write_text_atomically
 
-ROOT = Path(__file__).parents[2]
 FILE = "BUDGETFT_GPU_TESTS"
 """The variable that tells the tests' process where to write."""
 PACKAGES = (
@@ -36,11 +40,8 @@ WIDEST = 300
 _kept: dict[str, Any] = {"host": {}, "files": {}, "tests": {}, "running": None, "exit_code": None}
 
 
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+options = flag(parser(__doc__), "folder", type=Path)
+flag(options, "more", nargs=REMAINDER, help="for pytest")
 
 
 def host() -> dict[str, Any]:
@@ -52,7 +53,7 @@ def host() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return {**facts, "packages": {name: version_of(name) for name in PACKAGES}}
+    return {**facts, "packages": {name: versions(PACKAGES).get(name) for name in PACKAGES}}
 
 
 def reason(report: pytest.CollectReport | pytest.TestReport) -> str:
@@ -101,13 +102,12 @@ def pytest_sessionfinish() -> None:
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        raise SystemExit(__doc__)
+    asked = options.parse_args()
     names = [card["name"] for card in host()["cards"]] or ["no card"]
-    path = Path(sys.argv[1]).resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
+    path = asked.folder.resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
     paths = (ROOT, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, FILE: str(path), "PYTHONPATH": os.pathsep.join(map(str, filter(None, paths)))}
-    chosen = ["-m", "gpu", "-p", "no:cacheprovider", "-p", Path(__file__).stem, *sys.argv[2:]]
+    chosen = ["-m", "gpu", "-p", "no:cacheprovider", "-p", Path(__file__).stem, *asked.more]
     code = subprocess.run([sys.executable, "-m", "pytest", *chosen], cwd=ROOT, env=environment).returncode
     if not path.is_file():
         return code

@@ -1,6 +1,6 @@
 """Compares predictions with every outcome in ledgers: what no probe of the job had any part in.
 
-python reports/prediction/compare.py LEDGER.sqlite3 [...]
+    python reports/prediction/compare.py LEDGER.sqlite3 [...]      # printed: compare.txt; minutes of one core, no GPU
 
 ``law`` is the shipped way: a law composed from short traces, with the allocator's share interpolated from replays.
 Bytes are in GiB; errors are predicted over measured, less one.
@@ -9,7 +9,11 @@ Bytes are in GiB; errors are predicted over measured, less one.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, quantiles
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.tables import GIB, spread
 
 from budgetft.knobs import is_stock
 from budgetft.measure.job import Job
@@ -18,7 +22,6 @@ from budgetft.outcome import Estimate, Outcome
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
 
-GIB = 2**30
 KINDS = ("tensors", "reserved", "process")
 
 
@@ -50,17 +53,17 @@ def errors(outcome: Outcome, estimate: Estimate) -> list[float]:
 def summary(name: str, rows: list[list[float]]) -> None:
     """Mean, 95th percentile and worst of the absolute errors, and the worst under-prediction, by kind."""
     for kind, values in zip(KINDS, zip(*rows, strict=True), strict=True):
-        sizes = [abs(value) for value in values]
-        p95 = quantiles(sizes, n=20, method="inclusive")[-1] if len(sizes) > 1 else sizes[0]
-        print(
-            f"{name:>6} {kind:>9}: {len(sizes)} settings, mean {mean(sizes):.2%}, p95 {p95:.2%}, worst {max(sizes):.2%},"
-            f" worst under {min(values):+.2%}"
-        )
+        off = spread(values)
+        said = f"mean {off.mean:.2%}, p95 {off.p95:.2%}, worst {off.worst:.2%}, worst under {off.under:+.2%}"
+        print(f"{name:>6} {kind:>9}: {off.count} settings, {said}")
+
+
+options = flag(parser(__doc__), "ledgers", type=Path, nargs="+")
 
 
 def main() -> None:
     """Print one line a setting, then the summaries."""
-    paths = [Path(name) for name in sys.argv[1:]]
+    paths = options.parse_args().ledgers
     ours, stock = [], []
     for _, outcome, estimate in compared(paths):
         knobs = outcome.knobs
