@@ -4,7 +4,7 @@
     python reports/answers/api.py --wrong [FUNCTION ...]   # every argument given forty wrong values; minutes
 
 ``--pages`` writes the HTML of the results, to be looked at in a light and in a dark browser. Of ``--wrong`` some values are
-right after all, and are computed, on a tiny model; it prints what ends otherwise than in a BudgetftError. Estimates are predicted.
+right after all, and are computed, on a tiny model; it prints what ends otherwise than in a BudgetftError. All is predicted.
 """
 
 import resource

@@ -1,4 +1,4 @@
-"""The scripts of the reports: each can be imported without a GPU, and says what it shows, how it is called and what it takes."""
+"""The scripts of the reports: each is imported without a GPU, and says what it shows, how it is called and what it takes."""
 
 import ast
 import importlib.util
