@@ -12,7 +12,6 @@ import gc
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from harness.arguments import flag, parser
+from harness.children import clocked
 from harness.evidence import write
 from harness.small import save_random
 
@@ -136,15 +136,15 @@ def measure(step: Step, batch: Any) -> tuple[dict[str, Any], torch.Tensor]:
     loss = step.micro(inputs, total_supervised=total)
     gradient = torch.cat([parameter.grad.flatten().cpu() for parameter in step.parameters if parameter.grad is not None])
     on_card = step.device.type == "cuda"
-    seconds = []
     if on_card:
         torch.cuda.reset_peak_memory_stats(step.device)
-    for _ in range(5):
-        started = time.perf_counter()
+
+    def micro() -> None:
         step.micro(inputs, total_supervised=total)
         if on_card:
             torch.cuda.synchronize(step.device)
-        seconds.append(time.perf_counter() - started)
+
+    seconds = [clocked(micro) for _ in range(5)]
     step.optimizer.zero_grad(set_to_none=True)
     peak = torch.cuda.max_memory_allocated(step.device) if on_card else None
     facts = {"loss": float(loss), "gradient_norm": float(gradient.norm()) * scale, "micro_seconds": min(seconds)}

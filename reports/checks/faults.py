@@ -101,14 +101,20 @@ class Copy:
             seen = Path(work) / "seen.json"
             kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "BUDGETFT_"))}
             path = os.pathsep.join([str(self.folder), str(HERE)])
-            environment = {**kept, "PYTHONPATH": path, "FAULTS_COPY": str(self.folder), "FAULTS_SEEN": str(seen)}
+            environment = {**kept, "PYTHONPATH": path, "SEEN_COPY": str(self.folder), "SEEN": str(seen)}
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "seen", f"--basetemp={work}/tmp"]
             command += [*more, *(f"--deselect={test}" for test in leave_out), *tests]
             done = run(command, cwd=self.folder, env=environment, kill_after=HOURS * 3600)
             self.seconds += round(done.processor_seconds, 1)
-            found: dict[str, Any] = json.loads(seen.read_text()) if seen.is_file() else {}
-        lists = {name: tuple(found.get(name, ())) for name in ("failed", "uncollected")}
-        return Session(code=done.code, passed=found.get("passed", 0), told=(done.out + done.err)[-2000:], **lists)
+            found: dict[str, Any] = json.loads(seen.read_text()) if seen.is_file() else {"tests": {}, "files": {}}
+        each = found["tests"].items()
+        return Session(
+            code=done.code,
+            passed=sum(one["outcome"] == "passed" for _, one in each),
+            failed=tuple({"test": test, "error": one["error"]} for test, one in each if one["outcome"] == "failed"),
+            uncollected=tuple(file for file, one in found["files"].items() if one["outcome"] == "failed"),
+            told=(done.out + done.err)[-2000:],
+        )
 
     def changed(self, fault: Fault, folder: Path) -> "Copy":
         """A copy of this one with ``fault`` in it."""

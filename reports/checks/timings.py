@@ -105,14 +105,45 @@ def _estimates() -> Callable[[], object]:
 
 def _estimator():
     """Of the 3B on the V100, with a law that ships: of this software or, where there is none, of other."""
-    from budgetft.contract import Contract
-    from budgetft.knobs import Knobs
     from budgetft.predict.estimator import Estimator
 
-    estimator = Estimator(job("v100-16g", "qwen2.5-vl-3b", contract=Contract(rank=16, effective_batch=32)), at_once=True)
-    knobs = Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=0)
+    problem, knobs = _problem()
+    estimator = Estimator(problem, at_once=True)
     estimator.estimate(knobs)
     return estimator, knobs
+
+
+def _problem():
+    from budgetft.contract import Contract
+    from budgetft.knobs import Knobs
+
+    contract = Contract(rank=16, effective_batch=32)
+    return job("v100-16g", "qwen2.5-vl-3b", contract=contract), Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=0)
+
+
+def _trace() -> Callable[[], object]:
+    """Imports of torch and transformers included."""
+    problem, knobs = _problem()
+
+    def trace() -> None:
+        from budgetft.predict.trace import trace_step
+
+        trace_step(problem.model, problem.contract, knobs, problem.workload.worst, gpu=problem.gpu)
+
+    return trace
+
+
+def _law() -> Callable[[], object]:
+    estimator, knobs = _estimator()
+    problem, combination = estimator.job, estimator.combination(knobs)
+    layouts = estimator.layouts(combination)
+
+    def fit() -> None:
+        from budgetft.predict.fit import fit_law
+
+        fit_law(problem.model, problem.contract, combination, problem.workload.worst[0], gpu=problem.gpu, layouts=layouts)
+
+    return fit
 
 
 def _additions() -> Callable[[], object]:
@@ -134,6 +165,8 @@ FIGURES = (
     Figure(name="budgetft estimate, its law stored", promised="1", words=("-m", "budgetft", "estimate", *JOB)),
     Figure(name="1,000 peaks from a law", promised="1", prepare=_peaks),
     Figure(name="1,000 estimates, with their seconds of a step", prepare=_estimates),
+    Figure(name="a trace of the 3B, imports included", promised="20", prepare=_trace),
+    Figure(name="a whole law of the 3B", prepare=_law),
     Figure(name="report of 30 probes and 10,000 steps, its laws stored", promised="5", prepare=_report),
     Figure(name="second load of the tokenizer", promised="2", prepare=_tokenizer),
     Figure(name="second load of the processor", prepare=_processor),

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from harness.arguments import flag, parser
 from harness.evidence import write
-from harness.small import adapter, hand_made, log, short_model
-from safetensors.torch import load_file
+from harness.small import apart, hand_made, log, short_model
 
 from budgetft.contract import Contract
 from budgetft.data.sample import write_sample
@@ -96,7 +95,6 @@ def trained(plan: Plan, out: Path, steps: int, device: str) -> dict[str, Any]:
             time.sleep(1)
     rows = log(out)
     return {
-        "losses": [row["loss"] for row in rows],
         "failed_tries": len(summary.fallbacks),
         "steps_with_a_failed_try": sum(bool(row.get("fallbacks")) for row in rows),
         "steps_begun_smaller": sum(row.get("began_with") is not None for row in rows),
@@ -104,16 +102,7 @@ def trained(plan: Plan, out: Path, steps: int, device: str) -> dict[str, Any]:
         "over_budget": summary.over_budget,
         "seconds": time.monotonic() - began,
         "peak": summary.allocated_peak_bytes,
-        "adapter": load_file(adapter(out)),
     }
-
-
-def compared(found: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """``found`` with how far it is from the undisturbed run in place of its losses and adapter."""
-    apart = [abs(a - b) / b for a, b in zip(found["losses"], whole["losses"], strict=True)]
-    adapters = [float((found["adapter"][name] - each).norm() / each.norm()) for name, each in whole["adapter"].items()]
-    row = {name: value for name, value in found.items() if name not in ("losses", "adapter")}
-    return {**row, "losses_apart_at_most": max(apart), "adapter_apart_at_most": max(adapters)}
 
 
 options = flag(parser(__doc__, steps=200, device="cuda", out=...), "--runs", type=int, default=20)
@@ -131,13 +120,14 @@ def main() -> None:
         model, contract = short_model(folder / "model", layers=2, blocks=2), Contract(effective_batch=8, max_pixels=50_176)
         plan = hand_made("v100-16g", model, folder / "data", contract, KNOBS, budget_bytes=8 * GIB)
         whole = trained(plan, folder / "whole", asked.steps, asked.device)
-        print(compared(whole, whole), flush=True)
+        print(whole, flush=True)
         for number in range(asked.first, asked.first + asked.runs):
             if time.monotonic() - began > asked.seconds:
                 break
             with disturbed(number, 0.6 * whole["peak"], asked.device):
                 found = trained(plan, folder / f"run-{number}", asked.steps, asked.device)
-            rows.append(compared(found, whole))
+            losses, adapters = apart(folder / f"run-{number}", folder / "whole")
+            rows.append({**found, "losses_apart_at_most": losses, "adapter_apart_at_most": adapters})
             print(number, rows[-1], flush=True)
     holds = all(row["losses_apart_at_most"] < 1e-3 and row["steps_with_a_failed_try"] <= asked.steps // 10 for row in rows)
     write(asked.out, {"steps": asked.steps, "rows": rows, "holds": holds}, "measured")

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness.arguments import parser
 from harness.children import budgetft
 from harness.evidence import write
-from harness.small import adapter, hand_made, log, losses, summary
-from safetensors.torch import load_file
+from harness.small import apart, hand_made, log, summary
 
 from budgetft.contract import Contract
 from budgetft.data.sample import write_sample
@@ -42,14 +41,11 @@ def run(plan: Path, out: Path, asked: argparse.Namespace, *more: str) -> Path:
 
 
 def compared(runs: list[Path]) -> dict[str, Any]:
-    first, second = (load_file(adapter(out)) for out in runs)
-    apart = max(float((each - second[name]).norm() / each.norm().clamp_min(1e-30)) for name, each in first.items())
-    pairs = zip(*(losses(out) for out in runs), strict=True)
-    losses_apart = max(abs(one - other) / abs(one) for (_, one), (_, other) in pairs)
+    far = apart(*runs[::-1])
     return {
-        "same_bits": apart == 0 and losses_apart == 0,
-        "losses_apart_at_most": losses_apart,
-        "adapter_apart_at_most": apart,
+        "same_bits": far == (0, 0),
+        "losses_apart_at_most": far[0],
+        "adapter_apart_at_most": far[1],
         "samples_per_second": [median(row["samples_per_second"] for row in log(out)[2:]) for out in runs],
         "process_peak_bytes": [summary(out)["process_peak_bytes"] for out in runs],
     }

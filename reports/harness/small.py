@@ -106,6 +106,16 @@ def adapter(run: Path) -> Path:
     return run / "adapter" / "adapter_model.safetensors"
 
 
+def apart(one: Path, other: Path) -> tuple[float, float]:
+    """How far two runs are apart at most, relative to the second: a loss, and a tensor of the adapter by its norm."""
+    from safetensors.torch import load_file
+
+    pairs = zip(losses(one), losses(other), strict=True)
+    ours, theirs = load_file(adapter(one)), load_file(adapter(other))
+    norms = (float((ours[name] - each).norm() / each.norm().clamp_min(1e-30)) for name, each in theirs.items())
+    return max(abs(a - b) / abs(b) for (_, a), (_, b) in pairs), max(norms)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder but hidden ones, which nothing reads."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())

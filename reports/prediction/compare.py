@@ -16,7 +16,6 @@ from harness.arguments import flag, parser
 from harness.tables import GIB, spread
 
 from budgetft.knobs import is_stock
-from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Estimate, Outcome
 from budgetft.predict.calibrate import load_calibration
@@ -25,29 +24,20 @@ from budgetft.predict.estimator import Estimator
 KINDS = ("tensors", "reserved", "process")
 
 
-def compared(paths: list[Path]) -> Iterator[tuple[Job, Outcome, Estimate]]:
-    """Every outcome that ended well, with the estimate of its setting."""
-    estimators: dict[str, Estimator] = {}
-    calibration = load_calibration("h100-80g", "emulated")
-    for path in paths:
-        for job, outcome in Ledger(path).rows():
-            if outcome.allocated_peak_bytes is None:
-                continue
-            key = job.fingerprint()
-            estimator = estimators.setdefault(key, Estimator(job, calibration=calibration))
-            yield job, outcome, estimator.estimate(outcome.knobs)
+def sizes(value: Outcome | Estimate) -> tuple[int, ...]:
+    """Bytes of tensors, reserved and of the process."""
+    first = value.tensor_peak_bytes if isinstance(value, Estimate) else value.allocated_peak_bytes
+    return (first or 0, value.reserved_peak_bytes or 0, value.process_peak_bytes or 0)
 
 
-def errors(outcome: Outcome, estimate: Estimate) -> list[float]:
-    """Of tensors, reserved and process bytes."""
-    assert outcome.allocated_peak_bytes is not None
-    assert outcome.reserved_peak_bytes is not None
-    assert outcome.process_peak_bytes is not None
-    return [
-        estimate.tensor_peak_bytes / outcome.allocated_peak_bytes - 1,
-        estimate.reserved_peak_bytes / outcome.reserved_peak_bytes - 1,
-        estimate.process_peak_bytes / outcome.process_peak_bytes - 1,
-    ]
+def compared(paths: list[Path]) -> Iterator[tuple[Outcome, list[float]]]:
+    """Every outcome that ended well, with the errors of its estimate by ``KINDS``."""
+    estimators, calibration = dict[str, Estimator](), load_calibration("h100-80g", "emulated")
+    for job, outcome in (row for path in paths for row in Ledger(path).rows()):
+        if outcome.allocated_peak_bytes is not None:
+            estimator = estimators.setdefault(job.fingerprint(), Estimator(job, calibration=calibration))
+            both = zip(sizes(estimator.estimate(outcome.knobs)), sizes(outcome), strict=True)
+            yield outcome, [said / true - 1 for said, true in both]
 
 
 def summary(name: str, rows: list[list[float]]) -> None:
@@ -63,16 +53,13 @@ options = flag(parser(__doc__), "ledgers", type=Path, nargs="+")
 
 def main() -> None:
     """Print one line a setting, then the summaries."""
-    paths = options.parse_args().ledgers
-    ours, stock = [], []
-    for _, outcome, estimate in compared(paths):
+    groups: dict[str, list[list[float]]] = {"ours": [], "stock": []}
+    for outcome, found in compared(options.parse_args().ledgers):
         knobs = outcome.knobs
-        found = errors(outcome, estimate)
-        (stock if is_stock(knobs) else ours).append(found)
-        measured = [outcome.allocated_peak_bytes, outcome.reserved_peak_bytes, outcome.process_peak_bytes]
-        cells = "  ".join(f"{(size or 0) / GIB:6.3f} {error:+.2%}" for size, error in zip(measured, found, strict=True))
+        groups["stock" if is_stock(knobs) else "ours"].append(found)
+        cells = "  ".join(f"{size / GIB:6.3f} {error:+.2%}" for size, error in zip(sizes(outcome), found, strict=True))
         print(f"{knobs.micro_batch:3} {knobs.checkpointed_layers:3} {knobs.loss:10} {knobs.allocator:10} {cells}")
-    for name, rows in (("ours", ours), ("stock", stock), ("all", ours + stock)):
+    for name, rows in {**groups, "all": groups["ours"] + groups["stock"]}.items():
         if rows:
             summary(name, rows)
 
