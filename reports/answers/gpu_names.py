@@ -2,8 +2,8 @@
 
     python reports/answers/gpu_names.py [--out FOLDER]      # a second of one core, no GPU
 
-Writes gpu_names.md beside this script or into FOLDER. Milliseconds are of the processor, in one process that looks names up one
-after another: the first reads what all profiles are called, the rest do not.
+Writes gpu_names.md beside this script or into FOLDER. Milliseconds are measured, of the processor, in one process that looks
+names up one after another: the first reads what all profiles are called, the rest do not.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Are cached features those of the step? Compares them on a card, and a step on them with the step with the frozen tower.
+"""Are cached features those of the step? Compares them on a GPU, and a step on them with the step with the frozen tower.
 
     python reports/bench/cached_check.py [--model qwen2.5-vl-3b] [--max-pixels 200704] [--out cached.json]   # a GPU: a minute
 

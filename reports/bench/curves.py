@@ -1,12 +1,13 @@
-"""Does a plan learn what the stock recipe learns? The same data, seed and steps: the plan, and the stock recipe three times.
+"""Does a plan learn what the baseline learns? The same data, seed and steps: the plan, and the baseline three times.
 
     budgetft data sample sample --count 64
     budgetft plan --gpu v100-16g --model qwen2.5-vl-3b --data sample --max-pixels 50176 --effective-batch 4 --out plan.json
     python reports/bench/curves.py plan.json --steps 200 [--device cuda] [--weights FOLDER] --out curves.json
     python reports/bench/curves.py --table curves.json
 
+Measured on the CPU, where the tiny model takes minutes; on a GPU (an hour for the 3B) as the plan says, emulated or measured.
 Weights are the same in all runs: random ones of the contract's seed unless given. Two runs of one recipe differ by the
-order in which a card adds (not at all where its kernels keep one order); stock in smaller micro-batches computes the same sums
+order in which a GPU adds (not at all where its kernels keep one order); stock in smaller micro-batches computes the same sums
 in other parts, so it shows what rounding alone does. The plan's difference is held against both.
 """
 
@@ -34,7 +35,7 @@ PARTS = 5
 
 
 def stock_of(plan: Plan, *, part: int = 1) -> Plan:
-    """``plan`` with the stock recipe's knobs, at the micro-batch of its baseline divided by ``part``."""
+    """``plan`` with the baseline's settings, at the micro-batch that fitted divided by ``part``."""
     size = 1 if plan.baseline is None else min(plan.baseline.knobs.micro_batch, plan.contract.effective_batch)
     size, layers = max(1, size // part), load_planned_model(plan).layers
     kept = {"effective_batch": plan.contract.effective_batch, "base_precision": plan.knobs.base_precision}

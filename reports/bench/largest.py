@@ -1,4 +1,4 @@
-"""The largest example that trains inside the budget: frames of 1288x728 in one example, stock recipe and budgetft's knobs.
+"""The largest example that trains inside the budget: frames of 1288x728 in one example, baseline and budgetft's settings.
 
     python reports/bench/largest.py predict > largest.jsonl                # no GPU: traced and replayed; minutes
     python reports/bench/largest.py measure largest.jsonl > largest-measured.jsonl      # on a GPU: N, and a tenth more

@@ -1,4 +1,4 @@
-"""Where the language model's part of a step goes on the card: share of the measured matmul rate, and time by kernel.
+"""Where the language model's part of a step goes on the GPU: share of the measured matmul rate, and time by kernel.
 
     python reports/bench/lm_profile.py OUT.json [MODEL]      # on a GPU, measured; three minutes
 

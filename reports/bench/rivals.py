@@ -1,22 +1,23 @@
-"""What one would install instead, on the same card under the same cap: Trainer, Trainer with Liger, TRL's SFTTrainer.
+"""What one would install instead, on the same GPU under the same cap: Trainer, Trainer with Liger, TRL's SFTTrainer.
 
     python reports/bench/rivals.py OUT.json [--kinds trainer,trainer-liger,trl] [--sizes 448x448,1288x728]
         [--start 448x448=4,1288x728=1] [--largest 32] [--seconds 240] [--budget 14GiB] [--model qwen2.5-vl-3b] [--device cuda]
 
 Each kind runs its own loop, loss and options, on the model that budgetft trains too: random weights, base in fp16, LoRA of
-rank 16 in fp32, one image and 256 text tokens of which 160 are supervised, nothing padded. The allocator is capped and the
-kernels are restricted as in a probe, so on another card than the V100 every row is ``emulated``: its budget and its choice of
-attention kernels, not its speed, and Triton (Liger, TRL's head) is faster on newer cards than on Volta.
+rank 16 in fp32, one image and 256 text tokens of which 160 are label tokens, nothing padded. The allocator is capped and the
+kernels are restricted as in a probe, so on another GPU than the V100 every row is ``emulated``: its budget and its choice of
+attention kernels, not its speed, and Triton (Liger, TRL's head) is faster on newer GPUs than on Volta.
 
-A micro-batch is tried from ``--start`` upwards in powers of two until it does not fit. An attempt is one optimizer step to
-warm up and at most two timed ones, of two micro-batches each; ``samples_per_second`` is that of an effective batch of 32 made
-of such micro-batches and one update. Fetching the data is not timed. After an out-of-memory the process goes on only if it
-holds no more than before; else it ends and the next attempt is made in a new one. OUT.json is written after each row.
-PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the three: see ``KINDS`` in ``rivals_child.py``.
+Without a GPU (``--device cpu``) it shows that the script runs. A micro-batch is tried from ``--start`` upwards in powers of two
+until it does not fit. An attempt is one optimizer step to warm up and at most two timed ones, of two micro-batches each;
+``samples_per_second`` is that of an effective batch of 32 made of such micro-batches and one update. Fetching the data is not
+timed. After an out-of-memory the process goes on only if it holds no more than before; else it ends and the next attempt is
+made in a new one. OUT.json is written after each row. PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the
+three: see ``KINDS`` in ``rivals_child.py``.
 
 Unsloth is not here. Release 2026.10.9 wants ``trl<=1.15.0`` and ``datasets<5``, so it cannot share this environment; it loads
 a checkpoint from a hub or a folder, which random weights are not; and it chooses its kernels by the compute capability of the
-card it runs on (below 7.5 its fused head is off), so that on another card it would show what a V100 would not do.
+GPU it runs on (below 7.5 its fused head is off), so that on another GPU it would show what a V100 would not do.
 """
 
 import argparse

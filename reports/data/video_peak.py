@@ -52,7 +52,7 @@ def settings(checkpointed: int) -> Knobs:
 
 
 def predict() -> None:
-    """A JSON line for the images and one for the video, with the same knobs."""
+    """A JSON line for the images and one for the video, with the same settings."""
     estimators = {name: Estimator(job_of(name), on_trace=lambda text: print(text, file=sys.stderr)) for name in SHAPES}
     every = map(settings, range(MODEL.layers + 1))
     knobs = next(knobs for knobs in every if estimators["images"].estimate(knobs).fits)

@@ -5,7 +5,7 @@
 
 Each is the real command, ``budgetft train``, by itself or by ``accelerate launch``. Weights are random and the same in all;
 the examples are drawn, as many a step in each. The cap is the planned peak and ``--headroom``, for what connects the GPUs is
-not in a plan. Evidence: as each run says of itself.
+not in a plan. Emulated or measured, as each run says of itself.
 """
 
 import argparse

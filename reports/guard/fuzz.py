@@ -2,7 +2,8 @@
 
     python reports/guard/fuzz.py [--inputs 700] [--seed 0] [--only READER]     # printed: fuzz.txt; an hour of one core, no GPU
 
-Inputs are per reader, whose process is started again behind an input that kills it. Exit code 1 when one ends in a traceback.
+Inputs are per reader, whose process is started again behind an input that kills it. Measured. Exit code 1 when one ends in a
+traceback.
 """
 
 import contextlib

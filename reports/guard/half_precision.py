@@ -1,13 +1,13 @@
-"""Gradients of every knob in fp16 and bf16 against fp64: how far each is, beside the stock recipe in the same type.
+"""Gradients of every setting in fp16 and bf16 against fp64: how far each is, beside the baseline in the same type.
 
     python reports/guard/half_precision.py --device cpu --out reports/guard/half_precision-cpu.json        # two minutes
     python reports/guard/half_precision.py --device cuda --out reports/guard/half_precision-h200.json      # measured
 
-The reference is the stock recipe with the same weights, rounded to the type, in fp64. An error is the norm of the difference
+The reference is the baseline with the same weights, rounded to the type, in fp64. An error is the norm of the difference
 over the norm of the reference, of all A and of all B; of both, and of several batches, the root of the mean of squares. Cases:
 a B as after the first steps and as after many, LoRA's scale (alpha over rank) 2 and 8, and in fp16 the gradient scale at its
 start and fallen to 1. On a GPU the model has the 3B's widths and vocabulary with four layers and four blocks; on the CPU it is
-the tiny one. Before it was run: a knob may be at most 10 % further from fp64 than the stock recipe. Exit code 1 when one is.
+the tiny one. Before it was run: a setting may be at most 10 % further from fp64 than the baseline. Exit code 1 when one is.
 """
 
 import math
@@ -102,7 +102,7 @@ class Case:
 
 
 def errors(case: Case, std: float, gradient_scale: float, device: torch.device) -> dict[str, float]:
-    """Of every knob."""
+    """Of every setting."""
     squares: dict[str, list[float]] = {}
     for seed in range(SEEDS):
         case.start(std, seed)

@@ -77,7 +77,7 @@ def essence(plan: Plan) -> str:
 
 
 class Waiting(Replay):
-    """A prober that looks up what a card said, after a while."""
+    """A prober that looks up what a GPU said, after a while."""
 
     def probe(self, knobs: Knobs, *, fresh: bool = False) -> Outcome:
         time.sleep(PROBE_SECONDS)
@@ -100,7 +100,7 @@ def measured_grid() -> Known:
 
 
 def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
-    """The same by workers who look a card's answers up, and wait as long as one takes."""
+    """The same by workers who look a GPU's answers up, and wait as long as one takes."""
     folder.mkdir()
     context = get_context("fork")
     answers = context.SimpleQueue()

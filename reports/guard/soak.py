@@ -2,10 +2,11 @@
 
     python reports/guard/soak.py reports/guard/soak.txt --steps 1000 --device cuda --at-once 4 --out FOLDER    # a GPU: hours
 
-A request is a line of options after a name: a GPU, a model, and the heaviest example. A dataset is drawn for it, a few
-examples of exactly that shape and others smaller, each in its own way; it is planned for, and trained on. The plan stays in
-FOLDER/NAME.json, and is not made again. Weights are random: memory does not depend on their values. Every run is a process
-of its own under its plan's cap. Several at once show what the peaks are, not the speeds. Each row says its kind of evidence.
+A request is a line of options after a name: a GPU, a model, and the heaviest example. A dataset is drawn for it, a few examples
+of exactly that shape and others smaller, each in its own way; it is planned for, and trained on. The plan stays in
+FOLDER/NAME.json, and is not made again. Weights are random: memory does not depend on their values. Every run is a process of
+its own under its plan's cap. Several at once show what the peaks are, not the speeds. Each row says whether it is emulated or
+measured.
 """
 
 import argparse

@@ -6,6 +6,7 @@ A line is a name, on how many GPUs (1, or ``all``: then nothing else runs), how 
 command; ``{out}`` in it is FOLDER. Lines start in their order as soon as a GPU has room. FOLDER/NAME.txt has what a command
 printed, FOLDER/queue.jsonl its exit code and seconds. Started again with the same FOLDER it goes on: what ended with 0 is not
 run again. An interrupt ends what runs, which then counts as not run.
+What is measured and what is emulated the commands say.
 """
 
 import json

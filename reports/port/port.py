@@ -5,7 +5,7 @@
     python reports/port/port.py --table reports/port/plans                  # the table alone, of an earlier --out; no GPU
 
 GPU:BUDGET sets another budget than the GPU's own. Each search has a ledger and a study of its own; neither a ported plan nor
-a fresh one probes the stock recipe. Nothing is begun after --seconds; what was left out is said. Two probes of one setting
+a fresh one probes the baseline. Nothing is begun after --seconds; what was left out is said. Two probes of one setting
 differ by some percent, so the table gives a plan the median speed of all probes of its setting on that GPU, by whichever
 of the two searches; the speeds that each was confirmed with stand beside it. Measured, or emulated where a GPU stands in.
 """

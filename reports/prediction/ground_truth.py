@@ -1,17 +1,17 @@
-"""Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one card.
+"""Ground truth for the predictor: settings are chosen, predicted and written down, then measured on one GPU.
 
     python reports/prediction/ground_truth.py choose N [MODEL] > settings.jsonl         # at random; a quarter are stock
     python reports/prediction/ground_truth.py choose-near N MODEL > near.jsonl          # predicted within 12 % of 14 GiB
     python reports/prediction/ground_truth.py choose-any N MODEL > any.jsonl            # any size, text and rank
     python reports/prediction/ground_truth.py choose-grid WIDTHxHEIGHT > grid.jsonl     # what the planner may choose there
-    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no card: trace and replay
-    python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no card: as estimate does
-    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS [WORKERS]   # on the card
+    python reports/prediction/ground_truth.py predict settings.jsonl > predictions.jsonl        # no GPU: trace and replay
+    python reports/prediction/ground_truth.py predict-by-law near.jsonl > predictions.jsonl     # no GPU: as estimate does
+    python reports/prediction/ground_truth.py measure settings.jsonl LEDGER SECONDS [WORKERS]   # on the GPU
     python reports/prediction/ground_truth.py table LEDGER predictions.jsonl [...]
 
-Full-size models, V100 kernels on whatever card is there, without the 14 GiB cap, so that settings on both sides of the
+Full-size models, V100 kernels on whatever GPU is there, without the 14 GiB cap, so that settings on both sides of the
 budget end well and their true peaks are known. The context and cuBLAS workspace come from the calibration of before, which
-was made on other settings. Several WORKERS measure memory side by side; what they say about seconds is worth nothing.
+was made on other settings. Several WORKERS measure memory side by side; what they say about seconds is worth nothing. Emulated.
 """
 
 import os
@@ -61,7 +61,7 @@ class Setting(Value):
 
 
 def choose(count: int, model_name: str = "qwen2.5-vl-3b") -> list[Setting]:
-    """Random settings, grouped by rank so that few models are built; a quarter are the stock recipe."""
+    """Random settings, grouped by rank so that few models are built; a quarter are the baseline."""
     draw, layers = random.Random(20261124), load_model(model_name).layers
     found: dict[str, Setting] = {}
     while len(found) < count:

@@ -1,10 +1,10 @@
-"""Makes what ships in profiles/laws: recordings, from which `estimate` and `plan` compute, and laws of the stock recipe.
+"""Makes what ships in profiles/laws: recordings, from which `estimate` and `plan` compute, and laws of the baseline.
 
     python reports/prediction/ship_laws.py [MODEL ...]      # hours of a core from nothing, no GPU: predicted
 
 For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
 features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of
-full-size models each also with activations on the host. And for the full-size models laws of the stock recipe, whose tower
+full-size models each also with activations on the host. And for the full-size models laws of the baseline, whose tower
 cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and
 the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also laws of other trainers by
 default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
@@ -68,7 +68,7 @@ def ship(problem: Job, estimator: Estimator, setting: Knobs, what: object) -> No
 
 
 def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """The law of the stock recipe."""
+    """The law of the baseline."""
     problem = job(gpu, model, workload, contract)
     ship(problem, Estimator(problem), stock_settings(problem)[0], workload.worst[0].images)
 

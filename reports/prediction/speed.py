@@ -53,7 +53,7 @@ HOST_DECIDES = 0.3
 
 
 def machine_of(card: str) -> Machine | None:
-    """Measured on such a card, if that was done."""
+    """Measured on such a GPU, if that was done."""
     files = sorted((HERE / "machines").glob("*.json"))
     return next((found for path in files if (found := Machine.read(read_json(path), source=path.name)).card == card), None)
 
