@@ -20,7 +20,7 @@ from typing import Any, Union
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.jobs import LARGE, SMALL, job, shape
 from harness.tables import gib, head, row
 
@@ -169,7 +169,7 @@ def by_their_code(folder: Path) -> None:
 
 
 options = flag(parser(__doc__), "extent", nargs="?", choices=("all",), help="also what is traced for minutes")
-flag(options, "--sources", type=Path, metavar="FOLDER", help="run other trainers' own code from there")
+flag(options, "--sources", type=there, metavar="FOLDER", help="run other trainers' own code from there")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.children import budgetft
 from harness.evidence import write
 from harness.small import log
@@ -68,11 +68,11 @@ def print_table(made: dict[str, Any]) -> None:
             print(f"{name} and stock: single steps {mean(apart):.2e} apart on average, {max(apart):.2e} at most")
 
 
-options = flag(parser(__doc__, steps=200, device="auto", out=Path("curves.json")), "plan", type=Path, nargs="?")
+options = flag(parser(__doc__, steps=200, device="auto", out=Path("curves.json")), "plan", type=there, nargs="?")
 flag(options, "--weights", default="random")
 flag(options, "--precision", choices=("fp16", "bf16", "fp32"), help="instead of the plan's; fp16 is slow on a CPU")
 flag(options, "--at-once", type=int, default=1, help="runs side by side; losses do not depend on it")
-flag(options, "--table", type=Path, help="only the table of an earlier --out")
+flag(options, "--table", type=there, help="only the table of an earlier --out")
 
 
 def main() -> None:
@@ -80,6 +80,8 @@ def main() -> None:
     if asked.table:
         print_table(json.loads(asked.table.read_text()))
         return
+    if asked.plan is None:
+        options.error("name a plan to train, or --table with an earlier --out")
     plan = read_plan(asked.plan)
     if asked.precision:
         plan = plan.replace(knobs=plan.knobs.replace(base_precision=asked.precision))

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import commands, parser, there
 from harness.evidence import read_lines, tell
 from harness.jobs import BUDGET_BYTES, LARGE, job, kept, probed, replayed, shape
 from harness.tables import gib
@@ -89,16 +89,14 @@ def measure(path: Path) -> None:
             tell({"path": row["path"], "frames": frames, "visual_tokens": tokens(frames), **kept(outcome, *names)})
 
 
-options = flag(parser(__doc__), "what", choices=("predict", "measure"))
-flag(options, "predicted", type=Path, nargs="?", help="lines of `predict`, to be measured")
+options = parser(__doc__)
+commands(options, {"predict": {}, "measure": {"predicted": there}})
 
 
 def main() -> None:
     asked = options.parse_args()
     if asked.what == "predict":
         predict()
-    elif asked.predicted is None:
-        options.error("measure what? Name the file that `predict` printed")
     else:
         measure(asked.predicted)
 

@@ -11,7 +11,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.tables import head, row
 
 from budgetft.knobs import Knobs, is_stock
@@ -34,7 +34,7 @@ def rate(outcomes: list[Outcome]) -> float:
     return median(outcome.samples_per_second or 0.0 for outcome in outcomes)
 
 
-options = flag(parser(__doc__), "ledger", type=Path)
+options = flag(parser(__doc__), "ledger", type=there)
 
 
 def main() -> None:

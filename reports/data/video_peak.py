@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import commands, parser, there
 from harness.evidence import gpu_name, read_lines, tell
 from harness.jobs import LARGE, job, kept, probed, shape
 
@@ -35,8 +35,8 @@ KEPT = (
     *("step_seconds", "wall_seconds"),
 )
 
-options = flag(parser(__doc__), "what", choices=("predict", "measure"))
-flag(options, "predicted", type=Path, nargs="?", help="lines of `predict`, to be measured")
+options = parser(__doc__)
+commands(options, {"predict": {}, "measure": {"predicted": there}})
 
 
 def job_of(name: str) -> Job:
@@ -81,8 +81,6 @@ def main() -> None:
     asked = options.parse_args()
     if asked.what == "predict":
         predict()
-    elif asked.predicted is None:
-        options.error("measure what? Name the file that `predict` printed")
     else:
         measure(asked.predicted)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import comma, flag, parser
+from harness.arguments import comma, flag, parser, there
 from harness.children import budgetft
 from harness.evidence import write
 from PIL import Image, ImageDraw
@@ -193,7 +193,7 @@ def read_requests(path: Path) -> list[tuple[str, list[str]]]:
     return [(words[0], words[1:]) for words in lines if words]
 
 
-options = flag(parser(__doc__, steps=1000, device="auto", out=...), "requests", type=Path)
+options = flag(parser(__doc__, steps=1000, device="auto", out=...), "requests", type=there)
 flag(options, "--examples", type=int, default=96, help="drawn besides the heaviest")
 flag(options, "--max-probes", type=int, default=5)
 flag(options, "--probe", choices=("auto", "always"), default="auto", help="always: plan with the CPU's meter too")

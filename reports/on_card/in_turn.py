@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import comma, flag, parser
+from harness.arguments import comma, flag, parser, there
 from harness.evidence import read_lines
 
-options = flag(parser(__doc__, out=...), "commands", type=Path)
+options = flag(parser(__doc__, out=...), "commands", type=there)
 flag(options, "--cards", type=comma, default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
 
 

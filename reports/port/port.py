@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import SPINE, evidence
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.jobs import shape
 from harness.tables import gib, head, row
 
@@ -49,13 +49,13 @@ flag(
     default=["rtx3060-12g", "rtx3090"],
     help="GPUs to port to, each with :BUDGET if it is another",
 )
-flag(options, "--plan", type=Path, default=SPINE)
+flag(options, "--plan", type=there, default=SPINE)
 flag(options, "--model", help="probe a plan of this model first, instead of --plan")
 flag(options, "--old-probes", type=int, default=6)
 flag(options, "--fresh-probes", type=int, default=8)
 flag(options, "--probe", choices=("auto", "always"), default="auto")
 flag(options, "--seconds", type=int, default=280)
-flag(options, "--table", type=Path)
+flag(options, "--table", type=there)
 
 
 def measure(asked: Namespace, tell: Tell) -> None:

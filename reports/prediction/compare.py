@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.tables import GIB, spread
 
 from budgetft.knobs import is_stock
@@ -48,7 +48,7 @@ def summary(name: str, rows: list[list[float]]) -> None:
         print(f"{name:>6} {kind:>9}: {off.count} settings, {said}")
 
 
-options = flag(parser(__doc__), "ledgers", type=Path, nargs="+")
+options = flag(parser(__doc__), "ledgers", type=there, nargs="+")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import measuring
-from harness.arguments import flag, parser
+from harness.arguments import commands, parser, there
 from harness.evidence import read_lines, tell
 from harness.jobs import BUDGET_BYTES, LARGE, SMALL, UNCAPPED_BYTES, job, replayed, shape
 from harness.tables import GIB, head, row, spread
@@ -150,9 +150,9 @@ def choose_any(count: int, model_name: str) -> list[Setting]:
     return sorted(found, key=lambda setting: (setting.knobs.allocator, setting.rank))
 
 
-def choose_grid(size: str) -> list[Setting]:
+def choose_grid(size: tuple[int, int]) -> list[Setting]:
     """The planner's whole grid for one image, rank 16, 32 examples a step; what would take more than 17 GiB is left out."""
-    one = Setting(rank=16, shape=shape(parse_size(size)), knobs=Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=LAYERS))
+    one = Setting(rank=16, shape=shape(size), knobs=Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=LAYERS))
     problem = job_of(one)
     estimator, every = Estimator(problem, calibration=CALIBRATION), (*planner_settings(problem), *stock_settings(problem))
     grid = [knobs for knobs in every if estimator.estimate(knobs).process_peak_bytes < 17 * GIB]
@@ -166,13 +166,13 @@ def job_of(setting: Setting) -> Job:
     return job("v100-16g", setting.model, setting.shape, contract, budget_bytes=UNCAPPED_BYTES, evidence="emulated")
 
 
-def read(path: str) -> list[Setting]:
+def read(path: Path) -> list[Setting]:
     """The settings of a file, whatever else its lines have."""
     rows = read_lines(path)
-    return [Setting.read({key: value for key, value in row.items() if key != "predicted"}, source=path) for row in rows]
+    return [Setting.read({key: value for key, value in row.items() if key != "predicted"}, source=path.name) for row in rows]
 
 
-def predict(path: str, *, traced: bool) -> None:
+def predict(path: Path, *, traced: bool) -> None:
     """One line a setting: the bytes that a trace and a replay say, or those that ``estimate`` and ``plan`` go by."""
     estimators = dict[str, Estimator]()
     for line, setting in zip(read_lines(path), read(path), strict=True):
@@ -192,7 +192,7 @@ def predict(path: str, *, traced: bool) -> None:
         tell({**line, "predicted": answer})
 
 
-def measure(path: str, ledger: str, seconds: float, workers: int) -> None:
+def measure(path: Path, ledger: Path, seconds: float, workers: int) -> None:
     """A process for each model, rank and allocator: one switched in mid-process keeps segments of the other kind."""
     if workers > 1 and not _own_process_is_listed():
         print("NVML does not list this process: one worker only")
@@ -202,7 +202,7 @@ def measure(path: str, ledger: str, seconds: float, workers: int) -> None:
         kind = f"expandable_segments:{group.endswith('expandable')}"
         return {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": kind, "PYTORCH_ALLOC_CONF": kind}
 
-    command = [__file__, "measure-group", path, ledger, "--timed-steps", "2" if workers == 1 else "1"]
+    command = [__file__, "measure-group", "2" if workers == 1 else "1", str(path), str(ledger)]
     measuring.in_groups(command, dict.fromkeys(map(_group, read(path))), seconds, workers=workers, environment=environment)
 
 
@@ -216,15 +216,15 @@ def _own_process_is_listed() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
 
 
-def table(ledger: str, *predictions: str) -> None:
+def table(ledger: Path, predictions: list[Path]) -> None:
     """Errors by file, kind of bytes, model, for stock and near the budget; and the verdicts at the planner's margin."""
     said: dict[tuple[str, Knobs], tuple[str, Setting, dict[str, float]]] = {}
     for path in predictions:
         for line, setting in zip(read_lines(path), read(path), strict=True):
-            said[job_of(setting).fingerprint(), setting.knobs] = Path(path).stem, setting, line["predicted"]
+            said[job_of(setting).fingerprint(), setting.knobs] = path.stem, setting, line["predicted"]
     groups: dict[str, list[dict[str, float]]] = {}
     near: dict[str, list[tuple[float, float]]] = {}
-    for problem, outcome in Ledger(Path(ledger)).rows():
+    for problem, outcome in Ledger(ledger).rows():
         found = said.get((problem.fingerprint(), outcome.knobs))
         if found is None or outcome.process_peak_bytes is None or outcome.allocated_peak_bytes is None:
             continue
@@ -261,30 +261,40 @@ def _verdicts(name: str, near: list[tuple[float, float]]) -> None:
 
 
 CHOICES = {"choose": choose, "choose-near": choose_near, "choose-any": choose_any}
-COMMANDS = (*CHOICES, "choose-grid", "predict", "predict-by-law", "measure", "measure-group", "table")
+_measure = {"settings": there, "ledger": Path, "seconds": float}
 
-
-options = flag(flag(parser(__doc__), "what", choices=COMMANDS), "words", nargs="+", help="as above")
-flag(options, "--timed-steps", type=int, default=2, help="of measure-group LEDGER SECONDS GROUP, which measure starts")
+options = parser(__doc__)
+commands(
+    options,
+    {
+        "choose": {"count": int, "model?": str},
+        "choose-near": {"count": int, "model": str},
+        "choose-any": {"count": int, "model": str},
+        "choose-grid": {"size": parse_size},
+        "predict": {"settings": there},
+        "predict-by-law": {"settings": there},
+        "measure": {**_measure, "workers?": int},
+        "measure-group": {"timed_steps": int, **_measure, "group": str},
+        "table": {"ledger": there, "predictions+": there},
+    },
+)
 
 
 def main() -> None:
-    asked = options.parse_args()
-    what, words, chosen = asked.what, asked.words, []
-    if what in CHOICES:
-        chosen = CHOICES[what](int(words[0]), *words[1:])
-    elif what == "choose-grid":
-        chosen = choose_grid(words[0])
-    elif what in ("predict", "predict-by-law"):
-        predict(words[0], traced=what == "predict")
-    elif what == "measure":
-        measure(words[0], words[1], float(words[2]), int(words[3]) if len(words) > 3 else 1)
-    elif what == "measure-group":
-        path, ledger, seconds, group = words
-        wanted = [(job_of(one), one.knobs, group) for one in read(path) if _group(one) == group]
-        measuring.group(wanted, Path(ledger), float(seconds), timed_steps=asked.timed_steps, told=lambda outcome: "")
+    asked, chosen = options.parse_args(), list[Setting]()
+    if asked.what in CHOICES:
+        chosen = CHOICES[asked.what](asked.count, *([asked.model] if asked.model else []))
+    elif asked.what == "choose-grid":
+        chosen = choose_grid(asked.size)
+    elif asked.what in ("predict", "predict-by-law"):
+        predict(asked.settings, traced=asked.what == "predict")
+    elif asked.what == "measure":
+        measure(asked.settings, asked.ledger, asked.seconds, asked.workers or 1)
+    elif asked.what == "measure-group":
+        wanted = [(job_of(one), one.knobs, asked.group) for one in read(asked.settings) if _group(one) == asked.group]
+        measuring.group(wanted, asked.ledger, asked.seconds, timed_steps=asked.timed_steps, told=lambda outcome: "")
     else:
-        table(*words)
+        table(asked.ledger, asked.predictions)
     for setting in chosen:
         print(setting.model_dump_json())
 

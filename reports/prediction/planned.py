@@ -11,13 +11,13 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.arguments import flag, parser
+from harness.arguments import flag, parser, there
 from harness.tables import head, row
 
 from budgetft.knobs import describe
 from budgetft.plan import read_plan
 
-options = flag(parser(__doc__), "plans", type=Path, nargs="+")
+options = flag(parser(__doc__), "plans", type=there, nargs="+")
 
 
 def main() -> None:

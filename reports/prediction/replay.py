@@ -45,7 +45,7 @@ Grid = tuple[str, Job, dict[Knobs, Outcome], Allocator]
 
 def h100_grid() -> Grid:
     """The half of the committed H100 grid that one process measured by itself, with torch's default allocator."""
-    rows = read(str(HERE / "grid-448.jsonl"))
+    rows = read(HERE / "grid-448.jsonl")
     key = job_of(rows[0]).fingerprint()
     wanted = frozenset(setting.knobs for setting in rows if setting.knobs.allocator == "default")
     ledger = Ledger(HERE / "ground_truth.sqlite3")

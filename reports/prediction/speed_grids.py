@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import measuring
-from harness.arguments import flag, parser
+from harness.arguments import commands, parser, there
 from harness.evidence import read_lines
 from harness.jobs import BUDGET_BYTES, LARGE, SMALL, UNCAPPED_BYTES, job, shape
 
@@ -108,26 +108,22 @@ def machine(out: Path) -> None:
     out.write_text(found + "\n")
 
 
-options = flag(parser(__doc__), "what", choices=("choose", "measure", "measure-group", "machine"))
-flag(options, "file", type=Path, nargs="?", help="of `choose`; of `machine` the one to write")
-flag(options, "ledger", type=Path, nargs="?")
-flag(options, "seconds", type=float, nargs="?")
-flag(options, "group", nargs="?", help="of measure-group, which measure starts")
+options = parser(__doc__)
+_measure = {"settings": there, "ledger": Path, "seconds": float}
+commands(options, {"choose": {}, "measure": _measure, "measure-group": {**_measure, "group": str}, "machine": {"out": Path}})
 
 
 def main() -> None:
     asked = options.parse_args()
     if asked.what == "choose":
         choose()
-    elif asked.file is None or (asked.what != "machine" and asked.seconds is None):
-        options.error(f"{asked.what} wants more arguments")
     elif asked.what == "machine":
-        machine(asked.file)
+        machine(asked.out)
     elif asked.what == "measure":
-        groups = dict.fromkeys(f"{cell.gpu}/{cell.model}" for cell in cells(asked.file))
-        measuring.in_groups([__file__, "measure-group", str(asked.file), str(asked.ledger)], groups, asked.seconds)
+        groups = dict.fromkeys(f"{cell.gpu}/{cell.model}" for cell in cells(asked.settings))
+        measuring.in_groups([__file__, "measure-group", str(asked.settings), str(asked.ledger)], groups, asked.seconds)
     else:
-        measure_group(str(asked.file), asked.ledger, asked.seconds, asked.group)
+        measure_group(str(asked.settings), asked.ledger, asked.seconds, asked.group)
 
 
 if __name__ == "__main__":
