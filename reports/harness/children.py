@@ -1,5 +1,6 @@
 """Commands in processes of their own: how they ended, what they printed, and what they took; killed when their time is over."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 BUDGETFT = (sys.executable, "-m", "budgetft")
 KILLED = -signal.SIGKILL
 
@@ -58,7 +60,7 @@ def run(
     """Run ``command`` to its end, or kill -9 it ``kill_after`` seconds after ``ready`` first says so (at once without it).
 
     ``victim`` chooses which process is killed, from the id of the first. What the command started is ended with it. With
-    ``live`` what it says on stderr is seen as it comes, and not kept.
+    ``live`` what it says on stderr is seen as it comes, and not kept. A script that is killed takes its command along (Linux).
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
@@ -69,6 +71,7 @@ def run(
             env=env,
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=_end_with_this_process,
         )
         try:
             with _killing(process, kill_after, ready, victim):
@@ -92,6 +95,11 @@ def run(
 def budgetft(*words: object, cache: Path | str | None = None, **how) -> Ended:
     """``budgetft WORDS``, by :func:`run`; ``how`` is its options."""
     return run([*BUDGETFT, *words], **{"env": environment(cache), **how})
+
+
+def _end_with_this_process() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also a killed script leaves nothing on the GPU
 
 
 @contextmanager

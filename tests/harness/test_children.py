@@ -6,7 +6,7 @@ import time
 
 import pytest
 from patience import HANG_SECONDS
-from reported import harness
+from reported import REPORTS, harness
 
 children = harness("children")
 
@@ -58,6 +58,19 @@ def test_what_a_killed_process_had_started_is_ended_with_it(tmp_path):
         f"pathlib.Path({str(told)!r}).write_text(str(p.pid)); time.sleep(3600)"
     )
     python(code, kill_after=0.0, ready=lambda: told.exists() and told.read_text() != "")
+    pid, until = int(told.read_text()), time.monotonic() + HANG_SECONDS
+    while _runs(pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not _runs(pid)
+
+
+def test_a_script_that_is_killed_leaves_no_command_behind(tmp_path):
+    told = tmp_path / "pid"
+    inner = f"import os, time, pathlib; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(3600)"
+    outer = (
+        f"import sys; sys.path[:0] = {[str(REPORTS)]}; from harness.children import run; run([sys.executable, '-c', {inner!r}])"
+    )
+    python(outer, kill_after=0.0, ready=lambda: told.exists() and told.read_text() != "")
     pid, until = int(told.read_text()), time.monotonic() + HANG_SECONDS
     while _runs(pid) and time.monotonic() < until:
         time.sleep(0.01)
