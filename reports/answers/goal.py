@@ -1,33 +1,36 @@
 """`plan --hours` for the 3B model on two GPUs, by prediction: what it prints, its seconds, and brute force beside it.
 
-    python reports/answers/goal.py [--goals N] [--out reports/answers/goal.md]
+    python reports/answers/goal.py [--goals N] [--out reports/answers/goal.md]      # half an hour of a core, no GPU: predicted
 
 Brute force estimates every contract of the ranges on its own, each by the fastest of all settings that fit, and takes the
 lexicographic maximum of those in time. It shares the estimator with the search, and neither the walk nor what is skipped.
 """
 
-import argparse
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import product
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.children import budgetft, environment
+from harness.jobs import job, shape
+from harness.tables import head, row
+
 from budgetft.contract import Contract
 from budgetft.data.tokens import resized_size
 from budgetft.duration import HOUR, RunTime, time_under
 from budgetft.goal import AXES, pixel_steps
 from budgetft.gpu import Gpu, load_gpu
-from budgetft.measure.job import Job
 from budgetft.model import Model, load_model
 from budgetft.predict.estimator import Estimator
 from budgetft.search.goal import GoalRequest, predicted_choice
 from budgetft.search.run import PlanRequest
 from budgetft.search.space import settings
-from budgetft.workload import Shape, Workload
+from budgetft.workload import Workload
 
 GPUS = ("v100-16g", "rtx3060-12g")
 EXAMPLES, EPOCHS, LENGTH = 20_000, 3, 16_384
@@ -42,8 +45,7 @@ Key = tuple[int, int, int]
 
 
 def workload_of(model: Model, contract: Contract) -> Workload:
-    size = resized_size(*IMAGE, model, contract)
-    return Workload.uniform(Shape(images=(size,), text_tokens=256, supervised_tokens=160))
+    return Workload.uniform(shape(resized_size(*IMAGE, model, contract)))
 
 
 def brute(gpu: Gpu, model: Model) -> dict[Key, RunTime | None]:
@@ -51,12 +53,8 @@ def brute(gpu: Gpu, model: Model) -> dict[Key, RunTime | None]:
     found: dict[Key, RunTime | None] = {}
     for pixels, rank, frames in product(*LADDERS.values()):
         contract = Contract(max_pixels=pixels, rank=rank, alpha=2 * rank, epochs=EPOCHS, max_length=LENGTH)
-        workload = workload_of(model, contract).with_frames(frames, model, video=False)
-        job = Job(
-            gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted"
-        )
-        estimator = Estimator(job)
-        fitting = [each for each in map(estimator.estimate, settings(job)) if each.fits]
+        problem = job(gpu, model, workload_of(model, contract).with_frames(frames, model, video=False), contract)
+        fitting = [each for each in map(Estimator(problem).estimate, settings(problem)) if each.fits]
         best = max(fitting, key=lambda each: each.samples_per_second or 0.0, default=None)
         found[pixels, rank, frames] = best and time_under(contract, best, EXAMPLES)
     return found
@@ -83,11 +81,8 @@ def goal(gpu: Gpu, model: Model, draw: random.Random) -> tuple[GoalRequest, list
         probe="never",
     )
     hours, sure = 2 * 30 ** draw.random(), draw.random() < 0.3
-    return (
-        GoalRequest(planning=planning, hours=hours, prefer=names, sure=sure, examples=EXAMPLES),
-        [pixels, ranks, frames or [1]],
-        names,
-    )
+    request = GoalRequest(planning=planning, hours=hours, prefer=names, sure=sure, examples=EXAMPLES)
+    return request, [pixels, ranks, frames or [1]], names
 
 
 def agreement(name: str, goals: int) -> str:
@@ -113,35 +108,31 @@ def agreement(name: str, goals: int) -> str:
         if chosen != best:
             wrong.append(f"goal {number}: {names}, {request.hours:.2f} h: {chosen}, brute force {best}")
     each = (time.monotonic() - started) / goals
-    text = f"| {name} | {agree} of {goals} | {none} | {len(times)} in {brute_seconds:.0f} s | {each:.1f} s a goal |" + "".join(
-        f"\n{line}" for line in wrong
-    )
-    return text
+    told = row(name, f"{agree} of {goals}", none, f"{len(times)} in {brute_seconds:.0f} s", f"{each:.1f} s a goal")
+    return "\n".join([told, *wrong])
 
 
 def shown(name: str, words: list[str]) -> str:
     """One command with its output at 80 columns and its seconds, the memory models of its sizes at hand."""
-    job = ["--gpu", name, "--image", f"{IMAGE[0]}x{IMAGE[1]}", "--examples", str(EXAMPLES), "--epochs", str(EPOCHS)]
+    asked = ["--gpu", name, "--image", f"{IMAGE[0]}x{IMAGE[1]}", "--examples", str(EXAMPLES), "--epochs", str(EPOCHS)]
+    command = ["plan", *asked, *words, "--probe", "never", "--quiet"]
     out = Path(tempfile.gettempdir()) / "goal-plan.json"
-    command = ["plan", *job, *words, "--probe", "never", "--quiet", "--out", str(out)]
-    environment = {**os.environ, "COLUMNS": "80"}
     for _ in range(2):  # the first traces what does not ship
-        started = time.monotonic()
-        found = subprocess.run([sys.executable, "-m", "budgetft", *command], capture_output=True, text=True, env=environment)
-        seconds = time.monotonic() - started
-    lines = found.stdout.splitlines()
+        found = budgetft(*command, "--out", out, env=environment(COLUMNS="80"))
+    lines = found.out.splitlines()
     first = next((place for place, line in enumerate(lines) if line.startswith("  Goal")), 0)
     said = "\n".join(line for line in lines[first:] if not line.startswith(("written to", "next:"))).strip("\n")
-    text = said or found.stderr.strip()
-    typed = " ".join(command[:-2]).replace("--quiet", "").replace("  ", " ").strip()
-    return f"```\n$ budgetft {typed}\n{text}\n```\n\nexit code {found.returncode}, {seconds:.0f} s wall\n"
+    text, typed = said or found.err.strip(), " ".join(command[:-1])
+    return f"```\n$ budgetft {typed}\n{text}\n```\n\nexit code {found.code}, {found.seconds:.0f} s wall\n"
+
+
+options = flag(
+    parser(__doc__, out=Path(__file__).with_name("goal.md")), "--goals", type=int, default=40, help="drawn, on each GPU"
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--goals", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("goal.md"))
-    asked = parser.parse_args()
+    asked = options.parse_args()
     outputs = "\n".join(f"## {name}\n\n" + "\n".join(shown(name, words) for words in ASKED) for name in GPUS)
     rows = "\n".join(agreement(name, asked.goals) for name in GPUS)
     asked.out.write_text(
@@ -158,8 +149,7 @@ shared cores.
 Random goals: which axes have a range, from where to where, the order of preference, 2 to 60 hours, the middle or the slow end.
 Brute force estimates all contracts of pixels x rank x frames and takes the lexicographic maximum.
 
-| GPU | same choice | nothing in time | contracts estimated by brute force | walking |
-| --- | --- | --- | --- | --- |
+{head("GPU", "same choice", "nothing in time", "contracts estimated by brute force", "walking", rule=" --- ")}
 {rows}
 """
     )

@@ -1,14 +1,20 @@
 """What `--gpu` makes of what people type: the GPU that it is taken for, or the sentence said, and how long that takes.
 
-    python reports/answers/gpu_names.py [--out FOLDER]
+    python reports/answers/gpu_names.py [--out FOLDER]      # a second of one core, no GPU
 
-Writes gpu_names.md beside this script or into FOLDER. Milliseconds are of the processor, in one process that looks names up one
-after another: the first reads what all profiles are called, the rest do not. No GPU is needed.
+Writes gpu_names.md beside this script or into FOLDER. Milliseconds are measured, of the processor, in one process that looks
+names up one after another: the first reads what all profiles are called, the rest do not.
 """
 
-import argparse
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import parser
+from harness.children import clocked
+from harness.tables import head, row
 
 from budgetft.errors import UsageError
 from budgetft.gpu import all_gpus, look_up
@@ -25,7 +31,7 @@ TYPED = (
 
 
 def answer(text: str) -> str:
-    """The GPU with what was assumed, or what is said instead, as a cell of a table."""
+    """The GPU with what was assumed, or what is said instead, as two cells of a table."""
     try:
         gpu, assumed = look_up(text)
     except UsageError as error:
@@ -33,36 +39,34 @@ def answer(text: str) -> str:
     return f"`{gpu.name}` | {assumed or ' '}"
 
 
-def table() -> str:
-    """The whole file."""
-    rows = []
-    for text in TYPED:
-        started = time.process_time()
-        said = answer(text)
-        seconds = time.process_time() - started
-        shown = text if len(text) <= 40 else f"{text[:12]}... ({len(text)} characters)"
-        rows.append(f"| `{shown or ' '}` | {said} | {seconds * 1e3:.1f} ms |")
+def line(text: str) -> str:
+    """The row of one text."""
     started = time.process_time()
-    count = len(all_gpus())
+    said = answer(text)
     seconds = time.process_time() - started
-    return "\n".join(
-        [
-            "# What `--gpu` takes",
-            "",
-            "Made by `python reports/answers/gpu_names.py`; a sentence in italics is an error, beside it the hint.",
-            f"All {count} profiles with their sources are read in {seconds * 1e3:.0f} ms of the processor.",
-            "",
-            "| typed | taken as, or said | note, or hint | time |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    shown = text if len(text) <= 40 else f"{text[:12]}... ({len(text)} characters)"
+    return row(f"`{shown or ' '}`", said, f"{seconds * 1e3:.1f} ms")
+
+
+options = parser(__doc__, out=Path(__file__).resolve().parent)
+
+
+def main() -> None:
+    written, rows = options.parse_args().out / "gpu_names.md", list(map(line, TYPED))
+    seconds = clocked(all_gpus, time.process_time)
+    lines = [
+        "# What `--gpu` takes",
+        "",
+        "Made by `python reports/answers/gpu_names.py`; a sentence in italics is an error, beside it the hint.",
+        f"All {len(all_gpus())} profiles with their sources are read in {seconds * 1e3:.0f} ms of the processor.",
+        "",
+        head("typed", "taken as, or said", "note, or hint", "time", rule=" --- "),
+        *rows,
+        "",
+    ]
+    written.write_text("\n".join(lines), encoding="utf-8")
+    print(f"written to {written}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
-    written = parser.parse_args().out / "gpu_names.md"
-    written.write_text(table(), encoding="utf-8")
-    print(f"written to {written}")
+    main()

@@ -1,6 +1,6 @@
 """Are cached features those of the step? Compares them on a GPU, and a step on them with the step with the frozen tower.
 
-    python reports/bench/cached_check.py --model qwen2.5-vl-3b [--precision fp16] [--max-pixels 200704] [--out check.json]
+    python reports/bench/cached_check.py [--model qwen2.5-vl-3b] [--max-pixels 200704] [--out cached.json]   # a GPU: a minute
 
 Saves random weights as a checkpoint, computes features of drawn images from it as `budgetft data cache` does (equal images
 together), and takes one micro-batch with the frozen tower and one with the features. Prints JSON: how far the features of
@@ -8,15 +8,20 @@ the step are from the cached ones, bit-equal share, loss, gradient, peak bytes a
 that it names.
 """
 
-import argparse
 import gc
 import json
+import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from harness.arguments import flag, parser
+from harness.children import clocked
+from harness.evidence import write
+from harness.small import save_random
 
 from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
@@ -25,7 +30,7 @@ from budgetft.data.processor import load_processor
 from budgetft.data.synthetic.sample import write_sample
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
-from budgetft.step.build import DTYPES, build_model, model_config, trainable
+from budgetft.step.build import DTYPES, build_model, trainable
 from budgetft.step.features import cache_features, feature_key, pick_device
 from budgetft.step.step import Step
 from budgetft.step.tower import joined_features
@@ -34,29 +39,11 @@ EXAMPLES = 4
 """Of a micro-batch."""
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-vl-3b")
-    parser.add_argument("--precision", default="fp16", choices=list(DTYPES))
-    parser.add_argument("--max-pixels", type=int, default=200_704)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    device = pick_device(asked.device)
-    with tempfile.TemporaryDirectory() as folder:
-        report = check(load_model(asked.model), asked.precision, asked.max_pixels, device, Path(folder))
-    text = json.dumps(report, indent=2)
-    if asked.out is not None:
-        asked.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
-
-
 def check(model: Model, precision: Any, max_pixels: int, device: torch.device, folder: Path) -> dict[str, Any]:
     """The report."""
     contract = Contract(max_pixels=max_pixels, effective_batch=EXAMPLES)
     weights = str(folder / "weights")
-    save_random(model, DTYPES[precision], device, weights)
+    save_random(model, weights, dtype=DTYPES[precision], device=device, seed=0)
     sample = write_sample(folder / "sample", count=12)
     pictures = find_pictures(sample, model, contract)
     facts: dict[str, Any] = {"model": model, "contract": contract, "precision": precision, "weights": weights}
@@ -72,13 +59,9 @@ def check(model: Model, precision: Any, max_pixels: int, device: torch.device, f
 
     fused = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     knobs = Knobs(
-        micro_batch=EXAMPLES,
-        grad_accum=1,
-        checkpointed_layers=model.layers,
-        attention="flash" if fused else "efficient",
-        pointwise="fused",
-        base_precision=precision,
-    )
+        micro_batch=EXAMPLES, grad_accum=1, checkpointed_layers=model.layers, attention="flash" if fused else "efficient",
+        pointwise="fused", base_precision=precision,
+    )  # fmt: skip
     patches, features = batch_of(None), batch_of(lambda path: cache.read(digests[path]))
     report: dict[str, Any] = {
         "model": model.name,
@@ -108,18 +91,11 @@ def check(model: Model, precision: Any, max_pixels: int, device: torch.device, f
     return report
 
 
-def save_random(model: Model, dtype: torch.dtype, device: torch.device, folder: str) -> None:
-    """A checkpoint of random weights."""
-    from transformers import AutoModelForImageTextToText
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        AutoModelForImageTextToText.from_config(model_config(model), dtype=dtype).save_pretrained(folder)
-
-
 def open_step(model: Model, contract: Contract, knobs: Knobs, device: torch.device, weights: str) -> Step:
     """A step from the checkpoint, with adapters that are the same for all and nowhere zero."""
-    _release(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     peft_model = build_model(
         model, contract, base_precision=knobs.base_precision, device=device, weights=weights, vision=knobs.vision
     )
@@ -160,25 +136,33 @@ def measure(step: Step, batch: Any) -> tuple[dict[str, Any], torch.Tensor]:
     loss = step.micro(inputs, total_supervised=total)
     gradient = torch.cat([parameter.grad.flatten().cpu() for parameter in step.parameters if parameter.grad is not None])
     on_gpu = step.device.type == "cuda"
-    seconds = []
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(step.device)
-    for _ in range(5):
-        started = time.perf_counter()
+
+    def micro() -> None:
         step.micro(inputs, total_supervised=total)
         if on_gpu:
             torch.cuda.synchronize(step.device)
-        seconds.append(time.perf_counter() - started)
+
+    seconds = [clocked(micro) for _ in range(5)]
     step.optimizer.zero_grad(set_to_none=True)
     peak = torch.cuda.max_memory_allocated(step.device) if on_gpu else None
     facts = {"loss": float(loss), "gradient_norm": float(gradient.norm()) * scale, "micro_seconds": min(seconds)}
     return {**facts, "allocated_peak_bytes": peak}, gradient
 
 
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+options = parser(__doc__, model="qwen2.5-vl-3b", device="auto", out=None)
+flag(options, "--precision", default="fp16", choices=list(DTYPES))
+flag(options, "--max-pixels", type=int, default=200_704)
+
+
+def main() -> None:
+    asked = options.parse_args()
+    device = pick_device(asked.device)
+    with tempfile.TemporaryDirectory() as folder:
+        report = check(load_model(asked.model), asked.precision, asked.max_pixels, device, Path(folder))
+    write(asked.out, report, "measured")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

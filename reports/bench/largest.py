@@ -1,33 +1,31 @@
-"""The largest example that trains inside the budget: frames of 1288x728 in one example, stock recipe and budgetft's knobs.
+"""The largest example that trains inside the budget: frames of 1288x728 in one example, baseline and budgetft's settings.
 
-    python reports/bench/largest.py predict > largest.jsonl                      # no GPU: traced and replayed, bisected
+    python reports/bench/largest.py predict > largest.jsonl                # no GPU: traced and replayed; minutes
     python reports/bench/largest.py measure largest.jsonl > largest-measured.jsonl      # on a GPU: N, and a tenth more
 
 One example a micro-batch, two accumulated, rank 16; 256 text tokens with the first frame and 2 for each further one, 160 of
-them supervised.
+them label tokens. Predicted, then emulated: an H100 in a V100's place.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from budgetft.contract import Contract
-from budgetft.gpu import load_gpu
-from budgetft.knobs import Knobs, stock_knobs
-from budgetft.measure.child import current_stack
-from budgetft.measure.job import Job
-from budgetft.measure.probe import Prober
-from budgetft.model import load_model
-from budgetft.predict.allocator import CachingAllocator
-from budgetft.predict.calibrate import load_calibration
-from budgetft.workload import Shape, Workload
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-GIB = 2**30
-BUDGET_BYTES = 14 * GIB
+from harness.arguments import commands, parser, there
+from harness.evidence import read_lines, tell
+from harness.jobs import BUDGET_BYTES, LARGE, job, kept, probed, replayed, shape
+from harness.tables import gib
+
+from budgetft.contract import Contract
+from budgetft.knobs import Knobs, stock_knobs
+from budgetft.measure.job import Job
+from budgetft.model import load_model
+from budgetft.predict.calibrate import load_calibration
+
 MODEL = load_model("qwen2.5-vl-3b")
-FIRST = Shape(images=((1288, 728),), text_tokens=256, supervised_tokens=160)
 OURS = Knobs(
     micro_batch=1,
     grad_accum=2,
@@ -45,30 +43,13 @@ PATHS = {
 
 def job_of(frames: int) -> Job:
     """One example of so many frames a micro-batch."""
-    shape = FIRST.with_frames(frames, MODEL, video=False)
     contract = Contract(rank=16, effective_batch=2, max_length=MODEL.max_positions, frames_per_example=frames)
-    return Job(
-        gpu=load_gpu("v100-16g"),
-        budget_bytes=BUDGET_BYTES,
-        model=MODEL,
-        contract=contract,
-        workload=Workload.uniform(shape),
-        host=load_gpu("h100-80g"),
-        evidence="emulated",
-    )
+    work = shape(LARGE).with_frames(frames, MODEL, video=False)
+    return job("v100-16g", MODEL, work, contract, budget_bytes=BUDGET_BYTES, host="h100-80g", evidence="emulated")
 
 
-def predicted_bytes(frames: int, knobs: Knobs) -> int:
-    """Of the process: a trace of the step, replayed through the allocator."""
-    from budgetft.predict.trace import trace_step
-
-    job, calibration = job_of(frames), load_calibration("h100-80g", "emulated")
-    trace = trace_step(job.model, job.contract, knobs, job.worst_micro_batch(knobs), gpu=job.gpu)
-    allocator = CachingAllocator(knobs.allocator)
-    allocator.run(trace.static_events)
-    allocator.run([(-1 - number, calibration.workspace_bytes // 2) for number in range(2)])
-    allocator.run(trace.events)
-    return allocator.reserved_peak_bytes + calibration.context_bytes
+def tokens(frames: int) -> int:
+    return job_of(frames).workload.worst[0].visual_tokens(MODEL.pixel_step)
 
 
 def most(fits: Callable[[int], bool]) -> int:
@@ -84,35 +65,41 @@ def most(fits: Callable[[int], bool]) -> int:
 
 def predict() -> None:
     """A JSON line a path."""
+    calibration = load_calibration("h100-80g", "emulated")
     for name, knobs in PATHS.items():
         found: dict[int, int] = {}
 
         def fits(frames: int, knobs: Knobs = knobs, found: dict[int, int] = found) -> bool:
-            found[frames] = predicted_bytes(frames, knobs)
-            print(f"{frames} frames: {found[frames] / GIB:.2f} GiB", file=sys.stderr)
+            found[frames] = replayed(job_of(frames), knobs, calibration)[0]["process"]
+            print(f"{frames} frames: {gib(found[frames])} GiB", file=sys.stderr)
             return found[frames] <= BUDGET_BYTES
 
         frames = most(fits)
-        tokens = FIRST.with_frames(frames, MODEL, video=False).visual_tokens(MODEL.pixel_step)
-        row = {"path": name, "frames": frames, "visual_tokens": tokens, "predicted_bytes": found.get(frames)}
-        print(json.dumps({**row, "knobs": knobs.model_dump()}), flush=True)
+        row: dict[str, Any] = {"path": name, "frames": frames, "visual_tokens": tokens(frames)}
+        tell({**row, "predicted_bytes": found.get(frames), "knobs": knobs.model_dump()})
 
 
 def measure(path: Path) -> None:
     """Probe what was predicted to be the most, and a tenth (at least one frame) more, under the cap."""
-    for row in map(json.loads, path.read_text().splitlines()):
+    for row in read_lines(path):
         knobs = Knobs.read(row["knobs"], source=path.name)
         for frames in (row["frames"], row["frames"] + max(1, row["frames"] // 10)):
-            told: dict[str, Any] = {"path": row["path"], "frames": frames}
-            told["visual_tokens"] = FIRST.with_frames(frames, MODEL, video=False).visual_tokens(MODEL.pixel_step)
-            with Prober(job_of(frames), stack=current_stack("cuda"), timed_steps=1) as prober:
-                outcome = prober.probe(knobs)
-            kept = ("status", "phase", "evidence", "allocated_peak_bytes", "process_peak_bytes", "micro_seconds")
-            print(json.dumps(told | {name: getattr(outcome, name) for name in kept}), flush=True)
+            outcome = probed(job_of(frames), knobs, timed_steps=1)
+            names = ("status", "phase", "evidence", "allocated_peak_bytes", "process_peak_bytes", "micro_seconds")
+            tell({"path": row["path"], "frames": frames, "visual_tokens": tokens(frames), **kept(outcome, *names)})
+
+
+options = parser(__doc__)
+commands(options, {"predict": {}, "measure": {"predicted": there}})
+
+
+def main() -> None:
+    asked = options.parse_args()
+    if asked.what == "predict":
+        predict()
+    else:
+        measure(asked.predicted)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "predict":
-        predict()
-    else:
-        measure(Path(sys.argv[2]))
+    main()

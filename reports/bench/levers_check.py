@@ -1,109 +1,64 @@
 """What four-bit weights, the eight-bit optimizer, host activations and bucketing give on a GPU, predicted beside measured.
 
-    python reports/bench/levers_check.py --model qwen2.5-vl-3b > reports/bench/levers.jsonl
+    python reports/bench/levers_check.py --model qwen2.5-vl-3b > reports/bench/levers.jsonl      # on a GPU, ten minutes
+    python reports/bench/levers_check.py --predict                                               # without: predictions only
 
-Every row is a probe of the tool itself: a child process under the budget, worst batch first. The GPU stands in for a
-V100, so measured rows are ``emulated``. What is not installed is skipped, with the reason in the row. Without a GPU
-(``--predict``) only the predictions are made.
+Every row is a probe of the tool itself: a child process under the budget, heaviest batch first. The GPU stands in for a
+V100, so measured rows are ``emulated``. What is not installed is skipped, with the reason in the row.
 """
 
-import argparse
-import json
 import random
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.evidence import tell
+from harness.jobs import job, kept, probed, replayed
+
 from budgetft.contract import Contract
-from budgetft.gpu import Gpu, load_gpu
 from budgetft.knobs import Knobs
-from budgetft.measure.child import current_stack
 from budgetft.measure.job import Job
-from budgetft.measure.probe import Prober
-from budgetft.model import Model, load_model
-from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.memory_model import Work
-from budgetft.predict.trace import trace_step
 from budgetft.search.space import padding_of
 from budgetft.units import parse_bytes
 from budgetft.workload import Shape, Workload
 
 EFFECTIVE = 32
-SHAPE = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
 LEVERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "nf4": {"base_precision": "nf4"},
     "adamw8bit": {"optimizer": "adamw8bit"},
     "activations on the host": {"offload": "activations"},
-    "nf4, adamw8bit, activations on the host": {
-        "base_precision": "nf4",
-        "optimizer": "adamw8bit",
-        "offload": "activations",
-    },
+    "nf4, adamw8bit, activations on the host": {"base_precision": "nf4", "optimizer": "adamw8bit", "offload": "activations"},
 }
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="qwen2.5-vl-3b")
-    parser.add_argument("--gpu", default="v100-16g", help="the GPU that is stood in for")
-    parser.add_argument("--host", default="h100-80g", help="the profile of the GPU that is here")
-    parser.add_argument("--budget", default="14GiB")
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--predict", action="store_true", help="no GPU: predictions only")
-    chosen = parser.parse_args()
-    gpu, model = load_gpu(chosen.gpu), load_model(chosen.model)
-    host = load_gpu(chosen.host)
-    jobs = {"uniform": job_of(model, gpu, host, chosen.budget, Workload.uniform(SHAPE))}
-    jobs["ragged"] = jobs["uniform"].replace(workload=ragged())
-    for row, job, knobs in questions(jobs, model, chosen.micro_batch):
-        row["knobs"] = knobs.model_dump()
-        row["predicted"] = predict(job, knobs, load_calibration(chosen.host, "emulated"), host)
-        if not chosen.predict:
-            row |= measure(job, knobs)
-        print(json.dumps(row), flush=True)
-
-
-def questions(jobs: dict[str, Job], model: Model, size: int) -> Iterator[tuple[dict[str, Any], Job, Knobs]]:
+def questions(uniform: Job, size: int) -> Iterator[tuple[dict[str, Any], Job, Knobs]]:
     """Each lever with all layers checkpointed, four bits also with half of them; then both batchings."""
+    layers, ragged = uniform.model.layers, uniform.replace(workload=ragged_work())
     base = Knobs(
-        micro_batch=size,
-        grad_accum=EFFECTIVE // size,
-        checkpointed_layers=model.layers,
-        pointwise="fused",
-        allocator="expandable",
+        micro_batch=size, grad_accum=EFFECTIVE // size, checkpointed_layers=layers, pointwise="fused", allocator="expandable"
     )
     for name, changes in LEVERS.items():
-        yield {"lever": name, "data": "uniform"}, jobs["uniform"], base.replace(**changes)
+        yield {"lever": name, "data": "uniform"}, uniform, base.replace(**changes)
     for name in ("plain", "nf4"):
-        fewer = base.replace(checkpointed_layers=model.layers // 2, **LEVERS[name])
-        yield {"lever": f"{name}, half of the layers checkpointed", "data": "uniform"}, jobs["uniform"], fewer
-    padding = padding_of(jobs["ragged"], size).model_dump()
+        row = {"lever": f"{name}, half of the layers checkpointed", "data": "uniform"}
+        yield row, uniform, base.replace(checkpointed_layers=layers // 2, **LEVERS[name])
+    padding = padding_of(ragged, size).model_dump()
     for batching in ("padded", "bucketed"):
-        row = {"lever": batching, "data": "ragged", "padding": padding}
-        yield row, jobs["ragged"], base.replace(batching=batching)
+        yield {"lever": batching, "data": "ragged", "padding": padding}, ragged, base.replace(batching=batching)
 
 
-def job_of(model: Model, gpu: Gpu, host: Gpu, budget: str, workload: Workload) -> Job:
-    """The planning problem, all levers allowed."""
-    return Job(
-        gpu=gpu,
-        budget_bytes=parse_bytes(budget),
-        model=model,
-        contract=Contract(effective_batch=EFFECTIVE, allow_nf4=True, allow_adamw8bit=True),
-        workload=workload,
-        host=host,
-        evidence="emulated",
-    )
-
-
-def ragged() -> Workload:
+def ragged_work() -> Workload:
     """64 captions whose lengths are spread as written ones are (log-normal, a factor of two), one image each."""
-    draw = random.Random(0)
-    shapes = []
+    draw, shapes = random.Random(0), []
     for _ in range(64):
         answer = min(600, max(16, round(120 * 2 ** draw.gauss(0, 1))))
         side = draw.choice((252, 336, 448))
@@ -112,41 +67,33 @@ def ragged() -> Workload:
     return Workload(worst=tuple(heaviest), typical=tuple(shapes))
 
 
-def predict(job: Job, knobs: Knobs, calibration: Calibration, host: Gpu) -> dict[str, Any]:
-    """Uniform data: the whole step traced and replayed. Ragged: by the memory model, which knows the lengths."""
-    if job.workload.typical != job.workload.worst:
-        estimate = Estimator(job, calibration=calibration).estimate(knobs)
+def predict(problem: Job, knobs: Knobs, calibration: Calibration) -> dict[str, Any]:
+    """Uniform data: the whole step traced and replayed. Ragged: as `estimate` does, which knows the lengths."""
+    if problem.workload.typical != problem.workload.worst:
+        said = Estimator(problem, calibration=calibration).estimate(knobs)
+        bytes_ = (said.tensor_peak_bytes, said.reserved_peak_bytes, said.process_peak_bytes)
         return {
-            "allocated": estimate.tensor_peak_bytes,
-            "reserved": estimate.reserved_peak_bytes,
-            "process": estimate.process_peak_bytes,
-            "samples_per_second": estimate.samples_per_second,
+            **dict(zip(("allocated", "reserved", "process"), bytes_, strict=True)),
+            "samples_per_second": said.samples_per_second,
         }
-    trace = trace_step(job.model, job.contract, knobs, job.worst_micro_batch(knobs), gpu=job.gpu)
-    allocator = CachingAllocator(knobs.allocator)
-    allocator.run(trace.static_events)
-    allocator.run([(-1 - number, calibration.workspace_bytes // 2) for number in range(2)])
-    allocator.run(trace.events)
-    work = [
-        Work(phase=s.label[0], flops=s.flops, moved_bytes=s.moved_bytes, kernels=s.kernels, host_bytes=s.host_bytes)
-        for s in trace.segments
-    ]
-    seconds = calibration.micro_seconds(work, host)
+    peaks, trace = replayed(problem, knobs, calibration)
+    work = [Work(phase=s.label[0], **kept(s, "flops", "moved_bytes", "kernels", "host_bytes")) for s in trace.segments]
+    assert problem.host is not None
+    seconds = calibration.micro_seconds(work, problem.host)
+    speed = None if seconds is None else knobs.micro_batch / seconds
     return {
-        "allocated": allocator.allocated_peak_bytes,
-        "reserved": allocator.reserved_peak_bytes,
-        "process": allocator.reserved_peak_bytes + calibration.context_bytes,
-        "samples_per_second": None if seconds is None else knobs.micro_batch / seconds,
+        "allocated": peaks["tensors"],
+        "reserved": peaks["reserved"],
+        "process": peaks["process"],
+        "samples_per_second": speed,
     }
 
 
-def measure(job: Job, knobs: Knobs) -> dict[str, Any]:
+def measure(problem: Job, knobs: Knobs) -> dict[str, Any]:
     """One probe in a process of its own."""
     if (knobs.base_precision == "nf4" or knobs.optimizer == "adamw8bit") and find_spec("bitsandbytes") is None:
         return {"skipped": 'bitsandbytes is not installed: pip install "budgetft[nf4]"'}
-    with Prober(job, stack=current_stack("cuda")) as prober:
-        outcome = prober.probe(knobs)
-    kept = (
+    names = (
         "status",
         "phase",
         "detail",
@@ -156,8 +103,26 @@ def measure(job: Job, knobs: Knobs) -> dict[str, Any]:
         "optimizer_seconds",
         "alloc_retries",
     )
+    outcome = probed(problem, knobs)
     peaks = {name: getattr(outcome, f"{name}_peak_bytes") for name in ("allocated", "reserved", "process")}
-    return {"measured": {name: getattr(outcome, name) for name in kept} | peaks}
+    return {"measured": {**kept(outcome, *names), **peaks}}
+
+
+options = parser(__doc__, model="qwen2.5-vl-3b", gpu="v100-16g")
+flag(options, "--host", default="h100-80g", help="the profile of the GPU that is here, in the place of --gpu")
+flag(options, "--budget", default="14GiB")
+flag(options, "--micro-batch", type=int, default=8)
+flag(options, "--predict", action="store_true", help="no GPU: predictions only")
+
+
+def main() -> None:
+    asked = options.parse_args()
+    contract = Contract(effective_batch=EFFECTIVE, allow_nf4=True, allow_adamw8bit=True)
+    place: dict[str, Any] = {"budget_bytes": parse_bytes(asked.budget), "host": asked.host, "evidence": "emulated"}
+    for row, problem, knobs in questions(job(asked.gpu, asked.model, contract=contract, **place), asked.micro_batch):
+        row["knobs"] = knobs.model_dump()
+        row["predicted"] = predict(problem, knobs, load_calibration(asked.host, "emulated"))
+        tell(row if asked.predict else {**row, **measure(problem, knobs)})
 
 
 if __name__ == "__main__":

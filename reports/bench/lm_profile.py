@@ -1,29 +1,32 @@
 """Where the language model's part of a step goes on the GPU: share of the measured matmul rate, and time by kernel.
 
-    python reports/bench/lm_profile.py OUT.json [MODEL]
+    python reports/bench/lm_profile.py OUT.json [MODEL]      # on a GPU, measured; three minutes
 
 One example is 514 tokens without an image, which costs the language model what 256 visual and 258 text tokens do; the
 weights are fp16, all layers are checkpointed, and FLOPs are those of a trace, the recomputation included.
 """
 
-import json
 import sys
 import time
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from harness.arguments import flag, parser
+from harness.children import clocked
+from harness.evidence import write
+from harness.jobs import UNCAPPED_BYTES, job
 from torch._C._autograd import DeviceType
 
 from budgetft.contract import Contract
-from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.child import Probing, current_stack
-from budgetft.measure.job import Job
-from budgetft.model import load_model
 from budgetft.predict.trace import trace_step
-from budgetft.workload import Shape, Workload
+from budgetft.workload import Shape
 
 SHAPE = Shape(images=(), text_tokens=514, supervised_tokens=160)
 
@@ -55,11 +58,7 @@ def profiled(probing: Probing, knobs: Knobs) -> dict[str, Any]:
 
     for _ in range(2):
         micro()
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        micro()
-        seconds.append(time.perf_counter() - started)
+    seconds = [clocked(micro) for _ in range(5)]
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
         micro()
@@ -72,13 +71,10 @@ def profiled(probing: Probing, knobs: Knobs) -> dict[str, Any]:
         "pointwise": knobs.pointwise,
         "micro_batch": knobs.micro_batch,
         "checkpointed_layers": knobs.checkpointed_layers,
-        "seconds": sorted(seconds)[2],
+        "seconds": median(seconds),
         "flops": flops,
         "device_seconds": total / 1e6,
-        "kernels": [
-            {"name": event.key[:150], "seconds": event.self_device_time_total / 1e6, "count": event.count}
-            for event in kernels[:40]
-        ],
+        "kernels": [{"name": e.key[:150], "seconds": e.self_device_time_total / 1e6, "count": e.count} for e in kernels[:40]],
     }
 
 
@@ -95,20 +91,16 @@ def gradient_difference(probing: Probing, knobs: Knobs) -> float:
     return float((found[0] - found[1]).norm() / found[0].norm())
 
 
+options = flag(parser(__doc__), "out", type=Path)
+flag(options, "model", nargs="?", default="qwen2.5-vl-3b")
+
+
 def main() -> None:
-    """Write the JSON, print the summary."""
-    out, name = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "qwen2.5-vl-3b"
-    model = load_model(name)
-    job = Job(
-        gpu=load_gpu("v100-16g"),
-        budget_bytes=70 * 2**30,
-        model=model,
-        contract=Contract(rank=16, effective_batch=64),
-        workload=Workload.uniform(SHAPE),
-        evidence="emulated",
-    )
-    knobs = Knobs(micro_batch=16, grad_accum=4, checkpointed_layers=model.layers, allocator="default")
-    probing = Probing(job, knobs, lambda phase: None)
+    asked = options.parse_args()
+    contract = Contract(rank=16, effective_batch=64)
+    problem = job("v100-16g", asked.model, SHAPE, contract, budget_bytes=UNCAPPED_BYTES, evidence="emulated")
+    knobs = Knobs(micro_batch=16, grad_accum=4, checkpointed_layers=problem.model.layers, allocator="default")
+    probing = Probing(problem, knobs, lambda phase: None)
     rate = matmul_rate(torch.device("cuda"))
     rows = []
     for pointwise, micro_batch in product(("stock", "fused"), (16, 32)):
@@ -126,10 +118,8 @@ def main() -> None:
             print(f"{kernel['seconds'] / row['device_seconds']:6.1%} {kernel['count']:6} {kernel['name'][:100]}")
     difference = gradient_difference(probing, knobs)
     print(f"gradients of fused against stock, relative: {difference:.2e}")
-    stack = current_stack("cuda").model_dump(mode="json")
-    out.write_text(
-        json.dumps({"matmul_flops_per_second": rate, "stack": stack, "gradient_difference": difference, "rows": rows}, indent=1)
-    )
+    made = {"matmul_flops_per_second": rate, "stack": current_stack("cuda").model_dump(mode="json")}
+    write(asked.out, {**made, "gradient_difference": difference, "rows": rows}, "emulated")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@
         [--start 448x448=4,1288x728=1] [--largest 32] [--seconds 240] [--budget 14GiB] [--model qwen2.5-vl-3b] [--device cuda]
 
 Each kind runs its own loop, loss and options, on the model that budgetft trains too: random weights, base in fp16, LoRA of
-rank 16 in fp32, one image and 256 text tokens of which 160 are supervised, nothing padded. The allocator is capped and the
+rank 16 in fp32, one image and 256 text tokens of which 160 are label tokens, nothing padded. The allocator is capped and the
 kernels are restricted as in a probe, so on another GPU than the V100 every row is ``emulated``: its budget and its choice of
 attention kernels, not its speed, and Triton (Liger, TRL's head) is faster on newer GPUs than on Volta.
 
-A micro-batch is tried from ``--start`` upwards in powers of two until it does not fit. An attempt is one optimizer step to
-warm up and at most two timed ones, of two micro-batches each; ``samples_per_second`` is that of an effective batch of 32 made
-of such micro-batches and one update. Fetching the data is not timed. After an out-of-memory the process goes on only if it
-holds no more than before; else it ends and the next attempt is made in a new one. OUT.json is written after each row.
-PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the three: see ``KINDS`` in ``rivals_child.py``.
+Without a GPU (``--device cpu``) it shows that the script runs. A micro-batch is tried from ``--start`` upwards in powers of two
+until it does not fit. An attempt is one optimizer step to warm up and at most two timed ones, of two micro-batches each;
+``samples_per_second`` is that of an effective batch of 32 made of such micro-batches and one update. Fetching the data is not
+timed. After an out-of-memory the process goes on only if it holds no more than before; else it ends and the next attempt is
+made in a new one. OUT.json is written after each row. PYTORCH_ALLOC_CONF reaches the rivals as it is set. Other kinds than the
+three: see ``KINDS`` in ``rivals_child.py``.
 
 Unsloth is not here. Release 2026.10.9 wants ``trl<=1.15.0`` and ``datasets<5``, so it cannot share this environment; it loads
 a checkpoint from a hub or a folder, which random weights are not; and it chooses its kernels by the compute capability of the
@@ -31,6 +32,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import comma, flag, parser
+from harness.evidence import write
+from harness.tables import gib
 from rivals_child import ACCUMULATED, EFFECTIVE_BATCH, KINDS
 
 from budgetft.units import parse_size
@@ -137,7 +143,7 @@ def summary(row: dict[str, Any]) -> str:
         return told + f"{row['status']}, {row['detail']}"
     told += f"{row['status']}, {row['samples_per_second']:.2f} samples/s ({row['evidence']})"
     if "process_peak_bytes" in row:
-        told += f", process peak {row['process_peak_bytes'] / 2**30:.2f} GiB"
+        told += f", process peak {gib(row['process_peak_bytes'])} GiB"
     return told + ("" if row["loss_finite"] else ", loss not finite")
 
 
@@ -169,41 +175,29 @@ def parse_kinds(text: str) -> list[str]:
     return names
 
 
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", type=parse_kinds, default="trainer,trainer-liger,trl")
-    parser.add_argument("--sizes", type=lambda text: [parse_size(part) for part in text.split(",")], default="448x448,1288x728")
-    parser.add_argument("--start", type=parse_start, default="448x448=4,1288x728=1")
-    parser.add_argument("--largest", type=int, choices=(1, 2, 4, 8, 16, 32), default=EFFECTIVE_BATCH)
-    parser.add_argument("--seconds", type=float, default=240.0, help="for everything; shared equally by the kinds left")
-    parser.add_argument("--budget", default="14GiB")
-    parser.add_argument("--gpu", default="v100-16g", help="the GPU to emulate")
-    parser.add_argument("--model", default="qwen2.5-vl-3b")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    return parser.parse_args()
+options = parser(__doc__, gpu="v100-16g", model="qwen2.5-vl-3b")
+flag(options, "out", type=Path)
+flag(options, "--kinds", type=parse_kinds, default="trainer,trainer-liger,trl")
+flag(options, "--sizes", type=lambda text: [parse_size(part) for part in comma(text)], default="448x448,1288x728")
+flag(options, "--start", type=parse_start, default="448x448=4,1288x728=1")
+flag(options, "--largest", type=int, choices=(1, 2, 4, 8, 16, 32), default=EFFECTIVE_BATCH)
+flag(options, "--seconds", type=float, default=240.0, help="for everything; shared equally by the kinds left")
+flag(options, "--budget", default="14GiB")
+flag(options, "--device", choices=("cuda", "cpu"), default="cuda")
 
 
 def main() -> None:
     """Write the JSON after every row, print a line for each."""
-    arguments = read_arguments()
-    rows, end = [], time.monotonic() + arguments.seconds
-    for done, kind in enumerate(arguments.kinds):
+    asked = options.parse_args()
+    rows, end = [], time.monotonic() + asked.seconds
+    facts = {"model": asked.model, "budget": asked.budget, "gpu": asked.gpu}
+    facts |= {"effective_batch": EFFECTIVE_BATCH, "accumulated_in_an_attempt": ACCUMULATED}
+    for done, kind in enumerate(asked.kinds):
         now = time.monotonic()
-        until = now + (end - now) / (len(arguments.kinds) - done)
-        for row in rows_of_kind(kind, arguments, until):
+        for row in rows_of_kind(kind, asked, now + (end - now) / (len(asked.kinds) - done)):
             rows.append(row)
             print(summary(row), flush=True)
-            written = {
-                "model": arguments.model,
-                "budget": arguments.budget,
-                "gpu": arguments.gpu,
-                "effective_batch": EFFECTIVE_BATCH,
-                "accumulated_in_an_attempt": ACCUMULATED,
-                "rows": rows,
-            }
-            arguments.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            write(asked.out, {**facts, "rows": rows}, row.get("evidence", "measured"))
     print(*best_lines(rows), sep="\n")
 
 

@@ -4,13 +4,18 @@ import gc
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.evidence import versions
+from harness.jobs import shape
 
 from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
@@ -41,40 +46,18 @@ KINDS: dict[str, dict[str, Any]] = {
 def common_options(micro_batch: int, device: str, folder: str) -> dict[str, Any]:
     """What the documentation recommends for memory, and nothing that saves, evaluates or reports."""
     return {
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": ACCUMULATED,
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "fp16": device == "cuda",
-        "bf16": False,
-        "use_cpu": device == "cpu",
-        "optim": "adamw_torch_fused",
-        "max_steps": 1 + TIMED_STEPS,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "output_dir": folder,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-    }
+        "per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": ACCUMULATED,
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "fp16": device == "cuda", "bf16": False, "use_cpu": device == "cpu",
+        "optim": "adamw_torch_fused", "max_steps": 1 + TIMED_STEPS, "logging_steps": 1, "logging_nan_inf_filter": False,
+        "output_dir": folder, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False,
+    }  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:
     """The error's class and first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-
-
-def versions() -> dict[str, str]:
-    """Of everything that takes part; a package that is not installed is absent."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("torch", "transformers", "peft", "accelerate", "triton", "liger-kernel", "trl", "datasets"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class Running:
@@ -129,17 +112,14 @@ class Running:
     def warm_up(self) -> None:
         """Load the kernels with a small batch, so that the context is measured before the cap is set."""
         edge = self.model_facts.pixel_step * 2
-        self.attempt((edge, edge), 1, text_tokens=16, supervised_tokens=4)
+        self.attempt((edge, edge), 1, text=16, labels=4)
         if self.meter is not None:
             self.cap_bytes = self.meter.set_cap(self.budget_bytes)
 
-    def attempt(
-        self, size: tuple[int, int], micro_batch: int, *, text_tokens: int = 256, supervised_tokens: int = 160
-    ) -> dict[str, Any]:
+    def attempt(self, size: tuple[int, int], micro_batch: int, **text: int) -> dict[str, Any]:
         """A row without what all rows of the kind have in common; what the kind could not do is its outcome."""
         import torch
 
-        shape = Shape(images=(size,), text_tokens=text_tokens, supervised_tokens=supervised_tokens)
         self._forget()
         held_bytes = torch.cuda.memory_allocated() if self.meter is not None else 0
         row: dict[str, Any] = {"width": size[0], "height": size[1], "micro_batch": micro_batch, "cap_bytes": self.cap_bytes}
@@ -147,7 +127,7 @@ class Running:
         forwards = {module: module.__dict__.get("forward") for module in (self.peft_model, self.peft_model.get_base_model())}
         try:
             with tempfile.TemporaryDirectory() as folder:
-                row |= self._run(shape, micro_batch, folder)
+                row |= self._run(shape(size, **text), micro_batch, folder)
         except torch.OutOfMemoryError as error:
             row |= {"status": "oom", "detail": ". ".join(str(error).split(". ")[:2])}
         except Exception as error:  # whatever a rival raises is its outcome
@@ -167,9 +147,9 @@ class Running:
         if self.meter is not None:
             self.meter.reset()
 
-    def _run(self, shape: Shape, micro_batch: int, folder: str) -> dict[str, Any]:
+    def _run(self, work: Shape, micro_batch: int, folder: str) -> dict[str, Any]:
         options = common_options(micro_batch, self.device, folder) | KINDS[self.kind]
-        trainer = self._trainer(options, self._fixed_batch(shape, micro_batch))
+        trainer = self._trainer(options, self._fixed_batch(work, micro_batch))
         clock = timed(trainer, self._synchronize)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -192,12 +172,12 @@ class Running:
                 row["status"] = "over_budget"
         return row
 
-    def _fixed_batch(self, shape: Shape, micro_batch: int) -> dict[str, Any]:
+    def _fixed_batch(self, work: Shape, micro_batch: int) -> dict[str, Any]:
         import torch
 
         from budgetft.data.collate import synthetic_batch
 
-        batch = synthetic_batch((shape,) * micro_batch, self.model_facts, seed=0)
+        batch = synthetic_batch((work,) * micro_batch, self.model_facts, seed=0)
         names = ("input_ids", "labels", "mm_token_type_ids", "pixel_values", "image_grid_thw")
         return {name: getattr(batch, name) for name in names} | {"attention_mask": torch.ones_like(batch.input_ids)}
 
@@ -266,9 +246,9 @@ def timed(trainer: Any, synchronize: Any) -> Any:
         def rate(self, micro_batch: int) -> dict[str, Any]:
             """Seconds of a micro-batch and of an update, and samples a second at the effective batch; no warm-up in it."""
             micros, steps = self.micro_seconds[ACCUMULATED:], self.step_seconds[1:]
-            micro = statistics.median(micros)
+            micro = median(micros)
             updates = [step - sum(micros[i * ACCUMULATED : (i + 1) * ACCUMULATED]) for i, step in enumerate(steps)]
-            update = statistics.median(updates)
+            update = median(updates)
             whole = EFFECTIVE_BATCH / micro_batch * micro + update
             return {
                 "micro_seconds": micro,

@@ -1,8 +1,18 @@
-"""The best of each path at each image size among the probes of a ledger: python reports/bench/table.py LEDGER"""
+"""The best of each path at each image size among the probes of a ledger, and what that says of the emulated GPU.
+
+    python reports/bench/table.py reports/bench/ledger.sqlite3        # printed: table.txt; seconds, no GPU
+
+Each row says whether it is measured or emulated; a setting probed several times counts with its median.
+"""
 
 import sys
 from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser, there
+from harness.tables import head, row
 
 from budgetft.knobs import Knobs, is_stock
 from budgetft.measure.job import Job
@@ -19,31 +29,32 @@ def path_of(knobs: Knobs) -> str:
     return "planned, cached features" if knobs.vision == "cached" else "planned"
 
 
+def rate(outcomes: list[Outcome]) -> float:
+    """Median examples a second."""
+    return median(outcome.samples_per_second or 0.0 for outcome in outcomes)
+
+
+options = flag(parser(__doc__), "ledger", type=there)
+
+
 def main() -> None:
-    """Print a Markdown table; a setting probed several times counts with its median."""
     found: dict[tuple[tuple[int, int], str], dict[Knobs, list[Outcome]]] = {}
     emulated: dict[tuple[int, int], Job] = {}
-    for job, outcome in Ledger(Path(sys.argv[1])).rows():
+    for job, outcome in Ledger(options.parse_args().ledger).rows():
         if outcome.fits and outcome.samples_per_second:
             key = job.workload.worst[0].images[0], path_of(outcome.knobs)
             found.setdefault(key, {}).setdefault(outcome.knobs, []).append(outcome)
             if outcome.evidence == "emulated":
                 emulated[key[0]] = job
-    best = {
-        key: max(by_knobs.values(), key=lambda outcomes: median(o.samples_per_second or 0.0 for o in outcomes))
-        for key, by_knobs in found.items()
-    }
-    print("| image | path | micro-batch | checkpointed | allocator | probes | samples/s | over stock | process peak | |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    best = {key: max(by_knobs.values(), key=rate) for key, by_knobs in found.items()}
+    setting = ("micro-batch", "checkpointed", "allocator")
+    print(head("image", "path", *setting, "probes", "samples/s", "over stock", "process peak", "").replace(" |  |", " | |"))
     for (size, path), outcomes in sorted(best.items(), key=lambda item: (item[0][0], item[0][1] != "stock", item[0][1])):
-        knobs, speed = outcomes[0].knobs, median(o.samples_per_second or 0.0 for o in outcomes)
-        stock = best.get((size, "stock"))
-        ratio = "-" if stock is None else f"{speed / median(o.samples_per_second or 0.0 for o in stock):.2f}x"
-        peak = max(outcome.process_peak_bytes or 0 for outcome in outcomes)
-        print(
-            f"| {size[0]}x{size[1]} | {path} | {knobs.micro_batch} | {knobs.checkpointed_layers} | {knobs.allocator}"
-            f" | {len(outcomes)} | {speed:.2f} | {ratio} | {format_gib(peak)} | {outcomes[0].evidence} |"
-        )
+        knobs, stock = outcomes[0].knobs, best.get((size, "stock"))
+        ratio = "-" if stock is None else f"{rate(outcomes) / rate(stock):.2f}x"
+        peak = format_gib(max(outcome.process_peak_bytes or 0 for outcome in outcomes))
+        place = f"{size[0]}x{size[1]}", path, knobs.micro_batch, knobs.checkpointed_layers, knobs.allocator
+        print(row(*place, len(outcomes), f"{rate(outcomes):.2f}", ratio, peak, outcomes[0].evidence))
     if emulated:
         print("\nThe speeds are those of the GPU that stood in. On\n")
         for size, job in sorted(emulated.items()):

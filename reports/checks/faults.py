@@ -2,21 +2,17 @@
 
     python reports/checks/faults.py [--list] [--only PART_OF_A_NAME ...] [--first | --whole] [--revision REV | --suite DIR]
 
-A fault counts as caught when a test fails with it, fails once more alone, and passes on the unmodified copy. The tests that
+Writes faults.json and faults.md beside this script, a column for each suite; an hour of two cores, no GPU; measured. A fault
+counts as caught when a test fails with it, fails once more alone, and passes on the unmodified copy. The tests that
 are named beside the fault run first, and must pass on the unmodified copy; then the rest of the suite, its own folder's
 first. Tests that fail without any fault are left out and told. A fault with which a file of tests cannot be collected is
 not caught: nobody tested anything. ``--first`` leaves the rest out. ``--whole`` runs all tests to their end and names each one
-that sees the fault.
-
-``--revision`` and ``--suite`` take tests/ from there; budgetft is that of the working tree. Results go to faults.json and
-faults.md beside this script, a column for each suite.
+that sees the fault. ``--revision`` and ``--suite`` take tests/ from there; budgetft is that of the working tree.
 """
 
-import argparse
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,28 +24,43 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import ROOT
+from harness.arguments import flag, parser
+from harness.children import KILLED, run
+from harness.tables import head, row
 from seeded import FAULTS, Fault
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 HOURS = 2
 """After which a run of pytest is ended: the fault hangs."""
-ENDED = 124
 WORKING_TREE = "working tree"
+ALL = ("--continue-on-collection-errors",)
+
+options = flag(parser(__doc__), "--only", nargs="+", default=[], metavar="NAME", help="faults with this in their names")
+flag(options, "--list", action="store_true", help="name the faults and say whether each applies exactly once")
+_extent, _source = options.add_mutually_exclusive_group(), options.add_mutually_exclusive_group()
+_extent.add_argument("--first", action="store_true", help="only the tests that are named beside a fault")
+_extent.add_argument("--whole", action="store_true", help="all tests to their end")
+_source.add_argument("--revision", help="take tests/ from this git revision")
+_source.add_argument("--suite", type=Path, help="take tests/ from this folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One run of pytest."""
+    """One run of pytest; ``told`` is the end of what it printed."""
 
     code: int
-    seconds: float
-    """Of the processor."""
     passed: int = 0
     failed: tuple[dict[str, str], ...] = ()
     uncollected: tuple[str, ...] = ()
     told: str = ""
-    """The end of what it printed."""
+
+    @property
+    def ran(self) -> bool:
+        """Whether tests were run to their end, whatever became of them."""
+        return self.code in (0, 1)
 
 
 @dataclass(kw_only=True)
@@ -73,36 +84,36 @@ class Result:
     """Tests that fail without the fault as well."""
     note: str = ""
 
+    def unclear(self, note: str, session: Session) -> None:
+        self.outcome, self.note = "unclear", note
+        print(session.told, file=sys.stderr)
+
 
 class Copy:
-    """A tree in which tests run."""
+    """A tree in which tests run; ``seconds`` is what they have taken of the processor."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.seconds = 0.0
-        """Of the processor, that tests have taken here."""
+        self.folder, self.seconds = folder, 0.0
 
-    def run(self, tests: Sequence[str], *options: str, leave_out: Iterable[str] = ()) -> Session:
+    def run(self, tests: Sequence[str], *more: str, leave_out: Iterable[str] = ()) -> Session:
         """``tests`` (paths or node ids) by pytest, with this copy's budgetft."""
         with tempfile.TemporaryDirectory(prefix="faults-run-") as work:
             seen = Path(work) / "seen.json"
             kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "BUDGETFT_"))}
             path = os.pathsep.join([str(self.folder), str(HERE)])
-            environment = {**kept, "PYTHONPATH": path, "FAULTS_COPY": str(self.folder), "FAULTS_SEEN": str(seen)}
+            environment = {**kept, "PYTHONPATH": path, "SEEN_COPY": str(self.folder), "SEEN": str(seen)}
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "seen", f"--basetemp={work}/tmp"]
-            command += [*options, *(f"--deselect={test}" for test in leave_out), *tests]
-            began = _processor_seconds()
-            code, told = _ended(command, self.folder, environment)
-            seconds = round(_processor_seconds() - began, 1)
-            self.seconds += seconds
-            found: dict[str, Any] = json.loads(seen.read_text()) if seen.is_file() else {}
+            command += [*more, *(f"--deselect={test}" for test in leave_out), *tests]
+            done = run(command, cwd=self.folder, env=environment, kill_after=HOURS * 3600)
+            self.seconds += round(done.processor_seconds, 1)
+            found: dict[str, Any] = json.loads(seen.read_text()) if seen.is_file() else {"tests": {}, "files": {}}
+        each = found["tests"].items()
         return Session(
-            code=code,
-            seconds=seconds,
-            passed=found.get("passed", 0),
-            failed=tuple(found.get("failed", ())),
-            uncollected=tuple(found.get("uncollected", ())),
-            told=told[-2000:],
+            code=done.code,
+            passed=sum(one["outcome"] == "passed" for _, one in each),
+            failed=tuple({"test": test, "error": one["error"]} for test, one in each if one["outcome"] == "failed"),
+            uncollected=tuple(file for file, one in found["files"].items() if one["outcome"] == "failed"),
+            told=(done.out + done.err)[-2000:],
         )
 
     def changed(self, fault: Fault, folder: Path) -> "Copy":
@@ -111,27 +122,6 @@ class Copy:
         path = folder / fault.file
         path.write_text(path.read_text(encoding="utf-8").replace(fault.old, fault.new), encoding="utf-8")
         return Copy(folder)
-
-
-def _processor_seconds() -> float:
-    """Of all that this process has started and that has ended: a busy machine does not count."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _ended(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code and output of ``command``, with all that it started ended when it takes too long."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
-    try:
-        told, _ = process.communicate(timeout=HOURS * 3600)
-        return process.returncode, told
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        told, _ = process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            return ENDED, told
-        raise
 
 
 def problem_of(fault: Fault, root: Path) -> str | None:
@@ -152,9 +142,8 @@ def problem_of(fault: Fault, root: Path) -> str | None:
 
 def snapshot(folder: Path, *, revision: str | None, suite: Path | None) -> None:
     """The files of the working tree that git tracks or does not ignore, with the tests of ``revision`` or ``suite``."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True)
     other_tests = revision is not None or suite is not None
     for name in dict.fromkeys(filter(None, listed.stdout.decode().split("\0"))):
         source, target = ROOT / name, folder / name
@@ -177,10 +166,10 @@ class Trial:
         self.clean = clean
         self._sessions: dict[tuple[str, ...], Session] = {}
 
-    def unmodified(self, tests: Sequence[str], *options: str) -> Session:
-        key = (*tests, *options)
+    def unmodified(self, tests: Sequence[str], *more: str) -> Session:
+        key = (*tests, *more)
         if key not in self._sessions:
-            self._sessions[key] = self.clean.run(tests, *options)
+            self._sessions[key] = self.clean.run(tests, *more)
         return self._sessions[key]
 
     def files(self) -> list[str]:
@@ -205,12 +194,11 @@ class Trial:
 
     def _all(self, copy: Copy, result: Result) -> None:
         """Every test, to the end."""
-        before = self.unmodified(self.files(), "--continue-on-collection-errors")
-        if before.code not in (0, 1):
-            result.outcome, result.note = "unclear", "the tests do not run without it"
-            print(before.told, file=sys.stderr)
+        before = self.unmodified(self.files(), *ALL)
+        if not before.ran:
+            result.unclear("the tests do not run without it", before)
             return
-        after = copy.run(self.files(), "--continue-on-collection-errors")
+        after = copy.run(self.files(), *ALL)
         known = {one["test"] for one in before.failed}
         found = {one["test"]: one["error"] for one in after.failed if one["test"] not in known}
         result.left_out, result.tests, result.stage = sorted(known), after.passed, "whole"
@@ -223,9 +211,8 @@ class Trial:
         first = [path for path in fault.first if path in files]
         if first:
             before = self.unmodified(first)
-            if before.uncollected or before.code not in (0, 1):
-                result.outcome, result.note = "unclear", "its first tests do not run without it"
-                print(before.told, file=sys.stderr)
+            if before.uncollected or not before.ran:
+                result.unclear("its first tests do not run without it", before)
                 return
             result.left_out += [one["test"] for one in before.failed]
             self._until_seen(copy, first, result, "first")
@@ -246,20 +233,19 @@ class Trial:
             if stopped is None:
                 result.outcome = _outcome_without_failure(after, None, result)
                 return
+            place = files.index(stopped.split("::")[0])
             if self._fails_unmodified(stopped, collected=bool(after.failed)):
                 result.left_out.append(stopped)
-                place = files.index(stopped.split("::")[0])
                 files = files[place:] if after.failed else [*files[:place], *files[place + 1 :]]
-                continue
-            if after.failed and not copy.run([stopped]).failed:  # chance, or a busy machine
+            elif after.failed and not copy.run([stopped]).failed:  # chance, or a busy machine
                 passed_over.append(stopped)
                 result.note += f"seen once by {stopped}; "
-                files = files[files.index(stopped.split("::")[0]) :]
-                continue
-            result.test, result.stage = stopped, stage
-            result.error = after.failed[0]["error"] if after.failed else ""
-            result.outcome = "caught" if after.failed else "breaks the collection"
-            return
+                files = files[place:]
+            else:
+                result.test, result.stage = stopped, stage
+                result.error = after.failed[0]["error"] if after.failed else ""
+                result.outcome = "caught" if after.failed else "breaks the collection"
+                return
 
     def _fails_unmodified(self, test: str, *, collected: bool) -> bool:
         session = self.unmodified([test], *(() if collected else ("--collect-only",)))
@@ -267,7 +253,7 @@ class Trial:
 
 
 def _outcome_without_failure(after: Session, before: Session | None, result: Result) -> str:
-    if after.code == ENDED:
+    if after.code == KILLED:
         return "hangs"
     if set(after.uncollected) - set(before.uncollected if before else ()):
         result.test = after.uncollected[0]
@@ -299,12 +285,12 @@ def keep(label: str, result: Result, folder: Path) -> dict[str, dict[str, Any]]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Of every fault that was tried, in their order."""
-    rows = [f"| fault | in | {' | '.join(results)} |", "|---|---|" + "---|" * len(results)]
+    rows = [head("fault", "in", *results)]
     for fault in FAULTS:
         found = [results[suite].get(fault.name) for suite in results]
         if any(found):
             cells = ("" if one is None else _cell(one) for one in found)
-            rows.append(f"| {fault.name} | {fault.file.removeprefix('budgetft/')} | {' | '.join(cells)} |")
+            rows.append(row(fault.name, fault.file.removeprefix("budgetft/"), *cells))
     return "\n".join(rows)
 
 
@@ -325,16 +311,7 @@ def listed(faults: Sequence[Fault]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="faults with this in their names")
-    parser.add_argument("--list", action="store_true", help="name the faults and say whether each applies exactly once")
-    extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--first", action="store_true", help="only the tests that are named beside a fault")
-    extent.add_argument("--whole", action="store_true", help="all tests to their end")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--revision", help="take tests/ from this git revision")
-    source.add_argument("--suite", type=Path, help="take tests/ from this folder")
-    asked = parser.parse_args()
+    asked = options.parse_args()
     faults = wanted(asked.only)
     if asked.list:
         sys.exit(1 if listed(faults) else 0)

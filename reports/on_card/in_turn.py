@@ -1,14 +1,14 @@
 """Run the commands of a file on the GPUs of this host: a queue a GPU, each command once, what it printed kept.
 
-    PYTHONPATH=.:tests/train python reports/on_card/in_turn.py reports/on_card/commands.txt --out FOLDER [--cards 0,1]
+    python reports/on_card/in_turn.py reports/on_card/commands.txt --out FOLDER [--cards 0,1]
 
 A line is a name, on how many GPUs (1, or ``all``: then nothing else runs), how many such lines may share a GPU, and the
 command; ``{out}`` in it is FOLDER. Lines start in their order as soon as a GPU has room. FOLDER/NAME.txt has what a command
 printed, FOLDER/queue.jsonl its exit code and seconds. Started again with the same FOLDER it goes on: what ended with 0 is not
 run again. An interrupt ends what runs, which then counts as not run.
+What is measured and what is emulated the commands say.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -18,6 +18,14 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import comma, flag, parser, there
+from harness.evidence import read_lines
+
+options = flag(parser(__doc__, out=...), "commands", type=there)
+flag(options, "--gpus", type=comma, default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +45,26 @@ class Running:
     process: subprocess.Popen
     began: float = field(default_factory=time.monotonic)
 
+    def ended(self, log: Path) -> bool:
+        """Whether it did; then it is in the log."""
+        code = self.process.poll()
+        if code is not None:
+            seconds = round(time.monotonic() - self.began, 1)
+            with log.open("a") as file:
+                print(json.dumps({"name": self.line.name, "code": code, "seconds": seconds, "cards": self.gpus}), file=file)
+            print(f"{self.line.name}: exit code {code} after {seconds} s", flush=True)
+        return code is not None
 
-def read_lines(path: Path, out: Path) -> list[Line]:
+
+def read_commands(path: Path, out: Path) -> list[Line]:
     """Raises ``SystemExit`` for a line that is not one."""
     found = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         words = shlex.split(text.replace("{out}", str(out)), comments=True)
-        if not words:
-            continue
-        if len(words) < 4 or words[1] not in ("1", "all") or not words[2].isdigit():
+        if words and (len(words) < 4 or words[1] not in ("1", "all") or not words[2].isdigit()):
             raise SystemExit(f"{path}:{number}: write NAME 1|all MOST COMMAND...")
-        found.append(Line(name=words[0], everywhere=words[1] == "all", most=int(words[2]), words=tuple(words[3:])))
+        if words:
+            found.append(Line(name=words[0], everywhere=words[1] == "all", most=int(words[2]), words=tuple(words[3:])))
     return found
 
 
@@ -70,35 +87,18 @@ def start(line: Line, gpus: tuple[str, ...], out: Path) -> Running:
     return Running(line=line, gpus=gpus, process=process)
 
 
-def ended(each: Running, log: Path) -> bool:
-    code = each.process.poll()
-    if code is None:
-        return False
-    seconds = round(time.monotonic() - each.began, 1)
-    with log.open("a") as file:
-        print(json.dumps({"name": each.line.name, "code": code, "seconds": seconds, "cards": each.gpus}), file=file)
-    print(f"{each.line.name}: exit code {code} after {seconds} s", flush=True)
-    return True
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cards", type=lambda text: text.split(","), default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    log = chosen.out / "queue.jsonl"
-    rows = [json.loads(text) for text in log.read_text().splitlines()] if log.exists() else []
-    done = {row["name"] for row in rows if row["code"] == 0}
-    waiting = [line for line in read_lines(chosen.commands, chosen.out) if line.name not in done]
-    running: list[Running] = []
+    asked = options.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    log, running = asked.out / "queue.jsonl", list[Running]()
+    done = {row["name"] for row in (read_lines(log) if log.exists() else ()) if row["code"] == 0}
+    waiting = [line for line in read_commands(asked.commands, asked.out) if line.name not in done]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
-            running = [each for each in running if not ended(each, log)]
-            if waiting and (gpus := place(waiting[0], chosen.gpus, running)) is not None:
-                running.append(start(waiting.pop(0), gpus, chosen.out))
+            running = [each for each in running if not each.ended(log)]
+            if waiting and (gpus := place(waiting[0], asked.gpus, running)) is not None:
+                running.append(start(waiting.pop(0), gpus, asked.out))
             time.sleep(0.5)
     finally:
         for each in running:

@@ -1,6 +1,6 @@
 """Answers in a second: `estimate` of bundled models at any image size, length of text and rank, against traces made now.
 
-    PYTHONPATH=. python reports/prediction/instant.py [CASES [SEED]] > reports/prediction/instant.txt
+    python reports/prediction/instant.py [CASES [SEED]] > reports/prediction/instant.txt    # a minute a case: predicted
 
 Each case draws a full-size model, the kernels of a GPU (V100, RTX 3090), an image of 224 to 2048 pixels a side, 16 to 8,192
 text tokens and a rank of 1 to 256. `budgetft estimate --json` runs as a process of its own; what it says of its setting is
@@ -12,32 +12,34 @@ one.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median, quantiles
 from unittest.mock import patch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import jobs
+from harness.arguments import flag, parser
+from harness.children import budgetft
+
 from budgetft.contract import Contract
 from budgetft.data.tokens import resized_size
-from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model, model_names
 from budgetft.predict.estimator import Estimator
 from budgetft.search.space import settings
-from budgetft.workload import Shape, Workload
 
-LONGEST = 8192
-CASES = 20
+options = flag(parser(__doc__), "cases", type=int, nargs="?", default=20)
+flag(options, "seed", type=int, nargs="?", default=0)
 
 
 def main() -> None:
-    """See the module."""
-    words = [int(word) for word in sys.argv[1:]]
-    cases, seed = (words + [CASES, 0][len(words) :])[:2]
-    draw = random.Random(seed)
+    asked = options.parse_args()
+    draw, cases = random.Random(asked.seed), asked.cases
     walls, peaks, speeds = [], [], []
     print("model          GPU       image      text  rank  estimate  trace    peak      seconds a step  all of the grid")
     for _ in range(cases):
@@ -47,19 +49,9 @@ def main() -> None:
         text, rank = round(2 ** draw.uniform(4, 13)), draw.randint(1, 256)
         supervised = draw.randint(1, text - 1)
         words = f"--gpu {gpu} --model {name} --image {width}x{height} --text-tokens {text} --rank {rank} --max-length 16384"
-        command = [
-            sys.executable,
-            "-m",
-            "budgetft",
-            "estimate",
-            *words.split(),
-            "--supervised-tokens",
-            str(supervised),
-            "--json",
-        ]
-        began = time.monotonic()
-        said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        walls.append(time.monotonic() - began)
+        done = budgetft("estimate", *words.split(), "--supervised-tokens", supervised, "--json").checked()
+        said = json.loads(done.out)
+        walls.append(done.seconds)
         job = job_of(name, gpu, (width, height), text, supervised, rank)
         began = time.monotonic()
         own, traced = Estimator(job), traced_estimator(job)
@@ -85,13 +77,9 @@ def main() -> None:
 
 def job_of(name: str, gpu: str, size: tuple[int, int], text: int, supervised: int, rank: int) -> Job:
     """The planning problem of the command line that is run."""
-    profile, model = load_gpu(gpu), load_model(name)
-    contract = Contract(max_pixels=size[0] * size[1], max_length=16384, rank=rank, alpha=2 * rank)
-    shape = Shape(images=(resized_size(*size, model, contract),), text_tokens=text, supervised_tokens=supervised)
-    workload = Workload.uniform(shape)
-    return Job(
-        gpu=profile, budget_bytes=profile.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted"
-    )
+    model, contract = load_model(name), Contract(max_pixels=size[0] * size[1], max_length=16384, rank=rank, alpha=2 * rank)
+    work = jobs.shape(resized_size(*size, model, contract), text=text, labels=supervised)
+    return jobs.job(gpu, model, work, contract)
 
 
 def traced_estimator(job: Job) -> Estimator:

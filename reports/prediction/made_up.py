@@ -1,6 +1,6 @@
 """Searches over forty made-up GPUs: what the planner of the product loses on a GPU that nobody has measured.
 
-    python reports/prediction/made_up.py [SAMPLER,...] [--gpus 40] [--seed 1] [--each]
+    python reports/prediction/made_up.py [SAMPLER,...] [--gpus 40] [--each]      # printed: made_up.txt; an hour, no GPU
 
 Every GPU has 8 to 80 GB, 20 to 1,000 TFLOP/s, 200 to 4,800 GB/s, a host that launches a kernel in 5 to 120 microseconds, and
 a job: a bundled model, one image, an effective batch. Its true seconds come from a simulation of its own, not from the formula
@@ -8,16 +8,22 @@ that the planner learns: products lose efficiency with few rows (up to 1,500 row
 1,024 kernels ahead and pays for each micro-batch and now and then for a garbage collection, kernels with little data run from
 the cache, long steps are throttled, every setting has a quirk of its own (which kernel the library picks), and backward passes
 launch faster by a factor of their own. Readings scatter by 1 to 15 %, more where the host decides, and drift between probes.
-True peaks are the memory model's with a context of their own, an error that is smooth over the knobs and one that is not.
+True peaks are the memory model's with a context of their own, an error that is smooth over the settings and one that is not.
 """
 
-import argparse
 import hashlib
 import math
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from harness.arguments import comma, flag, parser
+from harness.jobs import LARGE, SMALL, job, shape, uncalibrated
+from harness.tables import GIB
 from replaying import HEAD, Found, True_, row, search
 
 from budgetft.contract import Contract
@@ -27,13 +33,11 @@ from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.outcome import Estimate
-from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import SamplerName
-from budgetft.workload import Shape, Workload
 
-GB, GIB = 10**9, 2**30
+GB = 10**9
 MODELS = ("qwen2-vl-2b", "qwen2.5-vl-3b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen2.5-vl-7b")
 CAPABILITIES = ("7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "12.0")
 MAX_PROBES = 12
@@ -113,25 +117,17 @@ def make(draw: random.Random, number: int) -> MadeUp:
 
 def job_for(draw: random.Random, made: MadeUp) -> Job | None:
     """A job that some setting fits with room; None when the draw has none."""
-    model, pixels = load_model(draw.choice(MODELS)), draw.choice(((448, 448), (1288, 728)))
-    resized = resized_size(*pixels, model, Contract(max_pixels=pixels[0] * pixels[1]))
-    shape = Shape(images=(resized,), text_tokens=256, supervised_tokens=160)
-    job = Job(
-        gpu=made.gpu,
-        budget_bytes=made.gpu.budget_bytes,
-        model=model,
-        contract=Contract(effective_batch=draw.choice((8, 16, 32, 64))),
-        workload=Workload.uniform(shape),
-        evidence="measured",
-    )
-    estimator = estimator_of(job)
-    fitting = [knobs for knobs in settings(job) if estimator.estimate(knobs).process_peak_bytes < 0.95 * job.budget_bytes]
-    return job if len(fitting) >= 8 else None
+    model, pixels = load_model(draw.choice(MODELS)), draw.choice((SMALL, LARGE))
+    work = shape(resized_size(*pixels, model, Contract(max_pixels=pixels[0] * pixels[1])))
+    problem = job(made.gpu, model, work, Contract(effective_batch=draw.choice((8, 16, 32, 64))), evidence="measured")
+    estimator, most = estimator_of(problem), 0.95 * problem.budget_bytes
+    fitting = [knobs for knobs in settings(problem) if estimator.estimate(knobs).process_peak_bytes < most]
+    return problem if len(fitting) >= 8 else None
 
 
 def estimator_of(job: Job) -> Estimator:
     """Of the product, for a GPU that nobody has calibrated."""
-    return Estimator(job, calibration=load_calibration("no GPU has this name"))
+    return Estimator(job, calibration=uncalibrated())
 
 
 def seconds(made: MadeUp, estimator: Estimator, knobs: Knobs) -> tuple[float, float]:
@@ -162,12 +158,16 @@ def seconds(made: MadeUp, estimator: Estimator, knobs: Knobs) -> tuple[float, fl
         launched = [(count + kernels, end) for count, end in launched if count <= 4 * QUEUE] + [(kernels, gpu)]
     idle = min(1.0, waited / gpu)
     micro = gpu * (1 + made.throttle * (1 - idle))
-    digest = hashlib.sha256(f"{made.gpu.name} {knobs.micro_batch} {knobs.checkpointed_layers}".encode()).digest()
-    quirk = math.exp(made.quirk * NORMAL[int.from_bytes(digest[:4], "big") % len(NORMAL)])
+    quirk = math.exp(made.quirk * own(f"{made.gpu.name} {knobs.micro_batch} {knobs.checkpointed_layers}"))
     return float(micro * work.times_R.sum() * quirk + 120 * made.forward_launch), idle
 
 
 NORMAL = np.random.default_rng(7).normal(size=4096)
+
+
+def own(text: str) -> float:
+    """A number of its own for every text, normally distributed, always the same."""
+    return NORMAL[int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % len(NORMAL)]
 
 
 def truth_of(made: MadeUp, estimator: Estimator) -> dict[Knobs, True_]:
@@ -187,28 +187,28 @@ def truth_of(made: MadeUp, estimator: Estimator) -> dict[Knobs, True_]:
 
 def _peak(made: MadeUp, estimate: Estimate, knobs: Knobs, layers: int) -> int:
     steps = (1.0, math.log2(knobs.micro_batch) / 2.5 - 1, 2 * knobs.checkpointed_layers / layers - 1)
-    digest = hashlib.sha256(f"peak {made.gpu.name} {knobs.micro_batch} {knobs.checkpointed_layers}".encode()).digest()
-    error = float(np.dot(made.peak_tilt, steps)) + 0.004 * NORMAL[int.from_bytes(digest[:4], "big") % len(NORMAL)]
+    quirk = own(f"peak {made.gpu.name} {knobs.micro_batch} {knobs.checkpointed_layers}")
+    error = float(np.dot(made.peak_tilt, steps)) + 0.004 * quirk
     return int(estimate.reserved_peak_bytes * math.exp(error)) + made.context_bytes
+
+
+options = flag(parser(__doc__, seed=1), "samplers", type=comma, nargs="?", default="residual,tpe,gp")
+flag(options, "--gpus", type=int, default=40)
+flag(options, "--each", action="store_true", help="a line for each GPU too")
 
 
 def main() -> None:
     """Print a table, and with --each a line a GPU."""
-    asking = argparse.ArgumentParser(description="searches over made-up GPUs")
-    asking.add_argument("samplers", nargs="?", default="residual,tpe,gp")
-    asking.add_argument("--gpus", type=int, default=40)
-    asking.add_argument("--seed", type=int, default=1)
-    asking.add_argument("--each", action="store_true")
-    asked = asking.parse_args()
+    asked = options.parse_args()
     draw = random.Random(f"made-up {asked.seed}")
     made: list[tuple[MadeUp, Estimator, dict[Knobs, True_]]] = []
     while len(made) < asked.gpus:
         one = make(draw, len(made))
-        job = job_for(draw, one)
-        if job is not None:
-            estimator = estimator_of(job)
+        problem = job_for(draw, one)
+        if problem is not None:
+            estimator = estimator_of(problem)
             made.append((one, estimator, truth_of(one, estimator)))
-    names: list[SamplerName] = [name for name in ("residual", "tpe", "gp") if name in asked.samplers.split(",")]
+    names: list[SamplerName] = [name for name in ("residual", "tpe", "gp") if name in asked.samplers]
     print(HEAD)
     for name in names:
         found: list[Found] = []

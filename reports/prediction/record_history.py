@@ -1,6 +1,6 @@
 """Records what CUDA's caching allocator really did in a step: what tests/predict/test_allocator.py replays.
 
-    python reports/prediction/record_history.py OUT.json.gz        # on a GPU
+    python reports/prediction/record_history.py OUT.json.gz        # on a GPU, a minute; measured
 
 Four decoder layers of qwen2.5-vl-3b at full width, ours and stock, default and expandable segments; every request and end
 of a block in order, with the bytes that were reserved and allocated at the peak.
@@ -10,9 +10,14 @@ import gc
 import gzip
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from harness.arguments import flag, parser
+from harness.jobs import shape
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
@@ -22,7 +27,6 @@ from budgetft.meter.cuda import restrict_to
 from budgetft.model import load_model
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
-from budgetft.workload import Shape
 
 LAYERS = 4
 ACTIONS = {"alloc": 1, "free_completed": -1}
@@ -39,8 +43,7 @@ def record(knobs: Knobs) -> dict[str, Any]:
     held = torch.cuda.memory_allocated()
     peft_model = build_model(model, contract, base_precision="fp16", device=device, layers=LAYERS)
     step = Step(peft_model, contract, knobs, device=device)
-    shape = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
-    inputs = step.prepare(synthetic_batch([shape] * knobs.micro_batch, model, seed=0))
+    inputs = step.prepare(synthetic_batch([shape()] * knobs.micro_batch, model, seed=0))
     for _ in range(2):
         step.micro(inputs, total_supervised=1000)
         step.update()
@@ -69,13 +72,16 @@ def record(knobs: Knobs) -> dict[str, Any]:
     }
 
 
+options = flag(parser(__doc__), "out", type=Path, metavar="OUT.json.gz")
+
+
 def main() -> None:
-    """See the module."""
+    asked = options.parse_args()
     restrict_to(load_gpu("v100-16g"))
     ours = Knobs(micro_batch=4, grad_accum=2, checkpointed_layers=2)
     stock = stock_knobs(micro_batch=2, effective_batch=8, layers=LAYERS, base_precision="fp16")
     records = [record(knobs.replace(allocator=kind)) for knobs in (ours, stock) for kind in ("default", "expandable")]
-    with gzip.open(sys.argv[1], "wt") as file:
+    with gzip.open(asked.out, "wt") as file:
         json.dump(records, file, separators=(",", ":"))
     for entry in records:
         print(entry["knobs"]["loss"], entry["knobs"]["allocator"], len(entry["events"]), entry["reserved_peak_bytes"])

@@ -1,6 +1,6 @@
 """Searches replayed over grids whose every setting was measured: probes, failures and regret, for three samplers.
 
-    python reports/prediction/replay.py [SEEDS [SAMPLER,... [PART OF A TITLE]]]
+    python reports/prediction/replay.py [SEEDS [SAMPLER,... [PART OF A TITLE]]]      # printed: replay.txt; an hour, no GPU
 
 The planner is the one of ``budgetft plan``; only its prober is replaced, by what a GPU said: a setting above 14 GiB ends as out
 of memory, another has its measured peak and speed. The calibration is ``assumed``, which every GPU has that nobody calibrated;
@@ -15,10 +15,14 @@ grid did on average.
 import math
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, variance
 from typing import get_args
 
-from ground_truth import BUDGET_BYTES, Setting, job_of, read
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ground_truth import job_of, read
+from harness.arguments import comma, flag, parser
+from harness.jobs import BUDGET_BYTES, uncalibrated
 from replaying import HEAD, True_, row, search
 from speed_grids import Cell, cells
 
@@ -27,7 +31,6 @@ from budgetft.knobs import Allocator, Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome
-from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
 from budgetft.search.study import SamplerName
 
@@ -42,7 +45,7 @@ Grid = tuple[str, Job, dict[Knobs, Outcome], Allocator]
 
 def h100_grid() -> Grid:
     """The half of the committed H100 grid that one process measured by itself, with torch's default allocator."""
-    rows = [Setting.read(line, source="grid-448.jsonl") for line in read(str(HERE / "grid-448.jsonl"))]
+    rows = read(HERE / "grid-448.jsonl")
     key = job_of(rows[0]).fingerprint()
     wanted = frozenset(setting.knobs for setting in rows if setting.knobs.allocator == "default")
     ledger = Ledger(HERE / "ground_truth.sqlite3")
@@ -67,10 +70,9 @@ def h200_grids() -> list[Grid]:
             same = (job.gpu, job.model.name, job.workload.worst, job.contract.effective_batch)
             if same == (capped.gpu, capped.model.name, capped.workload.worst, capped.contract.effective_batch):
                 found.setdefault(outcome.knobs, outcome)
-        job = group[0].job(BUDGET_BYTES)
         as_ = "" if gpu == "h200-141g" else " as V100"
-        name = f"H200{as_}, {model} {width}x{height}, batch {job.contract.effective_batch}"
-        grids.append((name, job, found, "expandable"))
+        name = f"H200{as_}, {model} {width}x{height}, batch {capped.contract.effective_batch}"
+        grids.append((name, capped, found, "expandable"))
     return grids
 
 
@@ -80,9 +82,7 @@ def step_noise(truth: dict[Knobs, Outcome]) -> dict[Knobs, float]:
     for knobs, outcome in truth.items():
         logs = [math.log(seconds) for seconds in outcome.timed_seconds]
         if len(logs) >= 2:
-            squares.setdefault((knobs.micro_batch, is_stock(knobs)), []).append(
-                sum((each - mean(logs)) ** 2 for each in logs) / (len(logs) - 1)
-            )
+            squares.setdefault((knobs.micro_batch, is_stock(knobs)), []).append(variance(logs))
     return {knobs: math.sqrt(mean(squares[knobs.micro_batch, is_stock(knobs)])) for knobs in truth}
 
 
@@ -101,14 +101,17 @@ def truths(found: dict[Knobs, Outcome], *, flat: bool) -> dict[Knobs, True_]:
     return made
 
 
+options = flag(parser(__doc__), "seeds", type=int, nargs="?", default=20)
+flag(options, "samplers", type=comma, nargs="?", default=list(get_args(SamplerName)), help="separated by commas")
+flag(options, "only", nargs="?", default="", help="grids with this in their title")
+
+
 def main() -> None:
     """Print a table a grid."""
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    asked = sys.argv[2].split(",") if len(sys.argv) > 2 else get_args(SamplerName)
-    only = sys.argv[3] if len(sys.argv) > 3 else ""
-    names: list[SamplerName] = [name for name in get_args(SamplerName) if name in asked]
+    asked = options.parse_args()
+    names: list[SamplerName] = [name for name in get_args(SamplerName) if name in asked.samplers]
     for title, job, found, allocator in [h100_grid(), *h200_grids()]:
-        if only not in title:
+        if asked.only not in title:
             continue
         fitting = [o for o in found.values() if (o.process_peak_bytes or 0) <= BUDGET_BYTES]
         best = max(fitting, key=lambda o: o.samples_per_second or 0.0)
@@ -119,14 +122,12 @@ def main() -> None:
             f" a reading scatters by {min(noise.values()):.1%} to {max(noise.values()):.1%}\n"
         )
         print(HEAD)
-        estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
+        estimator = Estimator(job, calibration=uncalibrated())
         for name in names:
             for flat in (False, True):
                 truth = truths(found, flat=flat)
-                runs = [
-                    search(estimator, truth, sampler=name, seed=seed, max_probes=MAX_PROBES, allocator=allocator)
-                    for seed in range(seeds)
-                ]
+                how = {"sampler": name, "max_probes": MAX_PROBES, "allocator": allocator}
+                runs = [search(estimator, truth, seed=seed, **how) for seed in range(asked.seeds)]
                 print(row(f"{name}, noise {'14 %' if flat else 'as repeated'}", runs), flush=True)
 
 

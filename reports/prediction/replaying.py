@@ -5,12 +5,17 @@ A probe's repeats are drawn one by one and end by the rule of the product's own 
 
 import math
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
+from harness import tables
 
 from budgetft.knobs import Allocator, Knobs
 from budgetft.measure.child import MOST_READINGS, PRECISE, standard_error
@@ -95,36 +100,18 @@ def search(
     job = estimator.job
     replay: Any = Replay(job, truth, seed)
     seeded = job.replace(contract=job.contract.replace(seed=seed))
-    planner = Planner(
-        job=seeded,
-        estimator=estimator,
-        prober=replay,
-        sampler=sampler,
-        max_probes=max_probes,
-        allocator=allocator,
-        on_event=on_event,
-    )
-    winner = planner.plan().winner.knobs
+    how = {"sampler": sampler, "max_probes": max_probes, "allocator": allocator, "on_event": on_event}
+    winner = Planner(job=seeded, estimator=estimator, prober=replay, **how).plan().winner.knobs
     best = max(true.samples_per_second for true in truth.values() if true.process_peak_bytes <= job.budget_bytes)
     return Found(regret=1 - truth[winner].samples_per_second / best, probes=len(replay.asked), lost=replay.lost, winner=winner)
-
-
-def percentile(values: list[float], share: float) -> float:
-    """By linear interpolation between the values, both ends among them."""
-    return float(np.quantile(values, share))
 
 
 def row(name: str, found: list[Found]) -> str:
     """A line of the table."""
     regrets, probes = [each.regret for each in found], [float(each.probes) for each in found]
-    return (
-        f"| {name} | {percentile(probes, 0.5):.0f} | {max(probes):.0f} | {np.mean([f.lost for f in found]):.2f}"
-        f" | {max(f.lost for f in found)} | {percentile(regrets, 0.5):.1%} | {percentile(regrets, 0.9):.1%}"
-        f" | {max(regrets):.1%} |"
-    )
+    lost, (middle, p90) = [each.lost for each in found], np.quantile(regrets, (0.5, 0.9))
+    cells = (f"{np.quantile(probes, 0.5):.0f}", f"{max(probes):.0f}", f"{np.mean(lost):.2f}", max(lost))
+    return tables.row(name, *cells, f"{middle:.1%}", f"{p90:.1%}", f"{max(regrets):.1%}")
 
 
-HEAD = (
-    "| search | probes median | most | out of memory mean | most | regret median | p90 | worst |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
+HEAD = tables.head("search", "probes median", "most", "out of memory mean", "most", "regret median", "p90", "worst")

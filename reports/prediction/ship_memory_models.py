@@ -1,20 +1,23 @@
-"""Makes what ships in profiles/memory_models: recordings, from which `estimate` and `plan` compute, and memory models of the
-stock recipe.
+"""Makes what ships in profiles/memory_models: recordings, from which `estimate` and `plan` compute, and models of the baseline.
 
-    python reports/prediction/ship_memory_models.py [MODEL ...]
+    python reports/prediction/ship_memory_models.py [MODEL ...]      # hours of a core from nothing, no GPU: predicted
 
 For every bundled model, on GPUs with and without flash attention: recordings of our path, with the tower and with cached
 features, which serve every image size, length of text and rank, with the tower also of a base in four bits (QLoRA); of
-full-size models each also with activations on the host. And for the full-size models memory models of the stock recipe, whose
-tower cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank
-16, and the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also memory models of
-other trainers by default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked
-for.
+full-size models each also with activations on the host. And for the full-size models memory models of the baseline, whose tower
+cannot be recorded (it attends to one window at a time): one image of 448x448 and of 1288x728 with 256 text tokens, rank 16, and
+the drawn sample dataset of `budgetft plan --gpu v100-16g`. For the default model and example also memory models of other
+trainers by default and with Liger (`budgetft estimate --trainer`). What has no recording is traced where it is asked for.
 """
 
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
+from harness.jobs import LARGE, SMALL, job, shape
 
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
@@ -39,19 +42,14 @@ FOLDER = profiles_folder() / "laws"
 GPUS = ("v100-16g", "rtx3090")
 
 
-def job_of(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> Job:
-    """A planning problem that is only predicted."""
-    return Job(gpu=gpu, budget_bytes=gpu.budget_bytes, model=model, contract=contract, workload=workload, evidence="predicted")
-
-
 def ship_recordings(model: Model, gpu: Gpu) -> None:
     """Make those of our path that are not there."""
     contract = Contract()
-    job = job_of(model, gpu, contract, Workload.uniform(Shape(images=(), text_tokens=256, supervised_tokens=160)))
+    problem = job(gpu, model, Shape(images=(), text_tokens=256, supervised_tokens=160), contract)
     for vision, base in (("frozen", {}), ("frozen", {"base_precision": "nf4"}), ("cached", {})):
         kept: Recording | None = None
         for offload in ("none",) if model.name.startswith("tiny") else ("none", "activations"):
-            knobs = Estimator.combined(settings(job, vision)[0].replace(**base, offload=offload))
+            knobs = Estimator.combined(settings(problem, vision)[0].replace(**base, offload=offload))
             key = recording_key(model, contract, knobs, gpu)
             if not renewed(key, ".json.gz"):
                 made = record(model, contract, knobs, gpu=gpu, kept=kept, on_trace=lambda text: None)
@@ -60,28 +58,28 @@ def ship_recordings(model: Model, gpu: Gpu) -> None:
             kept = find_recording(key)
 
 
-def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the memory model of the stock recipe, unless it is there."""
-    job = job_of(model, gpu, contract, workload)
-    estimator = Estimator(job)
-    knobs = estimator.combination(stock_settings(job)[0])
-    key = memory_model_key(model, contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
+def ship(problem: Job, estimator: Estimator, setting: Knobs, what: object) -> None:
+    """Fit and store the memory model of ``setting``, unless it is there."""
+    knobs, worst = estimator.combination(setting), problem.workload.worst[0]
+    key = memory_model_key(problem.model, problem.contract, knobs, worst, problem.gpu, estimator.layouts(knobs))
     if not renewed(key, ".json"):
         keep_memory_model(key, estimator.memory_model(knobs), FOLDER)
-        print(f"{model.name} {gpu.name} {workload.worst[0].images} {kind(knobs)}: {key}", flush=True)
+        print(f"{problem.model.name} {problem.gpu.name} {what} {kind(knobs)}: {key}", flush=True)
+
+
+def ship_stock(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
+    """The memory model of the baseline."""
+    problem = job(gpu, model, workload, contract)
+    ship(problem, Estimator(problem), stock_settings(problem)[0], workload.worst[0].images)
 
 
 def ship_peers(model: Model, gpu: Gpu, contract: Contract, workload: Workload) -> None:
-    """Fit and store the memory models of every other trainer, by default and with Liger, unless they are there."""
-    job = job_of(model, gpu, contract.replace(allow_nf4=True), workload)
-    estimator = Estimator(job)
+    """The memory models of every other trainer, by default and with Liger."""
+    problem = job(gpu, model, workload, contract.replace(allow_nf4=True))
+    estimator = Estimator(problem)
     for name, peer in PEERS.items():
         for options in ({}, {"liger": True} if peer.liger_name else {"load_in_4bit": False}):
-            knobs = estimator.combination(knobs_of(setup_of(name, gpu, model, **options), job, 1))
-            key = memory_model_key(model, job.contract, knobs, workload.worst[0], gpu, estimator.layouts(knobs))
-            if not renewed(key, ".json"):
-                keep_memory_model(key, estimator.memory_model(knobs), FOLDER)
-                print(f"{model.name} {gpu.name} {name} {kind(knobs)}: {key}", flush=True)
+            ship(problem, estimator, knobs_of(setup_of(name, gpu, model, **options), problem, 1), name)
 
 
 def renewed(key: str, ending: str) -> bool:
@@ -97,19 +95,21 @@ def kind(knobs: Knobs) -> str:
     return f"{knobs.loss}/{knobs.vision}/{knobs.attention}/{knobs.base_precision}/{knobs.offload}"
 
 
+options = flag(parser(__doc__), "models", nargs="*", default=model_names(), metavar="MODEL")
+
+
 def main() -> None:
-    """See the module."""
-    for name in sys.argv[1:] or model_names():
+    for name in options.parse_args().models:
         model = load_model(name)
         for gpu in GPUS:
             ship_recordings(model, load_gpu(gpu))
-        for size in () if name.startswith("tiny") else ((448, 448), (1288, 728)):
+        for size in () if name.startswith("tiny") else (SMALL, LARGE):
             contract = Contract(max_pixels=size[0] * size[1])
-            shape = Shape(images=(resized_size(*size, model, contract),), text_tokens=256, supervised_tokens=160)
-            for gpu in GPUS:
-                ship_stock(model, load_gpu(gpu), contract, Workload.uniform(shape))
-                if (name, size) == ("qwen2.5-vl-3b", (448, 448)):
-                    ship_peers(model, load_gpu(gpu), contract, Workload.uniform(shape))
+            workload = Workload.uniform(shape(resized_size(*size, model, contract)))
+            for gpu in map(load_gpu, GPUS):
+                ship_stock(model, gpu, contract, workload)
+                if (name, size) == ("qwen2.5-vl-3b", SMALL):
+                    ship_peers(model, gpu, contract, workload)
         if name == "qwen2.5-vl-3b":
             with tempfile.TemporaryDirectory() as folder:
                 write_sample(Path(folder) / "sample")

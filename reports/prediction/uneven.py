@@ -1,11 +1,20 @@
-"""What micro-batches that do not divide the effective batch would gain: python reports/prediction/uneven.py
+"""What micro-batches that do not divide the effective batch would gain.
+
+    python reports/prediction/uneven.py      # printed: uneven.txt; a minute of one core, no GPU
 
 By the memory model and the calibrations alone: 32 examples as so many micro-batches of each size and a shorter last one, any
 number of layers checkpointed, against the planner's grid. Predicted.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
-from speed_grids import BUDGET_BYTES, GRIDS, Cell
+from harness.arguments import parser
+from harness.jobs import BUDGET_BYTES, SMALL
+from speed_grids import GRIDS, of_grid
 
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
@@ -14,13 +23,15 @@ from budgetft.predict.clock import Clock, StepWork
 from budgetft.predict.estimator import Estimator
 from budgetft.search.space import settings
 
+options = parser(__doc__)
+
 
 def main() -> None:
     """One line a job."""
-    for gpu, model, image, effective in (*GRIDS, ("v100-16g itself", "qwen2.5-vl-3b", (448, 448), 32)):
+    options.parse_args()
+    for gpu, model, image, effective in (*GRIDS, ("v100-16g itself", "qwen2.5-vl-3b", SMALL, 32)):
         name = gpu.split()[0]
-        like = Cell(gpu=name, model=model, image=image, knobs=Knobs(micro_batch=1, grad_accum=effective, checkpointed_layers=0))
-        job = like.job(BUDGET_BYTES)
+        job = of_grid(name, model, image, effective).job(BUDGET_BYTES)
         alone = job.replace(host=None) if "itself" in gpu else job.replace(host=load_gpu("h200-141g"))
         calibration = load_calibration(name if "itself" in gpu else "h200-141g", alone.evidence)
         estimator = Estimator(alone, calibration=calibration)

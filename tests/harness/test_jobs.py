@@ -1,0 +1,45 @@
+"""Planning problems of the scripts, and plans made by hand."""
+
+from reported import harness
+
+from budgetft.contract import Contract
+from budgetft.knobs import Knobs
+from budgetft.model import load_model
+from budgetft.plan import read_plan, write_plan
+from budgetft.predict.calibrate import load_calibration
+from budgetft.units import GIB
+from budgetft.workload import Shape, Workload
+
+jobs, small = harness("jobs"), harness("small")
+
+
+def test_a_job_is_of_the_usual_example_and_the_gpus_own_budget_unless_told_otherwise():
+    made = jobs.job("v100-16g", "tiny-qwen2.5-vl")
+    assert made.workload == Workload.uniform(Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160))
+    assert (made.budget_bytes, made.evidence, made.host) == (14 * GIB, "predicted", None)
+    other = jobs.job("v100-16g", "tiny-qwen2.5-vl", budget_bytes=GIB, host="h100-80g", evidence="emulated")
+    assert other.host is not None
+    assert (other.budget_bytes, other.host.name) == (GIB, "h100-80g")
+
+
+def test_a_gpu_that_nobody_calibrated_has_no_calibration_of_another():
+    assert jobs.uncalibrated() == load_calibration("also no name of a GPU")
+
+
+def test_a_plan_made_by_hand_is_of_its_data_and_can_be_written_and_read(tmp_path):
+    data = small.draw_examples(tmp_path / "data", 3)
+    workload = Workload.uniform(jobs.shape()).replace(examples=len(data), fingerprint=data.fingerprint)
+    knobs = Knobs(micro_batch=1, grad_accum=4, checkpointed_layers=0)
+    contract, model = Contract(effective_batch=4), load_model(small.TINY)
+    plan = small.hand_made("v100-16g", model, data, contract, knobs, budget_bytes=GIB, workload=workload)
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert plan.gpu.budget_bytes == GIB
+    assert plan.data == str(data.folder)
+
+
+def test_hidden_files_do_not_count_as_contents_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text("x")
+    (tmp_path / ".lock").write_text("y")
+    assert small.contents(tmp_path) == {"a/x.txt": b"x"}
