@@ -1,4 +1,4 @@
-"""The GPU of an adapter, as people and the Hugging Face Hub read it: what, on what, how, how to use it, and its limits."""
+"""The model card of an adapter, as people and the Hugging Face Hub read it: what, on what, how, how to use it, and its limits."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ HOW = {
 }
 
 
-def gpu_text(made: "Provenance", given: "Given | None" = None) -> str:
-    """The whole GPU; ``given`` says what the model was given in training, and so what it must be given again."""
+def card_text(made: "Provenance", given: "Given | None" = None) -> str:
+    """The whole card; ``given`` says what the model was given in training, and so what it must be given again."""
     parts = [
         _front(made),
         f"# LoRA adapter for {made.model}\n\nTrained with budgetft {made.budgetft}.",

@@ -14,7 +14,7 @@ from budgetft.model import load_model, model_names
 from budgetft.outcome import Evidence, Stack
 from budgetft.plan import write_text_atomically
 from budgetft.train.folder import ADAPTER_WEIGHTS, Identity
-from budgetft.train.model_gpu import gpu_text
+from budgetft.train.model_card import card_text
 from budgetft.train.record import Summary
 from budgetft.value import Value, read_json
 from budgetft.weights import BaseWeights, file_sha256
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from budgetft.train.job import Job
 
 PROVENANCE_FILE = "provenance.json"
-GPU_FILE = "README.md"
+CARD_FILE = "README.md"
 
 
 class Provenance(Value):
@@ -85,7 +85,7 @@ class Provenance(Value):
         """Keep it, and the card, beside the tensors in the folder ``adapter``."""
         own = self.replace(adapter_sha256=adapter_sha256(adapter))
         write_text_atomically(adapter / PROVENANCE_FILE, own.model_dump_json(indent=2) + "\n")
-        write_text_atomically(adapter / GPU_FILE, gpu_text(own, Given.read_from(adapter)))
+        write_text_atomically(adapter / CARD_FILE, card_text(own, Given.read_from(adapter)))
 
 
 def provenance_of(job: "Job", identity: Identity, summary: Summary) -> Provenance:

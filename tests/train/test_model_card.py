@@ -1,11 +1,11 @@
-"""An adapter's GPU: the hub takes its front matter, and its snippet runs."""
+"""An adapter's model card: the hub takes its front matter, and its snippet runs."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from budgetft.train.model_gpu import gpu_text
+from budgetft.train.model_card import card_text
 from huggingface_hub import ModelCard
 
 from budgetft.contract import Contract
@@ -35,13 +35,13 @@ def given(**changes) -> Given:
     return Given(model="qwen2.5-vl-3b", min_pixels=3136, max_pixels=200_704, chat_template="", **changes)
 
 
-def front(gpu: str) -> dict[str, Any]:
+def front(card: str) -> dict[str, Any]:
     """What the hub reads of it."""
-    return ModelCard(gpu).data.to_dict()
+    return ModelCard(card).data.to_dict()
 
 
-def snippet(gpu: str) -> str:
-    found = re.search(r"```python\n(.*?)```", gpu, re.S)
+def snippet(card: str) -> str:
+    found = re.search(r"```python\n(.*?)```", card, re.S)
     assert found is not None
     return found[1]
 
@@ -49,7 +49,7 @@ def snippet(gpu: str) -> str:
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "nf4"])
 def test_the_hub_reads_the_front_matter_and_the_snippet_is_python(precision):
     knobs = Knobs(micro_batch=4, grad_accum=8, checkpointed_layers=6, base_precision=precision)
-    text = gpu_text(made(knobs=knobs, contract=Contract(allow_nf4=True)), given())
+    text = card_text(made(knobs=knobs, contract=Contract(allow_nf4=True)), given())
     data = front(text)
     assert (data["base_model"], data["library_name"]) == (HUB.name, "peft")
     assert data["pipeline_tag"] == "image-text-to-text"
@@ -59,7 +59,7 @@ def test_the_hub_reads_the_front_matter_and_the_snippet_is_python(precision):
 
 
 def test_it_says_what_on_what_how_how_well_and_under_what_licence():
-    text = gpu_text(made(base_license="Qwen Research License"), given())
+    text = card_text(made(base_license="Qwen Research License"), given())
     for told in (
         "6" * 40, "photos, 1 example, hash `dddddddddddd`", "rank 16, alpha 32", "1,200 of 32 examples", "0.0001, cosine",
         "448x448 (200,704 pixels)", "NVIDIA L4", "10.00 GiB (measured)", "67 min for the steps", "| Eval loss | 0.7500 |",
@@ -70,7 +70,7 @@ def test_it_says_what_on_what_how_how_well_and_under_what_licence():
 
 
 def test_a_base_in_a_folder_is_no_model_of_the_hub_and_its_licence_is_to_be_looked_up(tmp_path):
-    text = gpu_text(made(BaseWeights(name=str(tmp_path), fingerprint="f" * 64), heldout_loss=None))
+    text = card_text(made(BaseWeights(name=str(tmp_path), fingerprint="f" * 64), heldout_loss=None))
     assert "base_model" not in front(text)
     assert f"base = {str(tmp_path)!r}" in snippet(text)
     assert "unknown to budgetft: look it up" in text
@@ -78,19 +78,19 @@ def test_a_base_in_a_folder_is_no_model_of_the_hub_and_its_licence_is_to_be_look
 
 
 def test_random_weights_get_no_snippet():
-    text = gpu_text(made(None), given())
+    text = card_text(made(None), given())
     assert "base_model" not in front(text)
     assert "```python" not in text
 
 
 def test_names_of_files_break_no_table():
-    text = gpu_text(made(data="a|b\nc"), given())
+    text = card_text(made(data="a|b\nc"), given())
     assert "| Data | a\\|b c, 1 example" in text
 
 
-def test_an_adapter_of_before_has_a_gpu_too():
+def test_an_adapter_of_before_has_a_card_too():
     old = made().model_dump(exclude={"family", "data", "gpus", "train_seconds", "evidence", "stack", "base_license"})
-    text = gpu_text(Provenance.make(**old))
+    text = card_text(Provenance.make(**old))
     assert front(text)["base_model"] == HUB.name
     assert "| Time |" not in text
 
@@ -111,7 +111,7 @@ def test_the_snippet_loads_the_adapter_and_says_something(name, tmp_path, monkey
     _save_adapter(base, tmp_path / "adapter")
     knobs = Knobs(micro_batch=1, grad_accum=32, checkpointed_layers=0, base_precision="fp32")
     own = made(BaseWeights(name=str(tmp_path / "base")), knobs=knobs, family=model.family)
-    code = snippet(gpu_text(own, given())).replace("FOLDER_OR_ID_OF_THIS_ADAPTER", str(tmp_path / "adapter"))
+    code = snippet(card_text(own, given())).replace("FOLDER_OR_ID_OF_THIS_ADAPTER", str(tmp_path / "adapter"))
     Image.new("RGB", (300, 300), "red").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     found: dict = {}
