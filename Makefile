@@ -1,11 +1,12 @@
 # A virtual environment of its own, with pip: `make plan` runs the main job, `make check` what takes a minute and a half of
-# the checks, `make test` all of them, and `make sweep` the long versions that a release needs.
+# the checks, `make test` all of them, `make sweep` the long versions that a release needs; `make wheel` builds the wheel, and
+# `make docs` site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= --numprocesses 2 --dist loadfile
 
-.PHONY: plan check test sweep lint types pytest quick clean
+.PHONY: plan check test sweep docs lint types pytest quick wheel clean
 
 plan: $(VENV)/installed
 	$(BIN)/budgetft plan --gpu v100-16g
@@ -17,6 +18,9 @@ test: lint types pytest
 
 sweep: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m sweep
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -32,6 +36,10 @@ pytest: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --quick $(WORKERS)
 
+# A wheel in dist/, built by way of the source archive; reports/checks/versions.py tries it on other versions.
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,5 +53,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist

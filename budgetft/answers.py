@@ -3,7 +3,7 @@
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, duration_text, run_time, time_under
 from budgetft.outcome import Estimate, Term
-from budgetft.plan import FRAMES, Pictures, Plan, PriceRow
+from budgetft.plan import FRAMES, CostRow, Pictures, Plan
 from budgetft.units import GIB, format_gib
 from budgetft.wording import pixels_words
 
@@ -49,7 +49,7 @@ def pictures_text(pictures: Pictures, plan: Plan) -> str:
     return f"{shrunk}; --max-pixels {most} {does}: {_row_text(row, plan)}"
 
 
-def _row_text(row: PriceRow, plan: Plan) -> str:
+def _row_text(row: CostRow, plan: Plan) -> str:
     if row.samples_per_second is None:
         return f"does not fit ({row.evidence})"
     time = time_under(plan.contract, row, plan.workload.examples)
@@ -57,7 +57,7 @@ def _row_text(row: PriceRow, plan: Plan) -> str:
     return f"{took}{format_gib(row.process_peak_bytes)} ({row.evidence})"
 
 
-def trade_off(row: PriceRow, plan: Plan) -> str:
+def trade_off(row: CostRow, plan: Plan) -> str:
     """A row of the price list: the value in words, its time or speed, and its peak."""
     value = f"{row.value} frames an example" if row.axis == FRAMES else f"--{row.axis.replace('_', '-')} {row.value}"
     if row.axis == "max_pixels":

@@ -163,7 +163,7 @@ def plan(
     text_tokens: int | None = None,
     label_tokens: int | None = None,
     budget: str | int | None = None,
-    cards: int = 1,
+    gpus: int = 1,
     contract: Fields = None,
     ranges: Mapping[str, Sequence[int]] | None = None,
     hours: float | str | None = None,
@@ -185,7 +185,7 @@ def plan(
 
     GPU, model, examples and ``qlora`` as of :func:`estimate`. ``fields`` of the contract are given by name, or in ``contract``;
     of ``rank``, ``max_pixels`` and ``frames_per_example`` a list plans the least and prices the others, as ``ranges`` does.
-    Several ``cards``, each with that budget, hold the whole base each or share its layers out, whichever is faster. ``cache``:
+    Several ``gpus``, each with that budget, hold the whole base each or share its layers out, whichever is faster. ``cache``:
     a folder for vision features, or ``"auto"``, where computing them once may be faster. ``probe`` as on the command line;
     finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. ``on_event`` is called beside
     ``progress``. Raises ``NothingFits`` with the smallest budget that would work.
@@ -200,7 +200,7 @@ def plan(
         gpu, model, fields, work=work, data=data, image=image, images=images, text_tokens=text_tokens,
         label_tokens=label_tokens, budget=budget, contract=contract, qlora=qlora, ranges=ranges or {},
     ).of_a_plan()  # fmt: skip
-    options = plan_options(cards, deterministic, cache, probe, max_probes) | kept_in(ledger, storage)
+    options = plan_options(gpus, deterministic, cache, probe, max_probes) | kept_in(ledger, storage)
     goal = goal_asked(hours, prefer, sure, examples)
     listen = asked.callback("on_event", on_event)
     with telling(progress, "plan") as tell:
@@ -234,14 +234,14 @@ def port(
     """
     from budgetft.search.port import PortRequest, port_plan
 
-    card, made = asked.as_gpu(gpu), as_plan(plan)
+    profile, made = asked.as_gpu(gpu), as_plan(plan)
     with telling(progress, "port") as tell:
         return port_plan(
             PortRequest(
                 plan=made,
                 model=load_planned_model(made, name=asked.as_text("model", model)),
-                gpu=card,
-                budget_bytes=asked.budget_bytes(budget, card),
+                gpu=profile,
+                budget_bytes=asked.budget_bytes(budget, profile),
                 display_bytes=display_bytes,
                 precision=asked.one_of("precision", precision, ("keep", "native")),
                 probe=asked.one_of("probe", probe, PROBES),
@@ -342,7 +342,7 @@ def report(
 def figure(
     source: Plan | str | Path, kind: str = "memory", *, ledger: str | Path | None = None, progress: bool | None = None
 ) -> "Figure":
-    """One chart of :func:`report`, which a notebook shows: ``memory``, ``frontier``, ``trials``, ``baseline`` or ``training``.
+    """One chart of :func:`report`: ``memory``, ``frontier``, ``trials``, ``baseline``, ``data`` or ``training``.
 
     ``.svg`` is its text; ``.save(path)`` writes ``.svg`` or ``.png``. Raises ``UsageError`` where there is nothing to draw.
     """

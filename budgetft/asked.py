@@ -88,7 +88,7 @@ def workload_of(work: Work, model: Model, contract: Contract) -> Workload:
 def sample_data(cache: Path, say: Callable[[str], None]) -> Path:
     """The drawn sample dataset below ``cache``, made once; a whole one is recognised by being readable."""
     from budgetft.data.examples import read_dataset
-    from budgetft.data.sample import write_sample
+    from budgetft.data.synthetic.sample import write_sample
 
     folder = cache / "sample"
     try:

@@ -1,4 +1,4 @@
-"""Where studies, ledgers, laws and converted data are kept between commands."""
+"""Where studies, ledgers, memory models and converted data are kept between commands."""
 
 import os
 from collections.abc import Mapping

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from budgetft.cards import Card, first_visible, gpu_here
 from budgetft.gpu import Gpu
+from budgetft.host_gpus import HostGpu, first_visible, gpu_here
 from budgetft.units import MIB, format_gib
 
 DESKTOP_BYTES = 1024 * MIB
@@ -44,21 +44,21 @@ def display_reserve(gpu: Gpu, asked: bool | None, environment: Mapping[str, str]
     if asked is False:
         return None
     environment = os.environ if environment is None else environment
-    card, found = first_visible(environment), gpu_here(environment)
-    here = card is not None and found is not None and gpu.is_card(card.name, found.memory_bytes)
+    host_gpu, found = first_visible(environment), gpu_here(environment)
+    here = host_gpu is not None and found is not None and gpu.is_gpu(host_gpu.name, found.memory_bytes)
     if here and is_wsl():
         return Reserve(memory_bytes=WINDOWS_BYTES, why="WSL: Windows draws its desktop with this GPU")
     if asked:
         return Reserve(memory_bytes=DESKTOP_BYTES, why="--display")
-    if here and card is not None and drives_display(card):
+    if here and host_gpu is not None and drives_display(host_gpu):
         return Reserve(memory_bytes=DESKTOP_BYTES, why="a display runs on this GPU")
     return None
 
 
-def drives_display(card: Card) -> bool:
-    """Whether a display is active on ``card``, as its driver says; False where it does not say, as for a MIG slice."""
+def drives_display(host_gpu: HostGpu) -> bool:
+    """Whether a display is active on ``gpu``, as its driver says; False where it does not say, as for a MIG slice."""
     import pynvml
 
     with suppress(pynvml.NVMLError):
-        return bool(pynvml.nvmlDeviceGetDisplayActive(card.handle))
+        return bool(pynvml.nvmlDeviceGetDisplayActive(host_gpu.handle))
     return False

@@ -48,7 +48,7 @@ class Gpu(Value):
     name: str
     title: str
     device_names: tuple[str, ...] = ()
-    """How the driver names the card. Cards of different memory can share a name: ask ``is_card``."""
+    """How the driver names the GPU. GPUs of different memory can share a name: ask ``is_gpu``."""
     memory_mib: int = Field(gt=0)
     """What nvidia-smi reports as total."""
     budget_mib: int | None = Field(default=None, gt=0)
@@ -96,8 +96,8 @@ class Gpu(Value):
         major, minor = self.compute_capability.split(".")
         return int(major), int(minor)
 
-    def is_card(self, device_name: str, memory_bytes: int) -> bool:
-        """Whether the device that the driver names so, with this total memory, is this card.
+    def is_gpu(self, device_name: str, memory_bytes: int) -> bool:
+        """Whether the device that the driver names so, with this total memory, is this GPU.
 
         True means that probes on it are ``measured``, not ``emulated``. The memory counts because the 8 and the 16 GB
         RTX 4060 Ti share one name; 5 % are left for what driver versions and torch subtract.
@@ -266,4 +266,4 @@ def gpu_of_device(device_name: str) -> Gpu | None:
 
 def gpu_at_hand(device_name: str, memory_bytes: int) -> Gpu | None:
     """The bundled GPU that the driver names so, with this total memory."""
-    return next((gpu for gpu in all_gpus() if gpu.is_card(device_name, memory_bytes)), None)
+    return next((gpu for gpu in all_gpus() if gpu.is_gpu(device_name, memory_bytes)), None)

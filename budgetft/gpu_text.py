@@ -11,7 +11,7 @@ _SPLIT = "nvidia|geforce|rtx|gtx|tesla|quadro|titan|laptop|mobile|notebook|graph
 _NOISE = set(
     re.findall(
         r"\w+",
-        "nvidia geforce tesla gpu graphics card generation edition design with the series vram memory rtx gtx cuda tm r"
+        "nvidia geforce tesla gpu graphics GPU generation edition design with the series vram memory rtx gtx cuda tm r"
         " jetson agx workstation server"
         " hbm2 hbm2e hbm3 hbm3e gddr5 gddr6 gddr6x gddr7",
     )

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -22,7 +23,17 @@ def install_line(extra: str | None = None, *, again: bool = False) -> str:
     editable, source = _origin()
     where = _with_extra(source or NAME, extra)
     quoted = shlex.quote(where) if set('"$`\\') & set(where) else f'"{where}"'
-    return f"pip install {'--force-reinstall --no-deps ' if again else ''}{'-e ' if editable else ''}{quoted}"
+    return f"{pip_command()} install {'--force-reinstall --no-deps ' if again else ''}{'-e ' if editable else ''}{quoted}"
+
+
+def pip_command(prefix: Path | None = None) -> str:
+    """What is typed for ``pip`` to change the environment at ``prefix`` (this one), which pipx or uv may keep."""
+    prefix = prefix or Path(sys.prefix)
+    if (prefix / "pipx_metadata.json").is_file():
+        return f"pipx runpip {prefix.name}"
+    if (prefix / "uv-receipt.toml").is_file():
+        return f"VIRTUAL_ENV={shlex.quote(str(prefix))} uv pip"
+    return "pip"
 
 
 def own_package(extra: str | None = None) -> str:

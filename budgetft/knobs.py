@@ -26,7 +26,7 @@ LOSS_CHUNK = 256
 MOST_AT_ONCE = 2**40
 """Tokens or patches: more are taken at a time than any example has."""
 VISION_GROUP = 8192
-"""Patches: enough to fill a card, small beside the backward that follows."""
+"""Patches: enough to fill a GPU, small beside the backward that follows."""
 
 
 class Knobs(Value):
@@ -42,7 +42,7 @@ class Knobs(Value):
     """``full``: logits of every position (stock). ``supervised``: of answer tokens. ``chunked``: those, a chunk at a time."""
     vision: Vision = "frozen"
     """``stock``: one forward inside the graph. ``frozen``: no graph, image by image, windows of equal length together.
-    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the card. What other trainers
+    ``cached``: what ``frozen`` computes, once before training and read from disk; no tower on the GPU. What other trainers
     do, and no search tries: ``no_grad``, the stock forward without a graph (ms-swift); ``uncheckpointed``, inside the graph
     and left out of gradient checkpointing, so that it keeps all its activations (LLaMA-Factory)."""
     attention: Attention = "efficient"

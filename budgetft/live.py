@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from budgetft.duration import duration_text
 from budgetft.errors import UsageError
-from budgetft.units import format_gib, format_seconds
+from budgetft.units import format_gib
 
 if TYPE_CHECKING:
     from budgetft.search.planner import Event
@@ -57,7 +58,7 @@ def _cell(what: str) -> Iterator[Tell]:
             shown.append(display(bundle, raw=True, display_id=True))
 
     def tell(text: str) -> None:
-        show(f"{what}: {_cut(text)} ({format_seconds(monotonic() - started)})")
+        show(f"{what}: {_cut(text)} ({duration_text(monotonic() - started)})")
 
     try:
         yield tell
@@ -110,7 +111,7 @@ def record_text(record: "Record") -> str:
     """Where training is."""
     loss = "loss not finite" if record.loss is None else f"loss {record.loss:.3f}"
     left = (record.steps - record.step) * record.seconds
-    rest = f", {format_seconds(left)} left" if left else ""
+    rest = f", {duration_text(left)} left" if left else ""
     return f"step {record.step} of {record.steps}, {loss}, {record.samples_per_second:.2f} examples/s{rest}"
 
 

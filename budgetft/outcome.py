@@ -4,19 +4,19 @@ import platform
 from importlib.metadata import version
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import AliasChoices, Field, field_validator
 
 from budgetft.knobs import Knobs
 from budgetft.value import Value
 
 Evidence = Literal["predicted", "emulated", "measured"]
-"""``predicted``: no GPU was used. ``emulated``: another card, capped and restricted. ``measured``: the card itself."""
+"""``predicted``: no GPU was used. ``emulated``: another GPU, capped and restricted. ``measured``: the GPU itself."""
 Phase = Literal["load", "vision", "forward", "loss", "backward", "optimizer"]
 Status = Literal["ok", "oom", "over_budget", "nonfinite", "timeout", "crash"]
 
 
-CONNECTION = "connection to the other cards"
-"""Name of the term of what a process holds to be connected to others; only plans for several cards have one."""
+CONNECTION = "connection to the other GPUs"
+"""Name of the term of what a process holds to be connected to others; only plans for several GPUs have one."""
 
 
 KNOWN_FACTOR = 1.05
@@ -39,6 +39,12 @@ class Term(Value):
 
     name: str
     memory_bytes: int
+
+    @field_validator("name")
+    @classmethod
+    def _as_now(cls, name: str) -> str:
+        """Plans of before 0.2 have the former name of one term."""
+        return CONNECTION if name == "connection to the other cards" else name
 
 
 class Estimate(Value):
@@ -70,7 +76,7 @@ class Estimate(Value):
 class Stack(Value):
     """The software and hardware that a measurement was made on."""
 
-    card: str
+    gpu: str = Field(validation_alias=AliasChoices("gpu", "card"))
     driver: str | None
     torch: str
     transformers: str
@@ -78,14 +84,14 @@ class Stack(Value):
     python: str
 
     @classmethod
-    def here(cls, card: str, driver: str | None) -> Self:
+    def here(cls, gpu: str, driver: str | None) -> Self:
         """The software of this process, as its packages say, without loading any: torch's own version has its build added."""
         packages = {name: version(name) for name in ("torch", "transformers", "peft")}
-        return cls(card=card, driver=driver, python=platform.python_version(), **packages)
+        return cls(gpu=gpu, driver=driver, python=platform.python_version(), **packages)
 
 
 def processor() -> str:
-    """What a probe or a run on the CPU's byte meter has for a card."""
+    """What a probe or a run on the CPU's byte meter has for a GPU."""
     return platform.processor() or platform.machine() or "cpu"
 
 
@@ -104,7 +110,7 @@ class Outcome(Value):
     allocated_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     process_peak_bytes: int | None = None
-    """Everything the process held on the card, by NVML; on the CPU meter, the live tensor bytes."""
+    """Everything the process held on the GPU, by NVML; on the CPU meter, the live tensor bytes."""
     alloc_retries: int | None = None
     micro_seconds: float | None = None
     optimizer_seconds: float | None = None

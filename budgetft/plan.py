@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
@@ -29,15 +29,15 @@ SCHEMA_VERSION = 1
 
 
 class Target(Value):
-    """The card that is planned for, and how much of it may be used."""
+    """The GPU that is planned for, and how much of it may be used."""
 
     name: str
     budget_bytes: int = Field(gt=0)
-    """Of each card, where there are several."""
+    """Of each GPU, where there are several."""
     display_bytes: int = Field(default=0, ge=0, exclude_if=lambda kept: kept == 0)
     """What the budget leaves to a display on the GPU."""
     profile: Gpu
-    cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
+    gpus: int = Field(default=1, ge=1, validation_alias=AliasChoices("gpus", "cards"), exclude_if=lambda gpus: gpus == 1)
     """Alike and in one machine: they share the micro-batches of a step."""
     shared: bool = Field(default=False, exclude_if=lambda shared: not shared)
     """They share the frozen decoder layers out too, where each would hold the whole base."""
@@ -89,7 +89,7 @@ FRAMES = "frames_per_example"
 """An axis of the price list that is a fact of the data, not a floor of the contract."""
 
 
-class PriceRow(Value):
+class CostRow(Value):
     """What one step along a contract axis costs."""
 
     axis: str
@@ -120,7 +120,7 @@ class Features(Value):
     disk_bytes: int | None = None
     """Of the missing ones."""
     seconds: float | None = None
-    """Predicted, for the missing ones, once; None also when the card's rates are unknown."""
+    """Predicted, for the missing ones, once; None also when the GPU's rates are unknown."""
 
     def describe(self) -> str:
         """The one-time cost in a line."""
@@ -140,13 +140,13 @@ class StagePeak(Value):
 
     stage: Literal["train", "evaluation", "merge"]
     process_peak_bytes: int
-    """Everything that the process holds on the card."""
+    """Everything that the process holds on the GPU."""
     host_peak_bytes: int | None = None
     """Of tensors in the host's memory, where they decide."""
     evidence: Evidence
 
     def describe(self, budget_bytes: int) -> str:
-        """In words: the peak on the card, or on the host where the stage takes no card."""
+        """In words: the peak on the GPU, or on the host where the stage takes no GPU."""
         over = self.process_peak_bytes > budget_bytes
         peak = "no GPU" if self.process_peak_bytes == 0 else format_gib(self.process_peak_bytes)
         on_host = "" if self.host_peak_bytes is None else f", {format_gib(self.host_peak_bytes)} of host memory"
@@ -162,7 +162,7 @@ class Pictures(Value):
     """Examples with an image that is made smaller than the model's own limit would make it."""
     pixels: int = Field(ge=1)
     """``max_pixels`` that would keep every image as large as the model takes it."""
-    keeping: PriceRow | None = None
+    keeping: CostRow | None = None
     """The best setting there, by prediction; None: not looked for, or an example would be longer than ``max_length``."""
 
 
@@ -191,7 +191,7 @@ class Plan(Shown, Value):
     """Both ends of the range that holds the plan's speed over the baseline's with 80 %; None: both were measured, or older."""
     stages: tuple[StagePeak, ...] = Field(default=(), exclude_if=lambda stages: not stages)
     """Training, evaluation and merge; empty in plans of before they were planned."""
-    price_list: tuple[PriceRow, ...] = ()
+    price_list: tuple[CostRow, ...] = ()
     goal: Goal | None = Field(default=None, exclude_if=lambda goal: goal is None)
     """The time that its contract was chosen for; None where the contract was given."""
     runners_up: tuple[Candidate, ...] = ()
@@ -234,12 +234,11 @@ class Plan(Shown, Value):
         return self.model_dump(mode="json")
 
     def _title(self) -> str:
-        cards = f"{self.gpu.cards} x " if self.gpu.cards > 1 else ""
-        return f"plan for {self.model.name} on {cards}{self.gpu.name}"
+        gpus = f"{self.gpu.gpus} x " if self.gpu.gpus > 1 else ""
+        return f"plan for {self.model.name} on {gpus}{self.gpu.name}"
 
-    def _verdict(self) -> str:
-        room = f"{self.peak_gib:.2f} of {format_gib(self.gpu.budget_bytes)}"
-        return f"{room} ({self.estimate.evidence}), {self.estimate.speed_text()}"
+    def _limits(self) -> tuple[int | None, float | None]:
+        return self.gpu.budget_bytes, self.evidence.uncertainty_share
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.workload.worst[0]))]
@@ -251,7 +250,7 @@ class Plan(Shown, Value):
         rows.append(("evidence", said if said.startswith(kind) else f"{kind}: {said}"))
         return rows
 
-    def is_own(self, row: PriceRow) -> bool:
+    def is_own(self, row: CostRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""
         if row.axis == FRAMES:
             return row.value == frames_label(self.workload.most_frames, video=self.workload.is_video)

@@ -49,14 +49,14 @@ class Precision(Value):
     """In words: where, and in which type."""
 
     @property
-    def islands(self) -> tuple[str, ...]:
+    def fp32_blocks(self) -> tuple[str, ...]:
         """The names of the blocks that run in fp32."""
         return tuple(block.name for block in self.blocks if block.fp32)
 
     def shortened(self) -> "Precision":
         """Those in fp32, and the largest of the others."""
         others = [block for block in self.blocks if not block.fp32]
-        kept = {block.name for block in sorted(others, key=lambda block: block.largest)[-1:]} | set(self.islands)
+        kept = {block.name for block in sorted(others, key=lambda block: block.largest)[-1:]} | set(self.fp32_blocks)
         return self.replace(blocks=tuple(block for block in self.blocks if block.name in kept))
 
     def describe(self) -> str:
@@ -65,9 +65,9 @@ class Precision(Value):
         if largest is None:
             return "nothing was looked for"
         top = f"the largest magnitude is {largest.largest:.3g} of fp16's {FP16_MAX}, in {largest.name}"
-        if not self.islands:
+        if not self.fp32_blocks:
             return f"no block exceeds {self.limit:g}: {top}"
-        return f"{len(self.islands)} blocks exceed {self.limit:g} and run in fp32; {top}"
+        return f"{len(self.fp32_blocks)} blocks exceed {self.limit:g} and run in fp32; {top}"
 
 
 def unplanned_text(planned: tuple[str, ...], found: tuple[str, ...], added_bytes: int) -> str | None:

@@ -84,7 +84,7 @@ def question(gpu: Any, model: Any, settings: Mapping[str, Any], **arguments: Any
 
     With ``ranges``, as a plan has, a list for a contract field is one too. Raises ``UsageError``, which names the argument.
     """
-    card, architecture = asked.as_gpu(gpu), asked.as_model(model)
+    profile, architecture = asked.as_gpu(gpu), asked.as_model(model)
     fields, knobs = split_settings(settings)
     given = _knobs(arguments.get("knobs"), knobs)
     if asked.yes_or_no("qlora", arguments.get("qlora", False)):
@@ -96,9 +96,9 @@ def question(gpu: Any, model: Any, settings: Mapping[str, Any], **arguments: Any
         fields, ranges = asked.floors_of(fields)
         ranges |= asked.ranges_of(arguments["ranges"])
     return Question(
-        gpu=card,
+        gpu=profile,
         model=architecture,
-        budget_bytes=asked.budget_bytes(arguments.get("budget"), card),
+        budget_bytes=asked.budget_bytes(arguments.get("budget"), profile),
         contract=_contract(arguments.get("contract"), fields, work),
         ranges=ranges,
         work=work,
@@ -106,10 +106,10 @@ def question(gpu: Any, model: Any, settings: Mapping[str, Any], **arguments: Any
     )
 
 
-def plan_options(cards: Any, deterministic: Any, cache: Any, probe: Any, max_probes: Any) -> dict[str, Any]:
+def plan_options(gpus: Any, deterministic: Any, cache: Any, probe: Any, max_probes: Any) -> dict[str, Any]:
     """How a plan is to be searched for, of a request to plan."""
     return {
-        "cards": asked.whole("cards", cards, most=1024),
+        "gpus": asked.whole("gpus", gpus, most=1024),
         "deterministic": asked.yes_or_no("deterministic", deterministic),
         "cache": None if cache is None else str(asked.as_path("cache", cache)),
         "probe": asked.one_of("probe", probe, PROBES),
@@ -180,7 +180,7 @@ def opened(work: Work, tell: Tell) -> Work:
     if not isinstance(work, Path):
         return work
     from budgetft.cache import cache_folder
-    from budgetft.data.opening import dataset_folder
+    from budgetft.data.read.opening import dataset_folder
 
     return dataset_folder(
         work,

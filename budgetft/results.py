@@ -7,7 +7,6 @@ from budgetft.contract import Contract
 from budgetft.duration import RunTime
 from budgetft.plan import Candidate
 from budgetft.shown import Rows, contract_text, shape_text, time_of
-from budgetft.units import GIB, format_gib
 from budgetft.workload import Shape
 
 
@@ -49,14 +48,8 @@ class Estimated(Candidate):
     def _title(self) -> str:
         return f"{self.model} on {self.gpu}"
 
-    def _verdict(self) -> str:
-        """As of any candidate, with the budget and the margin that decide whether it fits."""
-        estimate = self.estimate
-        peak, budget = estimate.process_peak_bytes, self.budget_bytes
-        fits = "fits" if self.fits else "too close to the budget" if peak <= budget else "does not fit"
-        room = f"{peak / GIB:.2f} of {format_gib(budget)}"
-        verdict = f"{fits}, {room} ({estimate.evidence}, +- {self.uncertainty_share:.0%})"
-        return f"{verdict}, {estimate.speed_text()}"
+    def _limits(self) -> tuple[int | None, float | None]:
+        return self.budget_bytes, self.uncertainty_share
 
     def _rows(self) -> Rows:
         rows = [*super()._rows(), ("training", contract_text(self.contract)), ("example", shape_text(self.example))]

@@ -10,8 +10,8 @@ from budgetft.duration import RunTime, run_time
 from budgetft.errors import UsageError
 from budgetft.knobs import Knobs, describe
 from budgetft.outcome import Estimate
-from budgetft.units import GIB, counted, format_gib
-from budgetft.wording import pixels_words, settings_words
+from budgetft.units import GIB, counted
+from budgetft.wording import fits_words, pixels_words, room_words, settings_words
 from budgetft.workload import Shape
 
 WIDEST = 100
@@ -55,9 +55,13 @@ class Shown:
 
     def _verdict(self) -> str:
         """Memory and speed in one line, with where the numbers are from."""
-        fits = "fits" if self.fits else "does not fit"
-        speed = self.estimate.speed_text()
-        return f"{fits}, {format_gib(self.estimate.process_peak_bytes)}, {speed} ({self.estimate.evidence})"
+        budget, share = self._limits()
+        room = room_words(self.estimate, budget, share)
+        return f"{fits_words(self.estimate, budget)}, {room}, {self.estimate.speed_text()}"
+
+    def _limits(self) -> tuple[int | None, float | None]:
+        """The budget in bytes, and the half-width of the interval around the peak as a share of it, where they are known."""
+        return None, None
 
     def _rows(self) -> Rows:
         return (("settings", "; ".join(settings_words(self.knobs, None))),)
@@ -68,7 +72,7 @@ class Shown:
 
     def __str__(self) -> str:
         title = self._title()
-        lines = [f"{title}: {self._verdict()}" if title else self._verdict()]
+        lines = broken(f"{title}: {self._verdict()}" if title else self._verdict(), hang=2)
         for name, text in self._rows():
             lines += broken(f"  {name:<14}{text}", hang=16)
         return "\n".join(lines)

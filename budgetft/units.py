@@ -1,4 +1,4 @@
-"""The only place where bytes, sizes and durations are parsed and printed."""
+"""The only place where bytes and sizes are parsed and printed; durations are in ``duration.py``."""
 
 import re
 
@@ -41,14 +41,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) < 1 or int(match[2]) < 1:
         raise UsageError(f"cannot read {text[:40]!r} as an image size", hint="write WIDTHxHEIGHT, for example 448x448")
     return int(match[1]), int(match[2])
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration at the precision of a guess."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(number: int, word: str) -> str:

@@ -2,8 +2,9 @@
 
 import math
 
-from budgetft.knobs import Knobs
-from budgetft.units import counted
+from budgetft.knobs import Knobs, differences, is_stock
+from budgetft.outcome import Estimate
+from budgetft.units import GIB, counted, format_gib
 
 ATTENTION = {
     "stock": "Hugging Face's default attention",
@@ -70,6 +71,32 @@ def settings_words(knobs: Knobs, layers: int | None) -> list[str]:
     ]
 
 
+def fits_words(estimate: Estimate, budget_bytes: int | None = None) -> str:
+    """``fits``, ``does not fit``, or ``too close to the budget``: inside it, but not by the margin of the prediction."""
+    if estimate.fits:
+        return "fits"
+    inside = budget_bytes is not None and estimate.process_peak_bytes <= budget_bytes
+    return "too close to the budget" if inside else "does not fit"
+
+
+def room_words(estimate: Estimate, budget_bytes: int | None = None, share: float | None = None) -> str:
+    """``10.76 of 11.28 GiB (+- 0.43 GiB, predicted; 0.52 GiB to spare)``.
+
+    ``share`` is the half-width of the interval around a predicted peak. Without a budget it is the peak alone.
+    """
+    peak = estimate.process_peak_bytes
+    if budget_bytes is None:
+        return f"{format_gib(peak)} ({estimate.evidence})"
+    left, text = budget_bytes - peak, f"{peak / GIB:.2f} of {format_gib(budget_bytes)}"
+    margin = round(peak * share) if share and estimate.evidence == "predicted" else 0
+    about = f"+- {format_gib(margin)}, {estimate.evidence}" if margin else estimate.evidence
+    if left < 0:
+        return f"{text} ({about}): {format_gib(-left)} too much"
+    if not estimate.fits:
+        return f"{text} ({about}): inside the budget, but not by that margin"
+    return f"{text} ({about}; {format_gib(left)} to spare)"
+
+
 def pixels_words(pixels: int) -> str:
     """``448x448`` for 200,704 pixels: the square of that size, or ``about 894x894`` where there is no whole one."""
     side = math.isqrt(pixels)
@@ -81,3 +108,80 @@ def size_words(size_bytes: int) -> str:
     if size_bytes >= 10**9:
         return f"{size_bytes / 10**9:.1f} GB"
     return f"{size_bytes / 10**6:.0f} MB" if size_bytes >= 10**6 else f"{-(-size_bytes // 1000)} kB"
+
+
+SETTING_NAMES = {
+    "micro_batch": "micro-batch",
+    "grad_accum": "accumulation steps",
+    "checkpointed_layers": "gradient checkpointing",
+    "vision": "vision tower",
+    "lora": "LoRA forward",
+    "pointwise": "RMSNorm and SwiGLU",
+    "base_precision": "base weights",
+    "allocator": "CUDA allocator",
+    "batching": "batches",
+    "offload": "saved activations",
+    "loss_chunk": "label tokens at a time",
+    "vision_group": "image patches at a time",
+    "fp32_blocks": "blocks in fp32",
+    "max_pixels": "largest image",
+    "max_length": "longest example",
+    "frames_per_example": "frames per example",
+    "rank": "LoRA rank",
+    "alpha": "LoRA alpha",
+    "targets": "LoRA target modules",
+    "use_rslora": "rank-stabilised LoRA",
+    "use_dora": "DoRA",
+    "init_lora": "LoRA start",
+    "lora_dropout": "LoRA dropout",
+    "allow_nf4": "4-bit base weights allowed",
+    "allow_adamw8bit": "8-bit AdamW allowed",
+    "lr_schedule": "learning-rate schedule",
+    "max_grad_norm": "gradient clipping",
+}
+"""Fields whose name for people is not their own with spaces."""
+_VALUES: dict[str, dict[str, str]] = {
+    "loss": LOSS,
+    "vision": VISION,
+    "attention": ATTENTION,
+    "base_precision": BASE,
+    "lora": {"stock": "peft's own", "lean": "fused"},
+    "pointwise": {"stock": "Hugging Face's own", "fused": "fused kernels"},
+    "allocator": {"default": "default", "expandable": "expandable_segments"},
+    "batching": {"padded": "random order", "bucketed": "length-grouped"},
+    "optimizer": {"adamw": "AdamW", "adamw8bit": "8-bit AdamW"},
+    "offload": {"none": "on the GPU", "activations": "offloaded to the CPU"},
+}
+
+
+def setting_name(field: str) -> str:
+    """A field of a setting or of the training settings, in the field's words: ``gradient checkpointing``."""
+    return SETTING_NAMES.get(field, field.replace("_", " "))
+
+
+def setting_value(field: str, value: object, layers: int | None = None) -> str:
+    """Its value in words: ``18 of 36 layers``, ``896x896``, ``length-grouped``."""
+    if field in _VALUES:
+        return _VALUES[field].get(str(value), str(value))
+    if field == "checkpointed_layers":
+        return "none" if not value else f"{value} layers" if layers is None else f"{value} of {layers} layers"
+    if field == "max_pixels" and isinstance(value, int):
+        return pixels_words(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    unit = " tokens" if field == "max_length" else ""
+    return f"{value:,}{unit}" if isinstance(value, int) else str(value)
+
+
+def short_words(knobs: Knobs, like: Knobs | None = None) -> str:
+    """A setting in a few words: its micro-batch, its checkpointing, and in what else it differs from ``like``."""
+    if is_stock(knobs):
+        return f"Hugging Face Trainer defaults, micro-batch {knobs.micro_batch}"
+    text = f"micro-batch {knobs.micro_batch}, {checkpointing_words(knobs, None)}"
+    told = ("micro_batch", "grad_accum", "checkpointed_layers")
+    others = {} if like is None else {n: v for n, v in differences(knobs, like).items() if n not in told}
+    return text + "".join(f", {setting_name(name)}: {setting_value(name, value)}" for name, value in others.items())

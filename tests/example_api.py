@@ -1,4 +1,4 @@
-"""The whole way through the Python API on a tiny model, without a card: python tests/example_api.py FOLDER"""
+"""The whole way through the Python API on a tiny model, without a GPU: python tests/example_api.py FOLDER"""
 
 import sys
 from pathlib import Path

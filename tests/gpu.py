@@ -1,6 +1,6 @@
-"""Tests marked ``gpu``: skipped, with the reason, where there is no CUDA card or a package that they name is not installed.
+"""Tests marked ``gpu``: skipped, with the reason, where there is no CUDA GPU or a package that they name is not installed.
 
-``@pytest.mark.gpu`` needs a card; ``@pytest.mark.gpu("datasets", "av")`` needs these packages too. ``pytest -m gpu`` takes all
+``@pytest.mark.gpu`` needs a GPU; ``@pytest.mark.gpu("datasets", "av")`` needs these packages too. ``pytest -m gpu`` takes all
 of them and nothing else.
 """
 
@@ -11,20 +11,20 @@ from importlib.util import find_spec
 
 import pytest
 
-from budgetft.cards import first_visible
+from budgetft.host_gpus import first_visible
 
 
 @functools.cache
-def no_card() -> str | None:
-    """Why no test can use a card here; None where one can.
+def no_gpu() -> str | None:
+    """Why no test can use a GPU here; None where one can.
 
-    NVML is asked first, in milliseconds: where it has no card, torch is never loaded for this.
+    NVML is asked first, in milliseconds: where it has no GPU, torch is never loaded for this.
     """
     if first_visible(os.environ) is None:
-        return "needs a CUDA card: NVML lists none that CUDA_VISIBLE_DEVICES leaves"
+        return "needs a CUDA GPU: NVML lists none that CUDA_VISIBLE_DEVICES leaves"
     import torch
 
-    return None if torch.cuda.is_available() else f"needs a CUDA card: torch {torch.__version__} finds none, though NVML does"
+    return None if torch.cuda.is_available() else f"needs a CUDA GPU: torch {torch.__version__} finds none, though NVML does"
 
 
 def missing_packages(item: pytest.Item) -> Iterator[str]:
@@ -39,6 +39,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None:
         return
     missing = ", ".join(sorted(set(missing_packages(item))))
-    reason = no_card() or (f"not installed: {missing}" if missing else None)
+    reason = no_gpu() or (f"not installed: {missing}" if missing else None)
     if reason is not None:
         item.add_marker(pytest.mark.skip(reason=reason))  # told at the test, not here

@@ -46,7 +46,7 @@ def test_the_example_runs_to_its_end(tmp_path, new_cache, warm_children):
     assert [line.split(":")[0] for line in lines] == ["micro_batch 2", "plan", "ported", "nothing fits"]
 
 
-def test_a_budget_that_the_card_has_not_is_refused():
+def test_a_budget_that_the_gpu_has_not_is_refused():
     shape = api.Shape(images=((56, 56),), text_tokens=40, supervised_tokens=8)
     with pytest.raises(api.UsageError, match=r"t4 has 15\.00 GiB"):
         api.estimate("t4", "tiny-qwen2.5-vl", work=shape, budget="20GiB")

@@ -12,10 +12,10 @@ import pytest
 from fresh import COMPUTING, LIGHT, fresh_python, seen_by, strangers
 from rounding import arithmetic
 
-from budgetft.cards import first_visible
 from budgetft.cli import main
 from budgetft.errors import NothingFits
 from budgetft.gpu import gpu_names
+from budgetft.host_gpus import first_visible
 from budgetft.model import model_names
 from budgetft.plan import Plan, read_plan
 from budgetft.profiles import profiles_folder
@@ -114,12 +114,12 @@ def test_a_look_loads_nothing_heavy_starts_nothing_and_reads_no_profile_twice(wo
     assert set(profiles.values()) <= {1}
 
 
-def test_an_estimate_from_stored_laws_reads_each_once_and_neither_it_nor_reading_a_plan_loads_torch(planned, cache):
+def test_an_estimate_from_stored_memory_models_reads_each_once_and_neither_it_nor_reading_a_plan_loads_torch(planned, cache):
     seen = seen_by(["estimate", *JOB, "--rank", "4"], cache)
-    light = LIGHT | {"numpy", "pynvml"}  # the time model is arithmetic on arrays; NVML says whether the card is at hand
+    light = LIGHT | {"numpy", "pynvml"}  # the time model is arithmetic on arrays; NVML says whether the GPU is at hand
     assert strangers(seen) <= light, "without torch nothing is traced, and without optuna nothing is searched"
     assert seen.started == []
-    assert {times for path, times in seen.opened.items() if "/laws/" in path} == {1}, "each law is read once"
+    assert {times for path, times in seen.opened.items() if "/memory_models/" in path} == {1}, "each memory model is read once"
     read = f"import sys; from pathlib import Path; from budgetft.plan import read_plan; read_plan(Path({str(planned[1])!r}))"
     assert fresh_python(read + "\nprint('torch' in sys.modules)", cache).stdout == "False\n"
 
@@ -363,7 +363,7 @@ def test_a_plan_that_cannot_be_written_is_refused_by_name(planned, said, tmp_pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(first_visible(os.environ) is not None, reason="with a card, probes run on the card")
+@pytest.mark.skipif(first_visible(os.environ) is not None, reason="with a GPU, probes run on the GPU")
 def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_ledger(said, warm_children, tmp_path, cache):
     path = tmp_path / "plan.json"
     words = ["plan", *JOB, "--rank", "4", "--probe", "always", "--max-probes", "5", "--out", str(path)]
@@ -377,8 +377,8 @@ def test_a_plan_probed_on_the_cpu_is_made_of_real_steps_and_goes_on_from_its_led
     assert plan.estimate.process_peak_bytes == plan.evidence.confirmed.process_peak_bytes <= 96 * MIB
     assert sum(term.memory_bytes for term in plan.estimate.terms) == plan.estimate.process_peak_bytes
     assert plan.estimate.step_seconds == plan.evidence.confirmed.step_seconds
-    assert plan.environment["card"] == plan.evidence.confirmed.stack.card
-    assert {"ledger.sqlite3", "studies.sqlite3", "laws"} <= {entry.name for entry in cache.iterdir()}
+    assert plan.environment["gpu"] == plan.evidence.confirmed.stack.gpu
+    assert {"ledger.sqlite3", "studies.sqlite3", "memory_models"} <= {entry.name for entry in cache.iterdir()}
 
     again = said(*words, "--budget", "96MiB")
     assert again.code == 0

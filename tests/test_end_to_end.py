@@ -35,7 +35,7 @@ def way(tmp_path_factory, new_cache) -> Path:
     return folder
 
 
-def test_the_plan_was_probed_confirmed_and_says_that_no_card_took_part(way):
+def test_the_plan_was_probed_confirmed_and_says_that_no_gpu_took_part(way):
     plan = read_plan(way / "plan.json")
     assert plan.evidence.kind == "predicted"
     assert "CPU" in plan.evidence.statement

@@ -66,22 +66,22 @@ def test_the_v100_may_use_14_gib_in_fp16_without_flash():
     assert (gpu.base_precision, gpu.flash_attention, gpu.efficient_attention) == ("fp16", False, True)
 
 
-def test_no_two_cards_claim_the_same_device():
+def test_no_two_gpus_claim_the_same_device():
     claims = [(device, gpu.memory_mib) for name in gpu_names() for gpu in [load_gpu(name)] for device in gpu.device_names]
     assert len(claims) == len(set(claims))
 
 
-def test_a_device_is_a_card_only_when_name_and_memory_agree():
+def test_a_device_is_a_gpu_only_when_name_and_memory_agree():
     gpu = load_gpu("rtx4060ti-16g")
-    assert gpu.is_card("NVIDIA GeForce RTX 4060 Ti", 16380 * MIB)
-    assert not gpu.is_card("NVIDIA GeForce RTX 4060 Ti", 8188 * MIB)
-    assert not gpu.is_card("NVIDIA GeForce RTX 4060", 16380 * MIB)
+    assert gpu.is_gpu("NVIDIA GeForce RTX 4060 Ti", 16380 * MIB)
+    assert not gpu.is_gpu("NVIDIA GeForce RTX 4060 Ti", 8188 * MIB)
+    assert not gpu.is_gpu("NVIDIA GeForce RTX 4060", 16380 * MIB)
 
 
 def test_a_v100_is_recognised_under_old_and_new_drivers():
     gpu = load_gpu("v100-16g")
-    assert gpu.is_card("Tesla V100-SXM2-16GB", 16160 * MIB)
-    assert gpu.is_card("Tesla V100-SXM2-16GB", 16384 * MIB)
+    assert gpu.is_gpu("Tesla V100-SXM2-16GB", 16160 * MIB)
+    assert gpu.is_gpu("Tesla V100-SXM2-16GB", 16384 * MIB)
 
 
 def test_a_profile_of_ones_own_is_read_from_its_file(tmp_path):
@@ -130,7 +130,7 @@ def test_a_figure_that_makes_no_sense_is_refused_by_name(tmp_path, old, new, key
         load_gpu(written(v100_text().replace(old, new, 1), tmp_path))
 
 
-def test_the_command_lists_every_card():
+def test_the_command_lists_every_gpu():
     result = CliRunner().invoke(app, [], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert all(name in result.stdout for name in gpu_names())
@@ -148,15 +148,15 @@ def test_the_command_gives_the_list_as_json():
     assert [row["name"] for row in rows] == gpu_names()
 
 
-def test_the_command_shows_one_card_with_its_sources_and_a_dash_for_what_is_unknown():
+def test_the_command_shows_one_gpu_with_its_sources_and_a_dash_for_what_is_unknown():
     result = CliRunner().invoke(app, ["v100-16g"], env={"COLUMNS": "250"})
     line = next(line for line in result.stdout.splitlines() if "context_mib" in line)
     assert "A100 whitepaper" in result.stdout
     assert line.replace(" ", "").replace("│", "|").startswith("|context_mib|-|-|")
 
 
-def test_the_command_gives_one_card_as_json():
-    card = json.loads(CliRunner().invoke(app, ["v100-16g", "--json"]).stdout)
-    assert card["budget_bytes"] == 14 * GIB
-    assert card["context_mib"] is None
-    assert card["sources"]["memory_mib"]
+def test_the_command_gives_one_gpu_as_json():
+    gpu = json.loads(CliRunner().invoke(app, ["v100-16g", "--json"]).stdout)
+    assert gpu["budget_bytes"] == 14 * GIB
+    assert gpu["context_mib"] is None
+    assert gpu["sources"]["memory_mib"]

@@ -27,7 +27,7 @@ NOUNS = (
     "outcome",
     "plan",
     "lock",
-    "cards",
+    "host_gpus",
     "duration",
     "shown",
     "results",
@@ -46,10 +46,21 @@ ABOVE = {
     "workflow": FOLDERS - {"workflow", "data"},
     "doctor": FOLDERS - {"doctor"},
 }
+ROOMS_OF_DATA = {
+    "": {"read", "wts", "synthetic"},
+    "media": {"read", "wts", "synthetic"},
+    "wts": {"read", "synthetic"},
+    "read": {"wts", "synthetic"},
+    "synthetic": {"read"},
+}
+"""What the files of each room in ``data`` may not import; the first are those that lie in no room."""
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every module that a file names in an import, those inside functions too, and whether it loads on import."""
+def imports(path: Path, *, typing: bool = True) -> Iterator[tuple[str, bool]]:
+    """Every module that a file names in an import, those inside functions too, and whether it loads on import.
+
+    ``typing``: those for type checkers too.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(inner)
@@ -64,6 +75,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
+        if id(node) in typing_only and not typing:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -144,3 +157,35 @@ def test_the_reader_of_imports_sees_what_it_must(tmp_path):
     assert folders_used(path) == {"step", "cli", "search"}
     at_once = {name for name, now in imports(path) if now}
     assert at_once == {"torch.nn", "budgetft.step", "budgetft.cli.show.rate", "typing.TYPE_CHECKING"}
+
+
+@pytest.mark.parametrize("room", ROOMS_OF_DATA)
+def test_rooms_of_data_import_down_too(room):
+    folder = ROOT / "data"
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} | {""} == set(ROOMS_OF_DATA)
+    wrong = {
+        path.name: upward
+        for path in sorted((folder / room).glob("*.py"))
+        if (
+            upward := {name.split(".")[2] for name, _ in imports(path) if name.startswith("budgetft.data.")}
+            & ROOMS_OF_DATA[room]
+        )
+    }
+    assert wrong == {}
+
+
+def test_no_module_needs_one_that_needs_it():
+    modules = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+    needed = {
+        name: {one for one in (_module(each, modules) for each, _ in imports(path, typing=False)) if one}
+        for name, path in modules.items()
+    }
+    clear: set[str] = set()
+    while free := {name for name, others in needed.items() if name not in clear and others - {name} <= clear}:
+        clear |= free
+    assert sorted(set(modules) - clear) == [], "these, and what needs them, import one another"
+
+
+def _module(name: str, modules: dict[str, Path]) -> str | None:
+    """The module that holds ``name``, which an import statement names."""
+    return next((one for one in (name, name.rpartition(".")[0]) if one in modules), None)

@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from budgetft import installed
+from budgetft.doctor.examine import as_typed_here
 from budgetft.profiles import profiles_folder
 
 CHECKOUT = Path(installed.__file__).resolve().parent.parent
@@ -76,6 +77,26 @@ def test_a_checkout_that_is_not_installed_names_itself(monkeypatch):
 
     monkeypatch.setattr(installed, "distribution", absent)
     assert installed.install_line("nf4") == f'pip install -e "{CHECKOUT}[nf4]"'
+
+
+def test_where_pipx_or_uv_keeps_budgetft_the_line_goes_through_them(came_from, tmp_path, monkeypatch):
+    came_from(None)
+    environment = tmp_path / "budgetft"
+    environment.mkdir()
+    assert installed.pip_command(environment) == "pip"
+    (environment / "pipx_metadata.json").write_text("{}")
+    monkeypatch.setattr(installed.sys, "prefix", str(environment))
+    assert installed.install_line("nf4") == 'pipx runpip budgetft install "budgetft[nf4]"'
+    (environment / "pipx_metadata.json").rename(environment / "uv-receipt.toml")
+    assert installed.install_line("nf4") == f'VIRTUAL_ENV={environment} uv pip install "budgetft[nf4]"'
+    assert as_typed_here(installed.install_line("nf4")) == installed.install_line("nf4")
+
+
+def test_the_doctor_s_lines_go_through_pipx_too():
+    fix = "pip uninstall -y pynvml && pip install --force-reinstall nvidia-ml-py"
+    wanted = "pipx runpip budgetft uninstall -y pynvml && pipx runpip budgetft install --force-reinstall nvidia-ml-py"
+    assert as_typed_here(fix, "pipx runpip budgetft") == wanted
+    assert as_typed_here("unset PYTHONPATH", "pipx runpip budgetft") == "unset PYTHONPATH"
 
 
 def test_every_hint_takes_its_line_from_the_one_place():

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from patience import HANG_SECONDS
 
 import budgetft
+from budgetft import __version__
 from budgetft.gpu import gpu_names
 from budgetft.model import model_names
 from budgetft.profiles import profiles_folder
@@ -44,19 +46,36 @@ def load_all(python_path: Path, cwd: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def unpacked_wheel(tmp_path_factory) -> Path:
-    """A wheel, built from a copy of the tree without a network, and unpacked."""
-    wheel_builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling builds the wheel")
-    tree = tmp_path_factory.mktemp("tree")
+    """A wheel, built by way of the source archive from a copy of the tree, without a network, and unpacked."""
+    builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling builds the wheel")
+    from hatchling.builders.sdist import SdistBuilder
+
+    tree, source = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("source")
     ignored = shutil.ignore_patterns("__pycache__")
     for folder in ("budgetft", "profiles"):
         shutil.copytree(CHECKOUT / folder, tree / folder, ignore=ignored)
-    shutil.copy(CHECKOUT / "pyproject.toml", tree)
-    (tree / "README.md").write_text("# budgetft\n")  # the project file names it
-    built = list(wheel_builder.WheelBuilder(str(tree)).build(directory=str(tree / "dist"), versions=["standard"]))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, tree)
+    (archive,) = SdistBuilder(str(tree)).build(directory=str(tree / "dist"), versions=["standard"])
+    shutil.unpack_archive(archive, source, filter="data")
+    (root,) = source.iterdir()
+    (wheel,) = builders.WheelBuilder(str(root)).build(directory=str(source), versions=["standard"])
     target = tmp_path_factory.mktemp("unpacked")
-    with zipfile.ZipFile(built[0]) as archive:
+    with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     return target
+
+
+def test_the_wheel_says_its_version_licence_and_command(unpacked_wheel, tmp_path):
+    (facts,) = distributions(path=[str(unpacked_wheel)])
+    assert facts.version == __version__
+    assert facts.metadata["License-Expression"] == "Apache-2.0"
+    assert any(path.name == "LICENSE" for path in facts.files or ())
+    assert [(each.name, each.value) for each in facts.entry_points] == [("budgetft", "budgetft.cli:run")]
+    environment = {**os.environ, "PYTHONPATH": str(unpacked_wheel)}
+    command = [sys.executable, "-m", "budgetft", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert done.stdout == f"budgetft {__version__}\n"
 
 
 def test_every_profile_loads_from_the_wheel_alone(unpacked_wheel, tmp_path):

@@ -14,8 +14,8 @@ from budgetft.model import load_model
 from budgetft.outcome import Estimate, Outcome, Stack, Term
 from budgetft.plan import (
     Candidate,
+    CostRow,
     Plan,
-    PriceRow,
     Proof,
     StagePeak,
     Target,
@@ -53,7 +53,7 @@ def estimate_of(peak: int, **changes) -> Estimate:
 def plan() -> Plan:
     """A plan with every part filled in."""
     knobs = Knobs(micro_batch=4, grad_accum=8, checkpointed_layers=2)
-    stack = Stack(card="a card", driver=None, torch="2.10", transformers="5.17", peft="0.19", python="3.12")
+    stack = Stack(gpu="a GPU", driver=None, torch="2.10", transformers="5.17", peft="0.19", python="3.12")
     outcome = Outcome(
         status="ok",
         knobs=knobs,
@@ -65,7 +65,7 @@ def plan() -> Plan:
     )
     failed = Outcome(status="oom", phase="loss", detail="größer", knobs=knobs, evidence="measured", budget_bytes=14 * GIB)
     stock = stock_knobs(micro_batch=1, effective_batch=32, layers=2, base_precision="fp16")
-    priced = PriceRow(
+    cost_of = CostRow(
         axis="rank", value="64", knobs=None, samples_per_second=None, process_peak_bytes=None, evidence="predicted"
     )
     shape = Shape(images=((448, 448), (28, 56)), text_tokens=40, supervised_tokens=8)
@@ -75,9 +75,9 @@ def plan() -> Plan:
         contract=Contract(),
         knobs=knobs,
         estimate=estimate_of(13 * GIB),
-        evidence=Proof(kind="measured", outcomes=(failed, outcome), confirmed=outcome, statement="measured on a card"),
+        evidence=Proof(kind="measured", outcomes=(failed, outcome), confirmed=outcome, statement="measured on a GPU"),
         baseline=Candidate(knobs=stock, estimate=estimate_of(12 * GIB)),
-        price_list=(priced,),
+        price_list=(cost_of,),
         runners_up=(Candidate(knobs=knobs, estimate=estimate_of(12 * GIB), outcome=outcome),),
         workload=Workload(worst=(shape,), typical=(shape, shape), examples=2, fingerprint="f" * 64),
         data="/some/where",

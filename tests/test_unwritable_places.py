@@ -20,7 +20,7 @@ MODEL = "tiny-qwen2.5-vl"
 PLAN = str(Path(budgetft.__file__).parents[1] / "reports" / "spine" / "plan-448.json")
 JOB = f"--gpu v100-16g --model {MODEL} --image 56x56 --text-tokens 40 --supervised-tokens 8 --effective-batch 2 --rank 4"
 JOB += " --quiet"
-PROBED = f"{JOB} --budget 600MiB --probe always --max-probes 5"  # a job whose laws other files have
+PROBED = f"{JOB} --budget 600MiB --probe always --max-probes 5"  # a job whose memory models other files have
 COMMANDS = {
     "plan": f"plan {JOB} --probe never --out PLACE/plan.json",
     "plan, ledger": f"plan {PROBED} --out HERE/made.json --ledger PLACE/ledger.sqlite3",
@@ -41,12 +41,12 @@ COMMANDS = {
     "data sample, again": "data sample PLACE/made --force",
     "data convert": "data convert HERE/rows.json --out PLACE/made",
     "data convert, videos": "data convert HERE/videos.json --frames 2 --out PLACE/made",
-    "data wts": "data wts HERE/twin --split train --out PLACE/made",
-    "data wts, two": "data wts HERE/twin --split train --holdout 0.5 --out PLACE/made",
-    "data twin": "data twin PLACE/made --scenarios 3 --seconds 1 --size 64x48",
+    "data wts": "data wts HERE/synthetic --split train --out PLACE/made",
+    "data wts, two": "data wts HERE/synthetic --split train --holdout 0.5 --out PLACE/made",
+    "data synthetic": "data synthetic PLACE/made --scenarios 3 --seconds 1 --size 64x48",
     "data cache": f"data cache HERE/data --model {MODEL} --weights random --max-pixels 3136 --out PLACE/features",
     "predict": f"predict --model {MODEL} --data HERE/data --weights random --max-new-tokens 2 --quiet --out PLACE/texts.jsonl",
-    "submit": "submit --test HERE/twin --captions HERE/texts.jsonl --fill all --out PLACE/files",
+    "submit": "submit --test HERE/synthetic --captions HERE/texts.jsonl --fill all --out PLACE/files",
     "demo": "demo --out PLACE/demo",
 }
 
@@ -56,11 +56,11 @@ def here(tmp_path_factory) -> Path:
     """What the commands read."""
     folder = tmp_path_factory.mktemp("here")
     assert main(["data", "sample", str(folder / "data"), "--count", "2"]) == 0
-    assert main(["data", "twin", str(folder / "twin"), "--scenarios", "3", "--seconds", "1", "--size", "64x48"]) == 0
+    assert main(["data", "synthetic", str(folder / "synthetic"), "--scenarios", "3", "--seconds", "1", "--size", "64x48"]) == 0
     Image.new("RGB", (56, 56)).save(folder / "a.png")
     asked = {"prompt": "What is there?", "answer": "Nothing."}
     (folder / "rows.json").write_text(json.dumps([{"id": "a", "images": ["a.png"], **asked}]))
-    video = str(next((folder / "twin" / "videos").rglob("*.mp4")))
+    video = str(next((folder / "synthetic" / "videos").rglob("*.mp4")))
     turns = [{"from": "human", "value": "<video>What is there?"}, {"from": "gpt", "value": "Nothing."}]
     (folder / "videos.json").write_text(json.dumps([{"id": "a", "video": video, "conversations": turns}]))
     (folder / "texts.jsonl").write_text("")

@@ -91,7 +91,7 @@ def test_sweep(only_checked, name, value):
 
 
 PLANNED = [
-    "cards",
+    "gpus",
     "ranges",
     "deterministic",
     "probe",

@@ -64,7 +64,7 @@ def bench(
     from budgetft.search.run import PlanRequest
 
     check_folder(out)
-    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
+    profile, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     sizes = []
     for text in image or SIZES:
         contract, ranges = options.contract_from(
@@ -78,8 +78,8 @@ def bench(
         sizes.append(Size(width=width, height=height, contract=contract, workload=workload))
     with planning(quiet=quiet) as (on_event, _):
         request = PlanRequest(
-            gpu=card,
-            budget_bytes=options.budget_bytes(budget, card),
+            gpu=profile,
+            budget_bytes=options.budget_bytes(budget, profile),
             model=architecture,
             contract=sizes[0].contract,
             workload_under=lambda contract: sizes[0].workload,
@@ -113,6 +113,6 @@ def table(bench: "Bench") -> str:
 
 
 def _write(bench: "Bench", folder: Path) -> None:
-    name = f"{'-'.join(bench.stack.card.split())}-{bench.gpu}".lower().replace("/", "-")
+    name = f"{'-'.join(bench.stack.gpu.split())}-{bench.gpu}".lower().replace("/", "-")
     write_text_atomically(folder / f"{name}.json", bench.model_dump_json(indent=1) + "\n")
     write_text_atomically(folder / f"{name}.md", table(bench) + "\n")

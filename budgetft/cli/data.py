@@ -37,14 +37,14 @@ def sample(
     force: Force = False,
 ) -> None:
     """Draw a small synthetic dataset of street scenes."""
-    from budgetft.data.sample import write_sample
+    from budgetft.data.synthetic.sample import write_sample
 
     examples = write_sample(out, count=count, seed=seed, overwrite=force)
     typer.echo(f"{out}: {len(examples)} examples, fingerprint {examples.fingerprint}")
 
 
 @app.command(cls=Command)
-def twin(
+def synthetic(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     scenarios: Annotated[int, typer.Option(help="Number of scenarios.")] = 12,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
@@ -60,9 +60,10 @@ def twin(
     force: Force = False,
 ) -> None:
     """Draw a synthetic WTS tree: videos, captions, questions, boxes and a public test package."""
-    from budgetft.data.twin import TwinSpec, write_twin
+    from budgetft.data.synthetic.dataset import write_synthetic
+    from budgetft.data.synthetic.spec import SyntheticSpec
 
-    spec = TwinSpec.make(
+    spec = SyntheticSpec.make(
         scenarios=scenarios,
         seed=seed,
         style=style,
@@ -73,13 +74,13 @@ def twin(
         size=None if size is None else _numbers(size, "x", "--size", int),
     )
     with progress("drawing") as (start, advance):
-        count = write_twin(out, spec, overwrite=force, workers=workers, on_start=start, on_video=advance)
+        count = write_synthetic(out, spec, overwrite=force, workers=workers, on_start=start, on_video=advance)
     typer.echo(f"{out}: {scenarios} scenarios, {count} videos; next: budgetft data wts {out} --split train --out DIR")
 
 
 @app.command(cls=Command)
 def wts(
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the WTS data, of SynWTS, or of data twin.")],
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the WTS data, of SynWTS, or of data synthetic.")],
     split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
     frames: Annotated[
@@ -110,8 +111,8 @@ def wts(
 
     After an interrupt the same command goes on.
     """
-    from budgetft.data.reformat import Format
-    from budgetft.data.wts import Request, convert_wts
+    from budgetft.data.wts.convert import Request, convert_wts
+    from budgetft.data.wts.reformat import Format
 
     count, video = frames_of(frames)
     form = Format.make(frames=frames if count is None else count, video=video, policy=policy, per_row=per_row)

@@ -16,8 +16,8 @@ from budgetft.errors import UsageError, nearest
 from budgetft.model import load_model
 
 if TYPE_CHECKING:
-    from budgetft.data.convert_options import Options
     from budgetft.data.examples import Examples
+    from budgetft.data.read.options import Options
 
 GUESSED = "guessed from the names"
 Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is already there.")]
@@ -99,9 +99,9 @@ def convert(
     Relative paths start at each file's folder. Look first: --dry-run.
     """
     from budgetft.cli.datasets import converting
-    from budgetft.data.convert import Options
-    from budgetft.data.convert import convert as convert_data
-    from budgetft.data.layout_keys import DESCRIBE
+    from budgetft.data.read.convert import Options
+    from budgetft.data.read.convert import convert as convert_data
+    from budgetft.data.read.layout_keys import DESCRIBE
 
     count, video = (None, False) if frames is None else frames_of(frames)
     if frames is not None and count is None:
@@ -148,9 +148,9 @@ def _preview(what: list[Path], chosen: "Options", model: str) -> None:
     import tempfile
 
     from budgetft.cli.examples import print_previews
-    from budgetft.data.convert import Conversion
     from budgetft.data.preview import preview, visible
     from budgetft.data.processor import load_processor
+    from budgetft.data.read.convert import Conversion
 
     description = load_model(model)
     with tempfile.TemporaryDirectory(prefix="budgetft-") as work:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from budgetft.cli.progress import say
 
 if TYPE_CHECKING:
-    from budgetft.data.convert import Report
+    from budgetft.data.read.convert import Report
 
 _AT_ONCE = 20
 """Rows or pictures between two updates of a bar, which cost as much as a small picture."""
@@ -18,7 +18,7 @@ _AT_ONCE = 20
 def dataset(data: Path, *, quiet: bool = False, unlabelled: bool = False) -> Path:
     """The dataset folder of ``data``, converted into the cache if it is not one. What is done is told on stderr."""
     from budgetft.cache import cache_folder
-    from budgetft.data.opening import dataset_folder
+    from budgetft.data.read.opening import dataset_folder
 
     def told(text: str) -> None:
         if not quiet:

@@ -1,4 +1,4 @@
-"""``budgetft estimate``: what one setting would need, without planning and without a card."""
+"""``budgetft estimate``: what one setting would need, without planning and without a GPU."""
 
 import json
 from typing import Annotated
@@ -84,7 +84,7 @@ def estimate(
         load_in_4bit=load_in_4bit,
     )
     asked.check(given, allow_adamw8bit=allow_adamw8bit)
-    card, architecture = options.gpu_of(gpu), options.model_at(model, revision)
+    profile, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
     typed = Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
@@ -112,9 +112,9 @@ def estimate(
         name = next(iter(ranges)).replace("_", "-")
         raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
     work = typed if data is None else dataset(data)
-    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
+    budget_bytes, display_bytes = options.budget_and_display(budget, profile, display)
     job = Job(
-        gpu=card,
+        gpu=profile,
         budget_bytes=budget_bytes,
         model=architecture,
         contract=contract,
@@ -130,7 +130,9 @@ def estimate(
     if json_output:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        print_estimate(found, gpu=card, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour)
+        print_estimate(
+            found, gpu=profile, layers=architecture.layers, display_bytes=display_bytes, price_per_hour=price_per_hour
+        )
         if not found.fits:
             from budgetft.search.ways_out import ways_out  # loads optuna
 

@@ -20,7 +20,7 @@ from budgetft.units import format_gib
 if TYPE_CHECKING:
     from budgetft.outcome import Stack
 
-# What the list shows of a card: the key in the JSON object, and a heading that leaves it within 80 columns.
+# What the list shows of a GPU: the key in the JSON object, and a heading that leaves it within 80 columns.
 _COLUMNS = {
     "memory_bytes": "GiB",
     "budget_bytes": "budget",
@@ -67,7 +67,7 @@ def gpus(
         _calibrate(name, out)
     elif detect:
         if name is not None:
-            raise UsageError(f"--detect measures the card at hand; leave {name!r} out")
+            raise UsageError(f"--detect measures the GPU at hand; leave {name!r} out")
         _detect(out, json_output)
     elif out is not None:
         raise UsageError("--out goes with --detect or --calibrate")
@@ -108,7 +108,7 @@ def _add(path: Path) -> None:
     from budgetft.predict.calibrate import add_calibration
 
     found = add_calibration(path)
-    print(f"calibration of {found.card} ({found.source}) is used from now on; next: budgetft estimate --gpu {found.card}")
+    print(f"calibration of {found.gpu} ({found.source}) is used from now on; next: budgetft estimate --gpu {found.gpu}")
 
 
 def _calibrate(name: str | None, out: Path | None) -> None:
@@ -136,31 +136,31 @@ def _calibrate(name: str | None, out: Path | None) -> None:
 
 
 def _at_hand(name: str | None) -> "tuple[Gpu, Stack]":
-    """The profile of the card at hand, or ``name``, which must be of it, and the software."""
+    """The profile of the GPU at hand, or ``name``, which must be of it, and the software."""
     import os
 
-    from budgetft.cards import first_visible, memory_of
+    from budgetft.host_gpus import first_visible, memory_of
     from budgetft.measure.child import current_stack
 
-    stack = current_stack("cuda")  # raises where there is no card
-    card = first_visible(os.environ)
-    assert card is not None
-    memory_bytes = memory_of(card)
+    stack = current_stack("cuda")  # raises where there is no GPU
+    gpu = first_visible(os.environ)
+    assert gpu is not None
+    memory_bytes = memory_of(gpu)
     named = None if name is None else load_gpu(name)
-    found = gpu_at_hand(card.name, memory_bytes) if named is None else named
-    if found is not None and not found.is_card(card.name, memory_bytes):
+    found = gpu_at_hand(gpu.name, memory_bytes) if named is None else named
+    if found is not None and not found.is_gpu(gpu.name, memory_bytes):
         found = None
     if found is None:
         wanted = "is not in the list" if name is None else f"is not {name}"
         raise UsageError(
-            f"{card.name} {wanted}",
+            f"{gpu.name} {wanted}",
             hint="budgetft gpus --detect writes a profile of it; then budgetft gpus NAME.toml --calibrate",
         )
     return found, stack
 
 
 def describe(gpu: Gpu) -> dict[str, Any]:
-    """The card as a JSON object: its profile, and what follows from it in bytes."""
+    """The GPU as a JSON object: its profile, and what follows from it in bytes."""
     derived = {
         "memory_bytes": gpu.memory_bytes,
         "budget_bytes": gpu.budget_bytes,

@@ -1,6 +1,7 @@
 """How commands look and answer: help that reads well at 80 columns, commands in the workflow's order, typos answered."""
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -14,6 +15,8 @@ LEFT = 28
 """Columns of the longest option before its text begins on a line of its own."""
 LIKE = 0.7
 """How alike a mistyped command must be (difflib's ratio): 'pln' is 0.86 like 'plan', 'price' only 0.67 like 'predict'."""
+FORMER_NAMES = {"twin": "synthetic"}
+"""Commands that had another name before 0.2, which still works."""
 _SOLID = "\u2060"
 """Stands for a space at which no line may end."""
 _KINDS = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}
@@ -60,8 +63,15 @@ class Group(TyperGroup):
         groups["Options"] = [_row(param, ctx) for param in self.get_params(ctx)]
         _print(_usage(self, ctx), self.help or "", groups, self.epilog)
 
+    def _name_now(self, name: str) -> str:
+        now = FORMER_NAMES.get(name)
+        if now is None or now not in self.commands:
+            return name
+        print(f"note: {name} is called {now} now", file=sys.stderr)
+        return now
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0]
+        name = args[0] = self._name_now(args[0])
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
         known = [each for each in self.list_commands(ctx) if not self.commands[each].hidden]

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from budgetft.cards import launch_command
 from budgetft.cli import of_run, options
 from budgetft.cli.lines import put
 from budgetft.cli.slurm import Request, environment_lines, job_script
 from budgetft.errors import UsageError
+from budgetft.host_gpus import launch_command
 from budgetft.plan import Plan, read_plan, write_text_atomically
 from budgetft.weights import is_hub_id
 
@@ -161,7 +161,7 @@ def launch(
 
 def _processes(plan: Plan, gpus: int | None, *, share: bool) -> tuple[int, bool]:
     """On how many GPUs the plan runs, and whether they shard the base model; ``UsageError`` where it cannot."""
-    accumulate, planned = plan.knobs.grad_accum, plan.gpu.cards
+    accumulate, planned = plan.knobs.grad_accum, plan.gpu.gpus
     gpus, share = planned if gpus is None else gpus, share or plan.gpu.shared
     if plan.gpu.shared and gpus < planned:
         raise UsageError(f"--gpus {gpus}: this plan is for {planned} GPUs that shard the base model")

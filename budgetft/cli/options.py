@@ -10,7 +10,6 @@ import typer
 
 from budgetft.asked import IMAGE, Typed, contract_of
 from budgetft.asked import budget_bytes as budget_bytes  # as the commands have it
-from budgetft.cards import gpu_here
 from budgetft.cli import names
 from budgetft.cli.settings import DATA, GPU, OUTPUT, ROUNDS, TIME, finite
 from budgetft.cli.settings import KEPT as KEPT
@@ -42,6 +41,7 @@ from budgetft.contract import Contract
 from budgetft.duration import MOST_EXAMPLES
 from budgetft.errors import UsageError
 from budgetft.gpu import Gpu, look_up
+from budgetft.host_gpus import gpu_here
 from budgetft.model import Model, load_model, model_names
 from budgetft.weights import split_revision, with_revision
 

@@ -24,7 +24,7 @@ def plan(
     revision: options.Revision = None,
     budget: options.Budget = None,
     display: options.Display = None,
-    cards: Annotated[
+    gpus: Annotated[
         int,
         typer.Option(
             "--gpus",
@@ -124,7 +124,7 @@ def plan(
         raise UsageError("--image is instead of --data: a plan is of one or the other", hint="leave one of them out")
     check_file(out)
     goal = _goal(hours, prefer, sure, examples, typed=image is not None)
-    card, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
+    profile, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,
@@ -148,17 +148,17 @@ def plan(
         allow_nf4=allow_nf4,
         allow_adamw8bit=allow_adamw8bit,
     )
-    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
+    budget_bytes, display_bytes = options.budget_and_display(budget, profile, display)
     data = None if data is None else dataset(data, quiet=quiet)
     with planning(quiet=quiet) as (on_event, say):
         if data is None and image is None:
             data = sample_data(own, say)
         work = data or Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
         request = PlanRequest(
-            gpu=card,
+            gpu=profile,
             budget_bytes=budget_bytes,
             display_bytes=display_bytes,
-            cards=cards,
+            gpus=gpus,
             model=architecture,
             contract=contract,
             ranges=ranges,

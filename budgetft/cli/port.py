@@ -50,12 +50,12 @@ def port(
     from budgetft.plan import check_file, read_plan, write_plan
 
     check_file(out)
-    planned, card = read_plan(plan), options.gpu_of(gpu)
-    budget_bytes, display_bytes = options.budget_and_display(budget, card, display)
+    planned, profile = read_plan(plan), options.gpu_of(gpu)
+    budget_bytes, display_bytes = options.budget_and_display(budget, profile, display)
     with planning(quiet=quiet) as (on_event, _):
         ported = port_plan(
             planned,
-            card,
+            profile,
             budget=budget_bytes,
             display_bytes=display_bytes,
             precision=precision,
@@ -72,13 +72,13 @@ def port(
         _print_port(ported, planned.gpu.name, str(out))
 
 
-def _print_port(ported: "Port", old_card: str, path: str) -> None:
+def _print_port(ported: "Port", old_gpu: str, path: str) -> None:
     """What changed and why, then the plan."""
     from budgetft.cli.show import print_plan
     from budgetft.units import format_gib
 
     made, there = ported.plan, ported.old_knobs_there
-    put(f"ported from {old_card} to {made.gpu.name}")
+    put(f"ported from {old_gpu} to {made.gpu.name}")
     put(f"  carried over  {ported.carried}")
     put(f"  old knobs     {format_gib(there.process_peak_bytes)} there: {'fit' if there.fits else 'do not fit'} (predicted)")
     for change in ported.changes:

@@ -205,7 +205,7 @@ def _source(
     if plan is not None:
         read = read_plan(plan)
         return source_of_plan(read, weights=weights_at(weights, revision, read.model.weights or read.model.hub_id))
-    card = load_gpu(gpu or DEFAULT_GPU)
+    profile = load_gpu(gpu or DEFAULT_GPU)
     contract, _ = contract_from(max_pixels=None if max_pixels is None else str(max_pixels), max_length=max_length)
     name = model or ""
     if revision and weights is None and is_hub_id(name):
@@ -213,7 +213,7 @@ def _source(
     elif revision:
         weights = weights_at(weights, revision, load_model(name).hub_id)
     return source_of_model(
-        name, gpu=card, budget_bytes=budget_bytes(budget, card), contract=contract, weights=weights, precision=precision
+        name, gpu=profile, budget_bytes=budget_bytes(budget, profile), contract=contract, weights=weights, precision=precision
     )
 
 

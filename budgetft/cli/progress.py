@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from budgetft.duration import duration_text
 from budgetft.knobs import Knobs, describe, differences, is_stock, shown
 from budgetft.outcome import Estimate, Outcome
-from budgetft.units import format_gib, format_seconds
+from budgetft.units import format_gib
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -106,7 +107,7 @@ class ProbeLines:
         head = f"[{event.stage}] {event.number}/{event.most}:"
         if event.outcome is None:
             return f"{head} {self._change(event.knobs)}; {_predicted(event.estimate)}"
-        if event.stage == "price":
+        if event.stage == "cost":
             return f"{head} {event.text}: {_found(event.outcome, event.estimate)}"
         known = f" {self._change(event.knobs)}: known," if event.from_ledger else ""
         self._learn(event, event.outcome)
@@ -134,7 +135,7 @@ class ProbeLines:
         left = event.most - event.number
         if left > 0:
             text += f"; at most {left} more"
-            text += f", {format_seconds(left * fmean(self._seconds))}" if self._seconds else ""
+            text += f", {duration_text(left * fmean(self._seconds))}" if self._seconds else ""
         return text
 
 

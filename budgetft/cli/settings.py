@@ -56,9 +56,9 @@ def setting(field: str, told: str, metavar: str | None = None, **more: Any) -> A
     return typer.Option(show_default=kept(field), help=told, metavar=metavar, rich_help_panel=KEPT, **more)
 
 
-PRICES = "LOW..HIGH plans LOW and lists what each doubling up to HIGH would cost."
+COSTS = "LOW..HIGH plans LOW and lists what each doubling up to HIGH would cost."
 MaxPixels = Annotated[
-    str | None, setting("max_pixels", f"Larger images are downscaled to this many pixels. {PRICES}", metavar="N")
+    str | None, setting("max_pixels", f"Larger images are downscaled to this many pixels. {COSTS}", metavar="N")
 ]
 OneMaxPixels = Annotated[str | None, setting("max_pixels", "Larger images are downscaled to this many pixels.", metavar="N")]
 Pixels = Annotated[int | None, setting("max_pixels", "Larger images are downscaled to this many pixels.")]
@@ -66,7 +66,7 @@ MaxLength = Annotated[
     int | None,
     setting("max_length", "Most tokens of an example, visual ones included. Longer ones are refused, never truncated."),
 ]
-Rank = Annotated[str | None, setting("rank", f"LoRA rank. {PRICES}", metavar="N")]
+Rank = Annotated[str | None, setting("rank", f"LoRA rank. {COSTS}", metavar="N")]
 OneRank = Annotated[str | None, setting("rank", "LoRA rank.", metavar="N")]
 FramesPerExample = Annotated[
     str | None,

@@ -4,18 +4,18 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from budgetft.answers import compared, is_uncalibrated, memory_text, pictures_text, rate, time_text, trade_off
-from budgetft.cards import launch_command
 from budgetft.cli.colour import paint
 from budgetft.cli.lines import put
 from budgetft.cli.show_goal import goal_lines
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
 from budgetft.gpu import Gpu
-from budgetft.outcome import Estimate, Evidence
+from budgetft.host_gpus import launch_command
+from budgetft.outcome import Evidence
 from budgetft.plan import Plan
 from budgetft.shown import contract_text
-from budgetft.units import GIB, format_gib
-from budgetft.wording import settings_words
+from budgetft.units import format_gib
+from budgetft.wording import room_words, settings_words
 
 if TYPE_CHECKING:
     from budgetft.results import Estimated
@@ -36,7 +36,7 @@ def print_estimate(
     estimate, uncalibrated = found.estimate, is_uncalibrated(found.calibration)
     _title(found.model, found.contract, gpu)
     _budget(found.budget_bytes, display_bytes, estimate.evidence)
-    _line("Fits" if estimate.fits else "Too much", _room(estimate, found.budget_bytes, found.uncertainty_share))
+    _line("Fits" if estimate.fits else "Too much", room_words(estimate, found.budget_bytes, found.uncertainty_share))
     if estimate.fits:
         _line("Time", time_text(estimate, found.contract, found.examples, uncalibrated=uncalibrated))
         _price(time_under(found.contract, estimate, found.examples), price_per_hour)
@@ -65,9 +65,9 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
     """The plan on stdout: whether it fits, how long it takes, what becomes of the images, what to run next, and why."""
     estimate, proof, examples = plan.estimate, plan.evidence, examples or plan.workload.examples
     uncalibrated = is_uncalibrated(proof.calibration) and estimate.evidence == "predicted"
-    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.cards)
+    _title(plan.model.name, plan.contract, plan.gpu.profile, plan.gpu.gpus)
     _budget(plan.gpu.budget_bytes, plan.gpu.display_bytes, estimate.evidence)
-    _line("Fits", _room(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
+    _line("Fits", room_words(estimate, plan.gpu.budget_bytes, proof.uncertainty_share))
     _line("Time", time_text(estimate, plan.contract, examples, uncalibrated=uncalibrated))
     _price(plan.run_time(examples), price_per_hour)
     _line("Speed", rate(estimate))
@@ -82,7 +82,7 @@ def print_plan(plan: Plan, path: str, *, examples: int | None = None, price_per_
         _line("Trade-off" if row is plan.price_list[0] else "", trade_off(row, plan))
     for line in goal_lines(plan):
         put(line)
-    start = "budgetft" if plan.gpu.cards == 1 else f"{launch_command(plan.gpu.cards, share=plan.gpu.shared)} -m budgetft"
+    start = "budgetft" if plan.gpu.gpus == 1 else f"{launch_command(plan.gpu.gpus, share=plan.gpu.shared)} -m budgetft"
     put(f"\nwritten to {path}; why: budgetft report {path}")
     put(f"next: {start} train --plan {path} --out runs/first")
 
@@ -96,9 +96,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         found.append(("Once", "; ".join(cost.text() for cost in plan.once)))
     if plan.stages:
         found.append(("Phases", "; ".join(each.describe(plan.gpu.budget_bytes) for each in plan.stages)))
-    if plan.gpu.cards > 1:
+    if plan.gpu.gpus > 1:
         base = "the frozen layers are sharded over them" if plan.gpu.shared else "each holds the whole base model"
-        found.append(("GPUs", f"{plan.gpu.cards}, each with that budget; {base}"))
+        found.append(("GPUs", f"{plan.gpu.gpus}, each with that budget; {base}"))
     if plan.precision is not None:
         found.append(("Precision", plan.precision.describe()))
     if plan.model.base is not None:
@@ -113,8 +113,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
-def _title(model: str, contract: Contract, gpu: Gpu, cards: int = 1) -> None:
-    several = f"{cards} x " if cards > 1 else ""
+def _title(model: str, contract: Contract, gpu: Gpu, gpus: int = 1) -> None:
+    several = f"{gpus} x " if gpus > 1 else ""
     name = f"{model} · LoRA rank {contract.rank} · {several}{gpu.title.removeprefix('NVIDIA ')}"
     put(paint(name, "bold"))
 
@@ -130,19 +130,6 @@ def _line(name: str, text: str) -> None:
     kind = {"Fits": "good", "Too much": "bad"}.get(name)
     shown = f"{name:<11}"
     put(f"  {paint(shown, kind) if kind else shown} {text}", hang=14)
-
-
-def _room(estimate: Estimate, budget_bytes: int, share: float | None) -> str:
-    """``10.76 of 11.28 GiB (+- 0.43 GiB, predicted; 0.52 GiB to spare)``."""
-    peak, left = estimate.process_peak_bytes, budget_bytes - estimate.process_peak_bytes
-    text = f"{peak / GIB:.2f} of {format_gib(budget_bytes)}"
-    margin = round(peak * share) if share and estimate.evidence == "predicted" else 0
-    about = f"+- {format_gib(margin)}, {estimate.evidence}" if margin else estimate.evidence
-    if left < 0:
-        return f"{text} ({about}): {format_gib(-left)} too much"
-    if not estimate.fits:
-        return f"{text} ({about}): inside the budget, but not by that margin"
-    return f"{text} ({about}; {format_gib(left)} to spare)"
 
 
 def _price(time: RunTime | None, price_per_hour: float | None) -> None:

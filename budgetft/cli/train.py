@@ -16,7 +16,7 @@ from budgetft.cli import of_run, options
 from budgetft.cli.lines import put
 from budgetft.duration import HOUR, duration_text
 from budgetft.plan import read_plan
-from budgetft.units import format_gib, format_seconds
+from budgetft.units import format_gib
 
 if TYPE_CHECKING:
     from budgetft.outcome import Outcome
@@ -152,7 +152,7 @@ def _lines(budget_bytes: int) -> Progress:
         every = max(1, record.steps // LINES)
         if record.step % every == 0 or record.step in (1, record.steps) or not record.finite:
             left = (record.steps - record.step) * fmean(recent)
-            ends = f", {format_seconds(left)} left" if record.step < record.steps else ""
+            ends = f", {duration_text(left)} left" if record.step < record.steps else ""
             _say(f"step {record.step}/{record.steps}  {describe(record, budget_bytes)}{ends}")
 
     return show
@@ -236,9 +236,9 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path, price_per_hour: 
         rows["held-out loss"] = f"{summary.heldout_loss}, peak {peak}{planned} (train {train})"
     if summary.best_step is not None:
         rows["adapter"] += f", of step {summary.best_step}, whose held-out loss of {summary.best_heldout_loss} is the lowest"
-    if summary.neighbours:
-        rows["neighbours"] = ", ".join(
-            f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.neighbours
+    if summary.other_processes:
+        rows["other_processes"] = ", ".join(
+            f"process {one.pid} ({one.name}, {format_gib(one.memory_bytes)})" for one in summary.other_processes
         )
     width = max(len(name) for name in rows)
     for name, text in rows.items():
@@ -246,7 +246,7 @@ def _print_summary(summary: "Summary", plan: "Plan", out: Path, price_per_hour: 
 
 
 def _fallbacks(summary: "Summary") -> str:
-    reduced = f"; {summary.reduced_steps} steps began smaller, beside others on the card" if summary.reduced_steps else ""
+    reduced = f"; {summary.reduced_steps} steps began smaller, beside others on the GPU" if summary.reduced_steps else ""
     if not summary.fallbacks:
         return f"{summary.ooms} times, {summary.alloc_retries} allocator retries{reduced}"
     training = [fallback for fallback in summary.fallbacks if fallback.during == "training"]
@@ -254,7 +254,7 @@ def _fallbacks(summary: "Summary") -> str:
     told = []
     if training:
         blamed = any(not fallback.crowded for fallback in training)
-        then = "The ledger knows: plan again" if blamed else "Other processes held the card's memory"
+        then = "The ledger knows: plan again" if blamed else "Other processes held the GPU's memory"
         told.append(f"{_again(training)}, nothing learned was changed; {_first(training)}{reduced}. {then}")
     if evaluation:
         told.append(f"{_again(evaluation)} in the evaluation after them; {_first(evaluation)}")

@@ -43,7 +43,7 @@ def demo(
     json_output: options.Json = False,
 ) -> None:
     """All stages with a tiny random model on made-up traffic videos: no GPU, no hub, a few minutes."""
-    from budgetft.data.video import load_av
+    from budgetft.data.media.video import load_av
     from budgetft.evaluate.metrics import check_packages
 
     load_av()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from pydantic import Field, model_validator
 
 from budgetft.data.conversation import Message, Part, write_messages
-from budgetft.data.pictures import read_picture
+from budgetft.data.media.pictures import read_picture
 from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.replace import hidden_beside, move_into_place, recover
 from budgetft.errors import UsageError

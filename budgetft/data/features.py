@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from budgetft.contract import Contract
 from budgetft.data.examples import Example
-from budgetft.data.images import image_header, resized_image_size
-from budgetft.data.limits import limits_of
+from budgetft.data.media.images import image_header, resized_image_size
+from budgetft.data.media.limits import limits_of
 from budgetft.data.problems import problem_report
 from budgetft.data.visuals import Block, blocks_of
 from budgetft.errors import BudgetftError, UsageError
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     import torch
 
 KEY_FILE = "cache.json"
-ISLANDS_FILE = "islands.json"
+FP32_BLOCKS_FILE = "fp32_blocks.json"
 """Names of the tower's blocks that computed in fp32 because they overflow fp16; no file: none."""
+_FORMERLY = "islands.json"  # before 0.2
 SHARD_BYTES = 256 * 2**20
 """Features are written when they come to so much: all that a kill can lose."""
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -210,14 +211,16 @@ class FeatureCache:
         return features
 
     @property
-    def islands(self) -> tuple[str, ...]:
+    def fp32_blocks(self) -> tuple[str, ...]:
         """The tower's blocks that computed in fp32, as the tower names them."""
-        return read_islands(self.folder)
+        return read_fp32_blocks(self.folder)
 
 
-def read_islands(folder: Path) -> tuple[str, ...]:
-    """The names in the cache's ``ISLANDS_FILE``. Raises ``UsageError`` when it holds something else."""
-    path = folder / ISLANDS_FILE
+def read_fp32_blocks(folder: Path) -> tuple[str, ...]:
+    """The names in the cache's ``FP32_BLOCKS_FILE``. Raises ``UsageError`` when it holds something else."""
+    path = next(
+        (path for name in (FP32_BLOCKS_FILE, _FORMERLY) if (path := folder / name).is_file()), folder / FP32_BLOCKS_FILE
+    )
     if not path.is_file():
         return ()
     names = read_json(path).get("blocks")
@@ -226,9 +229,9 @@ def read_islands(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def write_islands(folder: Path, names: Iterable[str]) -> None:
+def write_fp32_blocks(folder: Path, names: Iterable[str]) -> None:
     """Whole or not at all."""
-    write_text_atomically(folder / ISLANDS_FILE, json.dumps({"blocks": sorted(names)}) + "\n")
+    write_text_atomically(folder / FP32_BLOCKS_FILE, json.dumps({"blocks": sorted(names)}) + "\n")
 
 
 def _open_shard(path: Path, key: FeatureKey) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from budgetft.contract import Contract
 from budgetft.data.boxes import Outline, has_boxes, outlines
 from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example
-from budgetft.data.images import image_size
+from budgetft.data.media.images import image_size
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import text_tokens
 from budgetft.data.survey import is_resized

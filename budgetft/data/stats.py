@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WORST, TYPICAL = 64, 64
-"""How many shapes of each kind a workload keeps: enough for the largest micro-batch that a small card holds."""
+"""How many shapes of each kind a workload keeps: enough for the largest micro-batch that a small GPU holds."""
 
 
 def measure_shapes(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from budgetft.contract import Contract
 from budgetft.data.boxes import has_boxes
 from budgetft.data.examples import Example
-from budgetft.data.images import image_size, unshrunk_image_size
+from budgetft.data.media.images import image_size, unshrunk_image_size
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import measured, of_each
 from budgetft.data.tokens import check_positions

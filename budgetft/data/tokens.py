@@ -7,7 +7,7 @@ one serves estimates and statistics.
 import math
 
 from budgetft.contract import Contract
-from budgetft.data.limits import NO_LIMITS, Limits
+from budgetft.data.media.limits import NO_LIMITS, Limits
 from budgetft.errors import UsageError
 from budgetft.model import Model
 

@@ -15,8 +15,8 @@ from budgetft.contract import Contract
 from budgetft.data.boxes import rescaled
 from budgetft.data.conversation import Message, Segment, prompt_segments, segments
 from budgetft.data.examples import Example
-from budgetft.data.images import image_size, load_image, resized_image_size
-from budgetft.data.limits import limits_of
+from budgetft.data.media.images import image_size, load_image, resized_image_size
+from budgetft.data.media.limits import limits_of
 from budgetft.data.tokens import pixel_bounds
 from budgetft.errors import UsageError
 from budgetft.model import Model

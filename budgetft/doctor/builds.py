@@ -1,4 +1,4 @@
-"""Which torch build carries the kernels of a card: chosen by compute capability, never by the driver's CUDA version."""
+"""Which torch build carries the kernels of a GPU: chosen by compute capability, never by the driver's CUDA version."""
 
 import re
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ def load_builds() -> list[Build]:
 def carries(architectures: Iterable[str], capability: Capability) -> bool:
     """Whether a build for ``architectures`` (torch's names: ``sm_80``, ``compute_90``) has code for ``capability``.
 
-    Machine code runs on later minor versions of its major one; ``compute_`` entries are compiled for any later card
+    Machine code runs on later minor versions of its major one; ``compute_`` entries are compiled for any later GPU
     (CUDA C++ Programming Guide, binary and PTX compatibility). ``sm_90a`` runs on 9.0 alone.
     """
     major, minor = capability

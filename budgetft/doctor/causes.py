@@ -23,12 +23,12 @@ _SYMPTOMS: tuple[tuple[str, Kind, str], ...] = (
     # meizhong986/WhisperJAV#333
     (r"no kernel image is available", "build", _ISOLATE),
     # Triton with bf16 below sm_80: facebookresearch/chameleon#39; unslothai/unsloth#2947
-    (r"requires \.target sm_80|PassManager::run failed", "card", "no torch.compile and no Triton kernels in bf16 on this card"),
+    (r"requires \.target sm_80|PassManager::run failed", "gpu", "no torch.compile and no Triton kernels in bf16 on this GPU"),
     (r"compiled using NumPy 1|multiarray failed|_ARRAY_API", "packages", 'pip install "numpy<2"'),
     (r"No module named '(?P<name>\w+)", "packages", "pip install {name}"),
     (r"no answer within", "host", "the file system hangs or is slow; put the environment on a local disk"),
 )
-_DISTRIBUTIONS = {"PIL": "pillow", "flash_attn": "flash-attn", "liger_kernel": "liger-kernel", "qwen_vl_utils": "qwen-vl-utils"}
+DISTRIBUTIONS = {"PIL": "pillow", "flash_attn": "flash-attn", "liger_kernel": "liger-kernel", "qwen_vl_utils": "qwen-vl-utils"}
 
 
 def cause_of(error: str, name: str) -> tuple[Kind, str]:
@@ -37,5 +37,5 @@ def cause_of(error: str, name: str) -> tuple[Kind, str]:
         match = re.search(pattern, error, flags=re.IGNORECASE)
         if match:
             module = match.groupdict().get("name") or name
-            return kind, fix.format(name=_DISTRIBUTIONS.get(module, module))
-    return "packages", f"pip install --force-reinstall --no-deps {_DISTRIBUTIONS.get(name, name)}"
+            return kind, fix.format(name=DISTRIBUTIONS.get(module, module))
+    return "packages", f"pip install --force-reinstall --no-deps {DISTRIBUTIONS.get(name, name)}"

@@ -1,15 +1,17 @@
 """The whole examination, in the order in which things should be fixed."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetft.doctor import card as cards
+from budgetft.doctor import gpu as checks
 from budgetft.doctor import host, libraries, packages
 from budgetft.doctor.children import look
 from budgetft.doctor.finding import Finding
 from budgetft.gpu import Gpu
+from budgetft.installed import pip_command
 
 
 def examine(
@@ -19,7 +21,7 @@ def examine(
     budgetft_cache: Path,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Finding]:
-    """Look at everything; ``gpu`` is a card to prepare for, here or not. Nothing that is broken raises."""
+    """Look at everything; ``gpu`` is a GPU to prepare for, here or not. Nothing that is broken raises."""
     environment = dict(os.environ if environment is None else environment)
     on_step("where packages come from")
     findings, paths = _look_at_paths(environment)
@@ -32,12 +34,18 @@ def examine(
     if paths is not None:
         findings += libraries.check_mapped(imported.first("mapped") or [], paths["site"])
         findings += libraries.check_cuda_packages(paths["copies"], torch["cuda"] if torch else None)
-    on_step("driver and card")
-    findings += _look_at_card(gpu, torch, environment)
+    on_step("driver and GPU")
+    findings += _look_at_gpu(gpu, torch, environment)
     on_step("machine")
     findings += host.check_memory() + host.check_shared_memory() + host.check_locking()
     findings += host.check_caches(host.cache_folders(environment, budgetft_cache))
-    return findings + host.show_cache(budgetft_cache, environment)
+    findings += host.show_cache(budgetft_cache, environment)
+    return [found.replace(fix=as_typed_here(found.fix)) if found.fix else found for found in findings]
+
+
+def as_typed_here(fix: str, pip: str | None = None) -> str:
+    """``fix`` with what ``pip`` is typed as in this environment, which pipx or uv may keep."""
+    return re.sub(r"(?<!uv )\bpip (?=(un)?install)", lambda _: f"{pip or pip_command()} ", fix)
 
 
 def _look_at_paths(environment: Mapping[str, str]) -> tuple[list[Finding], dict[str, Any] | None]:
@@ -50,26 +58,26 @@ def _look_at_paths(environment: Mapping[str, str]) -> tuple[list[Finding], dict[
     return packages.check_paths(paths, environment) + packages.check_versions(paths), paths
 
 
-def _look_at_card(gpu: Gpu | None, torch: Mapping[str, Any] | None, environment: Mapping[str, str]) -> list[Finding]:
-    facts = look("driver", environment=environment).first("driver") or {"cards": [], "error": "its reader died"}
-    findings = cards.check_driver(facts, torch["cuda"] if torch else None)
-    card, odd = cards.visible_card(facts, environment)
+def _look_at_gpu(gpu: Gpu | None, torch: Mapping[str, Any] | None, environment: Mapping[str, str]) -> list[Finding]:
+    facts = look("driver", environment=environment).first("driver") or {"gpus": [], "error": "its reader died"}
+    findings = checks.check_driver(facts, torch["cuda"] if torch else None)
+    host_gpu, odd = checks.visible_gpu(facts, environment)
     findings += odd
     driver = facts.get("driver")
     if gpu is not None:
-        findings += cards.check_build(gpu.capability, torch, driver, gpu.name)
-        findings += cards.needs_of(gpu, torch)
-        if card is None or not gpu.is_card(card["name"], card["total_bytes"]):
+        findings += checks.check_build(gpu.capability, torch, driver, gpu.name)
+        findings += checks.needs_of(gpu, torch)
+        if host_gpu is None or not gpu.is_gpu(host_gpu["name"], host_gpu["total_bytes"]):
             return findings
-    if card is None:
+    if host_gpu is None:
         return findings
-    capability = (card["capability"][0], card["capability"][1])
+    capability = (host_gpu["capability"][0], host_gpu["capability"][1])
     if gpu is None:
-        findings += cards.check_build(capability, torch, driver, card["name"])
-    findings += cards.check_sharing(card) + cards.check_container(environment, capability)
+        findings += checks.check_build(capability, torch, driver, host_gpu["name"])
+    findings += checks.check_sharing(host_gpu) + checks.check_container(environment, capability)
     if torch is not None and torch["cuda"] is not None:
         triton = look("triton_dot", environment=environment) if _has_triton(capability) else None
-        findings += cards.check_kernels(look("card", environment=environment), triton)
+        findings += checks.check_kernels(look("gpu", environment=environment), triton)
     return findings
 
 

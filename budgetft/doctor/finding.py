@@ -5,10 +5,10 @@ from typing import Literal
 
 from budgetft.value import Value
 
-Kind = Literal["packages", "libraries", "driver", "build", "card", "host"]
+Kind = Literal["packages", "libraries", "driver", "build", "gpu", "host"]
 Level = Literal["ok", "note", "warning", "problem"]
 
-EXIT_CODES: dict[Kind, int] = {"packages": 10, "libraries": 11, "driver": 12, "build": 13, "card": 14, "host": 15}
+EXIT_CODES: dict[Kind, int] = {"packages": 10, "libraries": 11, "driver": 12, "build": 13, "gpu": 14, "host": 15}
 """Of a problem of that class; with several the first in this order, because fixing it may fix the others."""
 
 

@@ -1,4 +1,4 @@
-"""The machine around the card: memory, shared memory, page locking, and the disk of the caches."""
+"""The machine around the GPU: memory, shared memory, page locking, and the disk of the caches."""
 
 import resource
 import shlex
@@ -48,7 +48,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm"), free_bytes: int | None 
 
 
 def check_locking(limit_bytes: int | None = None) -> list[Finding]:
-    """How much memory may be page-locked for fast copies to the card."""
+    """How much memory may be page-locked for fast copies to the GPU."""
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] if limit_bytes is None else limit_bytes
     if limit == resource.RLIM_INFINITY or limit >= 64 * MIB:
         return []

@@ -3,10 +3,12 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from budgetft.doctor.causes import cause_of
+from budgetft.doctor.causes import DISTRIBUTIONS, cause_of
 from budgetft.doctor.children import Reply, isolated, look
 from budgetft.doctor.finding import Finding
 from budgetft.installed import install_line
@@ -16,6 +18,15 @@ STACK = ("numpy", "torch", "torchvision", "transformers", "peft", "accelerate", 
 OPTIONAL = ("triton", "bitsandbytes", "flash_attn", "xformers", "liger_kernel")
 """Imported when installed: built for another torch, they break a run or spoil its numbers."""
 _KNOWN_BAD = (("2.4.1", "11.8", "losses are NaN", "huggingface/nanoVLM#165"),)
+
+
+def installed_versions() -> dict[str, str]:
+    """The installed ones of the packages above, by their distributions' names; none of them is imported."""
+    found = {}
+    for name in (*STACK, *OPTIONAL):
+        with suppress(PackageNotFoundError):
+            found[DISTRIBUTIONS.get(name, name)] = version(DISTRIBUTIONS.get(name, name))
+    return found
 
 
 def check_paths(paths: Mapping[str, Any], environment: Mapping[str, str]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""A script that makes an environment of its own: pinned packages for one card, and nothing of the machine's around them."""
+"""A script that makes an environment of its own: pinned packages for one GPU, and nothing of the machine's around them."""
 
 import shlex
 import textwrap
@@ -61,24 +61,28 @@ echo "next: source $folder/bin/activate && budgetft doctor"
 """
 
 
-def write_recipe(card: str, build: Build, package: str | None = None, others: Sequence[Build] = ()) -> str:
-    """The script for ``card`` on ``build``; ``package`` is what pip installs at the end: budgetft as it is installed here,
+def write_recipe(gpu: str, build: Build, package: str | None = None, others: Sequence[Build] = ()) -> str:
+    """The script for ``gpu`` on ``build``; ``package`` is what pip installs at the end: budgetft as it is installed here,
     with what 4-bit weights need."""
-    pins = (profiles_folder() / "lock.txt").read_text(encoding="utf-8").strip()
     return _SCRIPT.format(
-        about=_about(card, build, others),
+        about=_about(gpu, build, others),
         kept_out=" ".join(KEPT_OUT),
-        lock="\n".join([*build.requirements, pins]),
+        lock="\n".join([*build.requirements, pins()]),
         torch_requirements=" ".join(build.requirements),
         index="" if build.index is None else f" --index-url {build.index}",
         package=shlex.quote(package or own_package(EXTRA)),
     )
 
 
-def _about(card: str, build: Build, others: Sequence[Build]) -> str:
+def pins() -> str:
+    """The versions that were tested together, one a line."""
+    return (profiles_folder() / "lock.txt").read_text(encoding="utf-8").strip()
+
+
+def _about(gpu: str, build: Build, others: Sequence[Build]) -> str:
     """The head of the script: which torch, why this one, and when to take one of ``others`` instead."""
     told = [
-        f"An environment for {card}: {build.name}. Made by budgetft doctor.",
+        f"An environment for {gpu}: {build.name}. Made by budgetft doctor.",
         f"Why this build: {build.source}.",
         f"It needs driver {build.minimum_driver} or newer.",
     ]

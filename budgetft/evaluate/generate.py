@@ -255,7 +255,7 @@ class Generation:
         source = self.source
         adapter = f" with the adapter {source.adapter}" if source.adapter else ", no adapter"
         named = source.base.describe() if source.base else "random weights"
-        self.on_note(f"loading {source.model.name} ({named}){adapter} on {self.memory.stack.card}")
+        self.on_note(f"loading {source.model.name} ({named}){adapter} on {self.memory.stack.gpu}")
         self.processor = load_processor(source.model)
         learned = None if source.adapter is None else Given.read_from(source.adapter)
         if learned is not None:

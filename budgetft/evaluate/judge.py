@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from budgetft.data.examples import Example
-from budgetft.data.wts_notes import LETTERS, phase_digit
-from budgetft.data.wts_tree import ACTORS
+from budgetft.data.wts.notes import LETTERS, phase_digit
+from budgetft.data.wts.tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.metrics import Scorer

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from budgetft.data.wts_notes import LETTERS
-from budgetft.data.wts_tree import ACTORS
+from budgetft.data.wts.notes import LETTERS
+from budgetft.data.wts.tree import ACTORS
 from budgetft.evaluate.metrics import Scorer
 from budgetft.evaluate.official import is_external, official_name
 from budgetft.evaluate.scripts import any_words, is_blank

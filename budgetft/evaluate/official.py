@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from budgetft.data.problems import problem_report
-from budgetft.data.wts_notes import phase_digit
-from budgetft.data.wts_tree import ACTORS
+from budgetft.data.wts.notes import phase_digit
+from budgetft.data.wts.tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.value import read_parsed
 

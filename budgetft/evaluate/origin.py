@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetft.data.examples import Example, Examples
-from budgetft.data.wts_notes import phase_digit
+from budgetft.data.wts.notes import phase_digit
 from budgetft.errors import UsageError
 from budgetft.evaluate.notes import Note, note
 from budgetft.evaluate.predictions import Prediction

@@ -17,7 +17,7 @@ from budgetft.step.step import Step
 from budgetft.train.folder import ADAPTER_WEIGHTS, RunFolder
 from budgetft.train.job import RANDOM, check_architecture, weighted_model
 from budgetft.train.memory import Memory
-from budgetft.train.numerics import restore_islands
+from budgetft.train.numerics import restore_fp32_blocks
 from budgetft.train.provenance import adapter_sha256
 from budgetft.value import read_json
 from budgetft.weights import BaseWeights, checkpoint_folder, open_checkpoint, refuse_other
@@ -37,7 +37,7 @@ class Source:
     knobs: Knobs
     base: BaseWeights | None = None
     """What the weights are; None for random ones."""
-    islands: tuple[str, ...] = ()
+    fp32_blocks: tuple[str, ...] = ()
     """Blocks that the run computed in fp32."""
 
 
@@ -59,8 +59,9 @@ def source_of_run(run: Path, *, weights: str | None = None, use_adapter: bool = 
     if use_adapter:
         hint = "give the weights that it was started from, or --no-adapter"
         refuse_other(identity.base, source.base, f"the run in {run} was started from", hint=hint)
-    islands = read_json(folder.summary).get("islands", ()) if folder.summary.is_file() else ()
-    return replace(source, islands=tuple(islands))
+    summary = read_json(folder.summary) if folder.summary.is_file() else {}
+    fp32_blocks = summary.get("fp32_blocks", summary.get("islands", ()))  # the second name is that of before 0.2
+    return replace(source, fp32_blocks=tuple(fp32_blocks))
 
 
 def source_of_plan(plan: Plan, *, weights: str | None = None, adapter: Path | None = None) -> Source:
@@ -86,7 +87,7 @@ def source_of_model(
     weights: str | None = None,
     precision: Precision | None = None,
 ) -> Source:
-    """A model alone, under ``budget_bytes`` on ``gpu``; its type is the card's best half precision unless given."""
+    """A model alone, under ``budget_bytes`` on ``gpu``; its type is the GPU's best half precision unless given."""
     model = load_model(name)
     chosen = weights or model.weights or model.hub_id
     if chosen is None:
@@ -136,7 +137,7 @@ def build_step(source: Source, memory: Memory) -> Step:
         knobs = knobs.replace(vision="frozen")
     step = Step(peft_model, source.contract, knobs, device=memory.device)
     with memory.working():
-        restore_islands(step, source.islands)
+        restore_fp32_blocks(step, source.fp32_blocks)
     if source.adapter is None:
         peft_model.disable_adapter_layers()  # after the step, which wants something to train
     return step

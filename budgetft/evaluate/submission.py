@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from budgetft.data.problems import problem_report
-from budgetft.data.wts_notes import LETTERS
-from budgetft.data.wts_tree import ACTORS
+from budgetft.data.wts.notes import LETTERS
+from budgetft.data.wts.tree import ACTORS
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import How, aggregate, majority
 from budgetft.evaluate.judge import key_of_prediction

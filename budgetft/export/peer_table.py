@@ -9,7 +9,7 @@ from budgetft.knobs import Knobs, Precision
 from budgetft.measure.job import Job
 from budgetft.outcome import Estimate
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.law import LARGEST_MICRO_BATCH
+from budgetft.predict.memory_model import LARGEST_MICRO_BATCH
 from budgetft.predict.store import software
 from budgetft.value import Value
 

@@ -157,8 +157,8 @@ def _warnings(draft: Draft, own: Candidate, trainer: str, peer: Peer) -> list[st
     found.append("no memory cap: nothing stops that trainer at the budget, and its own evaluation and saving are not counted")
     if plan.knobs.checkpointed_layers == 0 and own.knobs.checkpointed_layers:
         found.append("gradient checkpointing is on here and off in the plan: without it that trainer needs more than the plan")
-    if plan.gpu.cards > 1:
-        found.append(f"gradient_accumulation_steps is of one process: on {plan.gpu.cards} GPUs divide it by {plan.gpu.cards}")
+    if plan.gpu.gpus > 1:
+        found.append(f"gradient_accumulation_steps is of one process: on {plan.gpu.gpus} GPUs divide it by {plan.gpu.gpus}")
     if draft.steps is None and trainer in ("transformers", "trl", "unsloth"):
         found.append("warmup_steps below 1 is a share of all steps: for transformers 5; older ones want whole steps")
     return [*found, *_of_the_trainer(draft, trainer, peer)]

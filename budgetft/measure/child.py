@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from budgetft.cards import driver_version, first_visible
 from budgetft.data.bucket import padded_tokens
 from budgetft.errors import UsageError
+from budgetft.host_gpus import driver_version, first_visible
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Phase, Stack, processor
@@ -203,7 +203,7 @@ def standard_error(timed: Sequence[Sequence[float]]) -> float | None:
 
     None where no list has two readings. The scatter of a list is 1.4826 times its median absolute deviation, at least half its
     standard deviation so that two readings of three that are equal do not hide the third; a median's standard error is 1.2533
-    times the scatter over the root of its readings (of a normal law).
+    times the scatter over the root of its readings (of a normal distribution).
     """
     scatter = []
     for seconds in timed:
@@ -227,21 +227,21 @@ def _cuda_meter(job: Job) -> Any:
     from budgetft.meter.cuda import CudaMeter, restrict_to
 
     meter = CudaMeter()
-    if not job.gpu.is_card(torch.cuda.get_device_name(0), meter.total_bytes):
+    if not job.gpu.is_gpu(torch.cuda.get_device_name(0), meter.total_bytes):
         restrict_to(job.gpu)
     meter.set_cap(job.budget_bytes)
     return meter
 
 
 def current_stack(device: str) -> Stack:
-    """The software and hardware of this process, without loading torch. Raises ``UsageError`` for ``cuda`` without a card."""
-    card, driver = processor(), None
+    """The software and hardware of this process, without loading torch. Raises ``UsageError`` for ``cuda`` without a GPU."""
+    gpu, driver = processor(), None
     if device == "cuda":
         found = first_visible(os.environ)
         if found is None:
-            raise UsageError("no CUDA card is visible here", hint="budgetft doctor says why")
-        card, driver = found.name, driver_version()
-    return Stack.here(card, driver)
+            raise UsageError("no CUDA GPU is visible here", hint="budgetft doctor says why")
+        gpu, driver = found.name, driver_version()
+    return Stack.here(gpu, driver)
 
 
 def serve(lines: Any, answer: Callable[[dict[str, Any]], None]) -> int:

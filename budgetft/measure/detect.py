@@ -1,4 +1,4 @@
-"""The card at hand as a profile: every figure measured here, and each says so."""
+"""The GPU at hand as a profile: every figure measured here, and each says so."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MATMUL_SIZE = 8192
 
 
 class Detected(Value):
-    """What was measured on one card. Rates are medians of several runs."""
+    """What was measured on one GPU. Rates are medians of several runs."""
 
     device_name: str
     driver: str
@@ -33,7 +33,7 @@ class Detected(Value):
     context_bytes: int
     """What a process holds outside torch's allocator once it has run products and attention."""
     copy_bytes_per_second: float
-    """Read and written together, copying within the card's memory."""
+    """Read and written together, copying within the GPU's memory."""
     matmul_flops: dict[str, float]
     """Per second, by type (fp16, bf16, fp32; TF32 off), of square matrices; fp32 accumulation in the 16-bit types."""
     flash_attention: bool
@@ -41,15 +41,15 @@ class Detected(Value):
 
 
 def detect() -> Detected:
-    """Measure the first visible CUDA card; some seconds, and a gibibyte or two of its memory.
+    """Measure the first visible CUDA GPU; some seconds, and a gibibyte or two of its memory.
 
     Call it before anything else of the process uses CUDA: the context is measured as what the process holds. Raises
-    ``UsageError`` when there is no card.
+    ``UsageError`` when there is no GPU.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise UsageError("no CUDA card that torch can use", hint="budgetft doctor says why")
+        raise UsageError("no CUDA GPU that torch can use", hint="budgetft doctor says why")
     import pynvml
 
     from budgetft.meter.cuda import CudaMeter
@@ -110,7 +110,7 @@ def runs_attention(kernel: str, device: "torch.device") -> bool:
 
 
 def profile_of(found: Detected, name: str | None = None) -> Gpu:
-    """The profile of a measured card. Its rates are what was reached, lower than what a data sheet promises."""
+    """The profile of a measured GPU. Its rates are what was reached, lower than what a data sheet promises."""
     by = f"measured: torch {found.torch}, driver {found.driver}"
     rates = ", ".join(f"{kind} {rate / 1e12:.1f} TFLOP/s" for kind, rate in found.matmul_flops.items())
     native_bf16 = "bf16" in found.matmul_flops
@@ -143,7 +143,7 @@ def profile_of(found: Detected, name: str | None = None) -> Gpu:
 def slug(device_name: str) -> str:
     """A profile name: ``NVIDIA GeForce RTX 3090`` is ``geforce-rtx-3090``."""
     words = re.findall(r"[a-z0-9]+", device_name.lower())
-    return "-".join(word for word in words if word != "nvidia") or "card"
+    return "-".join(word for word in words if word != "nvidia") or "gpu"
 
 
 def to_toml(gpu: Gpu) -> str:

@@ -1,4 +1,4 @@
-"""What is held fixed while knobs are tried: card, budget, model, contract, shapes, and where the probes run."""
+"""What is held fixed while knobs are tried: GPU, budget, model, contract, shapes, and where the probes run."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ class Job(Value):
 
     gpu: Gpu
     budget_bytes: int = Field(gt=0)
-    cards: int = Field(default=1, ge=1, exclude_if=lambda cards: cards == 1)
-    """Cards that share a step's micro-batches, each with this budget."""
+    gpus: int = Field(default=1, ge=1, exclude_if=lambda gpus: gpus == 1)
+    """GPUs that share a step's micro-batches, each with this budget."""
     shared: bool = Field(default=False, exclude_if=lambda shared: not shared)
     """They share the frozen decoder layers out too."""
     model: Model
@@ -45,7 +45,7 @@ class Job(Value):
     workload: Workload
     device: Device = "cuda"
     host: Gpu | None = None
-    """The card that stands in for ``gpu``, if its profile is known: probes have its speed and its context."""
+    """The GPU that stands in for ``gpu``, if its profile is known: probes have its speed and its context."""
     evidence: Evidence
     """What a probe on this machine counts as for ``gpu``."""
 
@@ -107,7 +107,7 @@ def planned_job(plan: Plan, *, device: Device, evidence: Evidence, host: Gpu | N
     return Job(
         gpu=plan.gpu.profile,
         budget_bytes=plan.gpu.budget_bytes,
-        cards=plan.gpu.cards,
+        gpus=plan.gpu.gpus,
         shared=plan.gpu.shared,
         model=model or load_planned_model(plan),
         contract=plan.contract,

@@ -1,5 +1,6 @@
 """Every outcome ever paid for, in one append-only SQLite file."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -113,4 +114,8 @@ def outcomes_of(path: Path, job_key: str) -> list[Outcome]:
 
 
 def _stack_key(stack: Stack | None) -> str:
-    return "" if stack is None else stack.model_dump_json()
+    """The stack as a key of a row; ``card`` is the first name of its ``gpu``, by which older rows are found."""
+    if stack is None:
+        return ""
+    facts = {"card" if name == "gpu" else name: value for name, value in stack.model_dump(mode="json").items()}
+    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False)

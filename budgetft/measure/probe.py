@@ -16,8 +16,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 from budgetft.allocator import NAME, OLDER_NAME, own, settings
-from budgetft.cards import pinned
 from budgetft.errors import BudgetftError
+from budgetft.host_gpus import pinned
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Phase, Stack

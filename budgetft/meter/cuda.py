@@ -1,4 +1,4 @@
-"""What a process holds on a CUDA card: torch's allocator, and everything else by NVML."""
+"""What a process holds on a CUDA GPU: torch's allocator, and everything else by NVML."""
 
 import os
 from contextlib import suppress
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pynvml
 import torch
 
-from budgetft.cards import Card, card_with, list_cards, visible_cards, with_slices
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
+from budgetft.host_gpus import HostGpu, gpu_with, list_gpus, visible_gpus, with_slices
 from budgetft.meter.outside import Outside
 
 SLACK_BYTES = 32 * 2**20
@@ -30,7 +30,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process on the card; ``memory_bytes`` is None when the driver does not say."""
+    """A process on the GPU; ``memory_bytes`` is None when the driver does not say."""
 
     pid: int
     name: str
@@ -38,18 +38,18 @@ class Process:
 
 
 class CudaMeter:
-    """Create before the first CUDA call of the process: what others hold on the card is read then."""
+    """Create before the first CUDA call of the process: what others hold on the GPU is read then."""
 
     def __init__(self, device_index: int = 0) -> None:
         self.device = torch.device("cuda", device_index)
-        cards = list_cards()
-        before = {} if torch.cuda.is_initialized() else {one.uuid: _use_of(one) for one in with_slices(cards)}
-        card = card_with(cards, str(torch.cuda.get_device_properties(self.device).uuid))
-        card = card or next(iter(visible_cards(cards, os.environ)[device_index:]), None)
-        if card is None:
-            raise BudgetftError("torch finds a CUDA card that NVML does not know", hint="nvidia-smi must list the card")
-        self.handle = card.handle
-        self._used_before, self._pids_before = before.get(card.uuid, (None, None))
+        gpus = list_gpus()
+        before = {} if torch.cuda.is_initialized() else {one.uuid: _use_of(one) for one in with_slices(gpus)}
+        gpu = gpu_with(gpus, str(torch.cuda.get_device_properties(self.device).uuid))
+        gpu = gpu or next(iter(visible_gpus(gpus, os.environ)[device_index:]), None)
+        if gpu is None:
+            raise BudgetftError("torch finds a CUDA GPU that NVML does not know", hint="nvidia-smi must list the GPU")
+        self.handle = gpu.handle
+        self._used_before, self._pids_before = before.get(gpu.uuid, (None, None))
         self.total_bytes = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_device(self.device)
         torch.zeros(1, device=self.device)
@@ -69,11 +69,11 @@ class CudaMeter:
         return pids - self._pids_before
 
     def other_processes(self) -> list[Process]:
-        """Everyone else on the card, by NVML's process lists."""
+        """Everyone else on the GPU, by NVML's process lists."""
         return [process for process in _processes(self.handle) if process.pid not in self.own_pids]
 
     def free_bytes(self) -> int:
-        """What nobody holds on the card."""
+        """What nobody holds on the GPU."""
         return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).free)
 
     @property
@@ -81,7 +81,7 @@ class CudaMeter:
         return str(pynvml.nvmlSystemGetDriverVersion())
 
     def process_bytes(self) -> int:
-        """Bytes this process holds on the card: by NVML's process list, else the allocator's, what lay outside it when the cap
+        """Bytes this process holds on the GPU: by NVML's process list, else the allocator's, what lay outside it when the cap
         was set, and what has come to it since; see :class:`Outside` for what others who come and go do to that."""
         listed = self._listed_bytes()
         if listed is not None:
@@ -100,7 +100,7 @@ class CudaMeter:
     def non_torch_bytes(self) -> int:
         """Context, loaded kernels and library workspaces: what the process holds outside torch's allocator, measured now.
 
-        Where NVML lists no processes, what the card's use has grown by since the meter was made.
+        Where NVML lists no processes, what the GPU's use has grown by since the meter was made.
         """
         torch.cuda.synchronize()
         held = self._listed_bytes()
@@ -109,7 +109,7 @@ class CudaMeter:
         return max(0, held - torch.cuda.memory_reserved())
 
     def _used_bytes(self) -> int:
-        """What all hold on the card."""
+        """What all hold on the GPU."""
         return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
 
     def _count_from_here(self) -> Outside:
@@ -144,10 +144,10 @@ class CudaMeter:
         )
 
 
-def _use_of(card: Card) -> tuple[int, set[int]]:
+def _use_of(gpu: HostGpu) -> tuple[int, set[int]]:
     """Bytes in use, and by whom."""
-    used = int(pynvml.nvmlDeviceGetMemoryInfo(card.handle).used)
-    return used, {process.pid for process in _processes(card.handle)}
+    used = int(pynvml.nvmlDeviceGetMemoryInfo(gpu.handle).used)
+    return used, {process.pid for process in _processes(gpu.handle)}
 
 
 def _processes(handle: object) -> list[Process]:
@@ -169,9 +169,9 @@ def _name(pid: int) -> str:
 
 
 def restrict_to(gpu: Gpu) -> None:
-    """Forbid what ``gpu`` lacks, so that this card chooses kernels as it would; what it has stays as it is.
+    """Forbid what ``gpu`` lacks, so that this GPU chooses kernels as it would; what it has stays as it is.
 
-    It does not make this card as slow.
+    It does not make this GPU as slow.
     """
     torch.backends.cuda.enable_flash_sdp(gpu.flash_attention)
     torch.backends.cuda.enable_cudnn_sdp(gpu.flash_attention and gpu.capability >= (9, 0))

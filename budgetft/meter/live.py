@@ -1,7 +1,7 @@
 """Live tensor bytes, counted operation by operation: the meter of the CPU, and of fake tensors.
 
 CUDA's caching allocator hands out multiples of 512 bytes, so sizes are rounded up to that and the same number comes out of
-a real step on the CPU, of a traced step without any memory, and of ``torch.cuda.max_memory_allocated`` on a card.
+a real step on the CPU, of a traced step without any memory, and of ``torch.cuda.max_memory_allocated`` on a GPU.
 """
 
 import weakref
@@ -26,7 +26,7 @@ def granules(size: int) -> int:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations create, until they are freed.
 
-    ``cap_bytes``: what would go above it is refused with ``torch.OutOfMemoryError`` and not counted, as on a card.
+    ``cap_bytes``: what would go above it is refused with ``torch.OutOfMemoryError`` and not counted, as on a GPU.
     ``on_change`` is called with (storage key, bytes), bytes negative for a free. ``on_operation`` is called with (operation,
     arguments, result).
     """

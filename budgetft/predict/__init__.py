@@ -1,1 +1,1 @@
-"""What a setting will need, without a card: the step on fake tensors, and a law composed from short traces of it."""
+"""What a setting will need, without a GPU: the step on fake tensors, and a memory model composed from short traces of it."""

@@ -1,4 +1,4 @@
-"""Laws of models some of whose blocks compute in fp32, because they would overflow fp16.
+"""Memory models of models some of whose blocks compute in fp32, because they would overflow fp16.
 
 Decoder layers are alike but for the blocks that compute in fp32: a layer of each kind is traced, in a model all of whose layers
 are of that kind, and stands for those of its kind in the whole.
@@ -7,7 +7,7 @@ are of that kind, and stands for those of its kind in the whole.
 import re
 from collections.abc import Callable, Sequence
 
-from budgetft.predict.law import Law, LawSegment, layout_of, template_layers
+from budgetft.predict.memory_model import MemoryModel, StepSegment, layout_of, template_layers
 
 FP32_SHARE = 0.85
 """Of a GPU's fp32 rate without tensor cores, what a large product reaches."""
@@ -16,14 +16,14 @@ ASSUMED_RATIO = 8.0
 LAYER = re.compile(r"(model\.language_model\.layers\.)(\d+)(\..+)")
 
 
-class MixedLaw(Law):
-    """A law whose decoder layers are of several kinds."""
+class MixedMemoryModel(MemoryModel):
+    """A memory model whose decoder layers are of several kinds."""
 
-    kinds: tuple[Law, ...]
+    kinds: tuple[MemoryModel, ...]
     of_layer: tuple[int, ...]
     """For each decoder layer, which of ``kinds``."""
 
-    def _sequence(self, checkpointed_layers: int) -> list[LawSegment]:
+    def _sequence(self, checkpointed_layers: int) -> list[StepSegment]:
         """A layer's segments are those of its kind."""
         layout = layout_of(self.layers, checkpointed_layers)
         stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
@@ -58,16 +58,18 @@ def in_layers(names: Sequence[str]) -> bool:
     return any(LAYER.fullmatch(name) for name in names)
 
 
-def mixed_law(names: Sequence[str], layers: int, law_of: Callable[[tuple[str, ...]], Law], static: dict[str, int]) -> MixedLaw:
-    """The law with the blocks ``names`` in fp32. ``law_of``: the law of a model with such blocks, in none or all layers;
-    ``static``: bytes of the whole model with exactly these."""
+def mixed_memory_model(
+    names: Sequence[str], layers: int, memory_model_of: Callable[[tuple[str, ...]], MemoryModel], static: dict[str, int]
+) -> MixedMemoryModel:
+    """The memory model with the blocks ``names`` in fp32. ``memory_model_of``: the memory model of a model with such blocks,
+    in none or all layers; ``static``: bytes of the whole model with exactly these."""
     others, parts = kinds_of(names, layers)
-    laws = {kind: law_of((*others, *kind)) for kind in dict.fromkeys(parts)}
-    order = list(laws)
-    plain = laws.get(()) or law_of(others)
-    fields = {name: getattr(plain, name) for name in Law.model_fields}
-    fields |= {"static": static, "kinds": tuple(laws.values()), "of_layer": tuple(order.index(each) for each in parts)}
-    return MixedLaw(**fields)
+    memory_models = {kind: memory_model_of((*others, *kind)) for kind in dict.fromkeys(parts)}
+    order = list(memory_models)
+    plain = memory_models.get(()) or memory_model_of(others)
+    fields = {name: getattr(plain, name) for name in MemoryModel.model_fields}
+    fields |= {"static": static, "kinds": tuple(memory_models.values()), "of_layer": tuple(order.index(each) for each in parts)}
+    return MixedMemoryModel(**fields)
 
 
 def fp32_ratio(tflops: float, product_share: float, fp32_tflops: float | None) -> float:

@@ -1,4 +1,4 @@
-"""What a trace cannot see, per card and software stack: context, workspace, real speed; measured, or assumed and said so."""
+"""What a trace cannot see, per GPU and software stack: context, workspace, real speed; measured, or assumed and said so."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from budgetft.cache import cache_folder
 from budgetft.errors import UsageError
@@ -15,7 +15,7 @@ from budgetft.gpu import Gpu, load_gpu
 from budgetft.outcome import Evidence
 from budgetft.plan import write_text_atomically
 from budgetft.predict.clock import LAUNCHES, PARAMETERS, Clock, Speeds, StepWork, prior_speeds, rows_of
-from budgetft.predict.law import Work
+from budgetft.predict.memory_model import Work
 from budgetft.profiles import profiles_folder
 from budgetft.units import format_gib
 from budgetft.value import Value, read_json
@@ -36,11 +36,11 @@ FEW_SHARE = 0.03
 
 
 class Calibration(Value):
-    """Residuals between a trace and a process. ``assumed.json`` serves cards that have none of their own."""
+    """Residuals between a trace and a process. ``assumed.json`` serves GPUs that have none of their own."""
 
     name: str
     evidence: Evidence
-    card: str | None
+    gpu: str | None = Field(validation_alias=AliasChoices("gpu", "card"))
     """The profile that this calibration is for; None for any."""
     torch: str | None
     context_bytes: int = Field(ge=0)
@@ -56,12 +56,12 @@ class Calibration(Value):
     bandwidth_efficiency: float | None = Field(default=None, gt=0, le=1)
     launch_seconds: float | None = Field(default=None, ge=0)
     host_gb_per_s: float = Field(default=12.0, gt=0)
-    """Copies between pinned host memory and the card; the default is what PCIe 3 x16 gives, assumed."""
+    """Copies between pinned host memory and the GPU; the default is what PCIe 3 x16 gives, assumed."""
     connection_bytes: int = Field(default=887_095_296, ge=0)
-    """What a process holds to be connected to others on other cards; the default is what NCCL took between two H100s
+    """What a process holds to be connected to others on other GPUs; the default is what NCCL took between two H100s
     (reports/guard/cards.json)."""
     link_gb_per_s: float = Field(default=12.0, gt=0)
-    """What reaches a card from the others; the default is what PCIe 3 x16 gives, assumed."""
+    """What reaches a GPU from the others; the default is what PCIe 3 x16 gives, assumed."""
     source: str
 
     def on_torch(self, version: str) -> "Calibration":
@@ -77,11 +77,11 @@ class Calibration(Value):
         if self.speeds is not None:
             return self.speeds.elsewhere()
         speeds, older = prior_speeds(gpu), f"calibration {self.name!r}, of before"
-        if self.matmul_efficiency is not None and self.card is not None:
+        if self.matmul_efficiency is not None and self.gpu is not None:
             speeds = speeds.replace(product_share=speeds.product_share.seen(self.matmul_efficiency, OLDER, older))
-        if self.bandwidth_efficiency is not None and self.card is not None:
+        if self.bandwidth_efficiency is not None and self.gpu is not None:
             speeds = speeds.replace(bandwidth_share=speeds.bandwidth_share.seen(self.bandwidth_efficiency, OLDER, older))
-        if self.launch_seconds and self.card is not None:
+        if self.launch_seconds and self.gpu is not None:
             launch = speeds.forward_launch_seconds.seen(self.launch_seconds, OLDER, older)
             speeds = speeds.replace(forward_launch_seconds=launch)
         return speeds
@@ -112,15 +112,15 @@ class Observation:
 
 
 def load_calibration(name: str, evidence: Evidence = "measured") -> Calibration:
-    """The calibration made for the card profile ``name`` (``cpu`` for the byte meter), else the assumed one.
+    """The calibration made for the GPU profile ``name`` (``cpu`` for the byte meter), else the assumed one.
 
     The user's own (:func:`add_calibration`) come before those that ship.
 
-    A card that stands in for others (``evidence`` emulated) runs other kernels than by itself: of two, the one made so.
+    A GPU that stands in for others (``evidence`` emulated) runs other kernels than by itself: of two, the one made so.
     """
     folder = profiles_folder() / "calibrations"
     files = [*sorted((cache_folder() / "calibrations").glob("*.json")), *sorted(folder.glob("*.json"))]
-    found = [(path, data) for path in files if (data := read_json(path)).get("card") == name]
+    found = [(path, data) for path in files if (data := read_json(path)).get("gpu", data.get("card")) == name]
     for path, data in sorted(found, key=lambda pair: pair[1].get("evidence") != evidence):
         calibration = Calibration.read(data, source=str(path))
         if path.parent != folder:
@@ -153,7 +153,7 @@ def fit_calibration(
     return Calibration(
         name=name,
         evidence=evidence,
-        card=name,
+        gpu=name,
         torch=torch,
         context_bytes=context,
         workspace_bytes=workspace,
@@ -182,8 +182,8 @@ def _speeds(observations: Sequence[Observation], speeds: Speeds, source: str) ->
 def check_calibration(calibration: Calibration, gpu: Gpu) -> None:
     """Raises ``UsageError`` for what no ``gpu`` can do: rates above its data sheet, a context larger than its memory."""
     problems, speeds = [], calibration.speeds
-    if calibration.card != gpu.name:
-        problems.append(f"it is of {calibration.card}, not of {gpu.name}")
+    if calibration.gpu != gpu.name:
+        problems.append(f"it is of {calibration.gpu}, not of {gpu.name}")
     if calibration.context_bytes + calibration.workspace_bytes > gpu.memory_bytes / 2:
         held = format_gib(calibration.context_bytes + calibration.workspace_bytes)
         problems.append(f"a context of {held} on a GPU of {format_gib(gpu.memory_bytes)}")
@@ -212,10 +212,10 @@ def add_calibration(path: Path) -> Calibration:
     Raises ``UsageError`` when it cannot be read, is of a GPU without a profile, or claims what is physically impossible.
     """
     found = Calibration.read(read_json(path), source=str(path))
-    if found.card is None:
+    if found.gpu is None:
         raise UsageError(f"{path} is of no GPU in particular", hint="budgetft gpus --calibrate writes one that is")
-    check_calibration(found, load_gpu(found.card))
-    write_calibration(found, cache_folder() / "calibrations" / f"{found.card}-{found.evidence}.json")
+    check_calibration(found, load_gpu(found.gpu))
+    write_calibration(found, cache_folder() / "calibrations" / f"{found.gpu}-{found.evidence}.json")
     return found
 
 

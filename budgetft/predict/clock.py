@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from budgetft.gpu import Gpu
-from budgetft.predict.law import Affine, Law, LawSegment, Work
+from budgetft.predict.memory_model import Affine, MemoryModel, StepSegment, Work
 from budgetft.profiles import profiles_folder
 from budgetft.value import Value, read_toml
 
@@ -51,7 +51,7 @@ STEP_BANDWIDTH = 0.8
 ELSEWHERE = 1.6
 """To which factor the launches of one host are believed on another."""
 MIDDLE_80 = 1.2816
-"""Standard deviations on each side of the median that hold 80 % of a normal law."""
+"""Standard deviations on each side of the median that hold 80 % of a normal distribution."""
 MOST_NUMBERS = 4_000_000
 """In one array while several sets of parameters are tried at once."""
 STEP = 0.1
@@ -59,7 +59,7 @@ STEP = 0.1
 
 
 class Belief(Value):
-    """A positive quantity with a log-normal law: its median, and the factor of one standard deviation."""
+    """A positive quantity with a log-normal distribution: its median, and the factor of one standard deviation."""
 
     value: float = Field(gt=0)
     factor: float = Field(ge=1)
@@ -153,7 +153,7 @@ def prior_speeds(gpu: Gpu) -> Speeds:
 
 
 def _measured_rates(gpu: Gpu, beliefs: dict[str, Belief]) -> dict[str, Belief]:
-    """``beliefs`` for a profile whose rates were measured on the card: they are reached already, and shares are of those."""
+    """``beliefs`` for a profile whose rates were measured on the GPU: they are reached already, and shares are of those."""
     if "measured" in gpu.sources.get("fp16_tflops", ""):
         reached = beliefs["product_share"].value
         ours = beliefs["product_share"].replace(value=0.95, factor=1.15, source="the profile's rate was measured")
@@ -218,24 +218,28 @@ class MicroWork:
     vision_group: float
 
     @classmethod
-    def of(cls, law: Law, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
+    def of(cls, memory_model: MemoryModel, checkpointed_layers: int, *, fp32_ratio: float = 1.0) -> "MicroWork":
         """``fp32_ratio``: how many times as long a product takes in fp32 as in 16 bits; it then counts so many times."""
-        sequence = law.sequence(checkpointed_layers)
-        places: dict[int, int] = law.kept.setdefault("places", {})  # one inner layer stands for many, in every sequence
+        sequence = memory_model.sequence(checkpointed_layers)
+        places: dict[int, int] = memory_model.kept.setdefault(
+            "places", {}
+        )  # one inner layer stands for many, in every sequence
         new = {id(each): each for each in sequence if id(each) not in places}
         if new:
             places |= {key: len(places) + number for number, key in enumerate(new)}
             more_U2F = np.array(
                 [[*zip(*((part.at_zero, part.slope) for part in _parts(each)), strict=True)] for each in new.values()]
             )
-            law.kept["work"] = np.concatenate([law.kept["work"], more_U2F]) if "work" in law.kept else more_U2F
-        at_zero_SF, slope_SF = law.kept["work"][[places[id(each)] for each in sequence]].transpose(1, 0, 2).copy()
+            memory_model.kept["work"] = (
+                np.concatenate([memory_model.kept["work"], more_U2F]) if "work" in memory_model.kept else more_U2F
+            )
+        at_zero_SF, slope_SF = memory_model.kept["work"][[places[id(each)] for each in sequence]].transpose(1, 0, 2).copy()
         at_zero_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.at_zero for each in sequence])
         slope_SF[:, 0] += (fp32_ratio - 1) * np.array([each.fp32_flops.slope for each in sequence])
         for rows in (at_zero_SF, slope_SF):
             rows[:, 0] -= rows[:, 1]  # the flops of all products hold those of attention
         tower_S = np.array([each.phase == "vision" for each in sequence])
-        return cls(at_zero_SF=at_zero_SF, slope_SF=slope_SF, tower_S=tower_S, vision_group=law.vision_group)
+        return cls(at_zero_SF=at_zero_SF, slope_SF=slope_SF, tower_S=tower_S, vision_group=memory_model.vision_group)
 
     def at(self, size_R: np.ndarray) -> np.ndarray:
         """(R, S, F) of micro-batches of ``size_R`` worst examples."""
@@ -244,7 +248,7 @@ class MicroWork:
         return self.at_zero_SF * rounds_RS1 + self.slope_SF * size_R[:, None, None]
 
 
-def _parts(each: LawSegment) -> tuple[Affine, ...]:
+def _parts(each: StepSegment) -> tuple[Affine, ...]:
     """In the order of ``QUANTITIES``."""
     return each.flops, each.attention_flops, each.moved, each.product_bytes, each.kernels, each.python_kernels, each.host
 

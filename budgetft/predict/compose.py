@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from budgetft.predict.law import Law, template_layers
+from budgetft.predict.memory_model import MemoryModel, template_layers
 from budgetft.predict.segments import BEFORE, Pattern, Trace
 
 ALIGNED_CELLS = 10**6
@@ -111,16 +111,18 @@ def _aligned(one: list[int], two: list[int], factor: int) -> list[int | None]:
     return partners
 
 
-def compose(template: EventTemplate, *, law: Law, checkpointed_layers: int, micro_batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every event of the step of the full model, of which ``law`` is, in order.
+def compose(
+    template: EventTemplate, *, memory_model: MemoryModel, checkpointed_layers: int, micro_batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every event of the step of the full model, of which ``memory_model`` is, in order.
 
     By event: bytes of an allocation, 0 for the end of a tensor; and for an end, the how-manieth event the allocation was, -1 if
     of none of these.
     """
-    groups = _groups(micro_batch, law.vision_group)
-    key = law.layers, law.kind, checkpointed_layers, len(groups)
+    groups = _groups(micro_batch, memory_model.vision_group)
+    key = memory_model.layers, memory_model.kind, checkpointed_layers, len(groups)
     if key not in template.pattern.kept:
-        stands_for = template_layers(law.layers, checkpointed_layers, law.kind)
+        stands_for = template_layers(memory_model.layers, checkpointed_layers, memory_model.kind)
         template.pattern.kept[key] = _Ordering(template.pattern, stands_for, len(groups)).ordered()
     places, ends = template.pattern.kept[key]
     sizes = np.concatenate([*(template.bytes_at(batch) for batch in (micro_batch, groups[0], groups[-1])), [0]])

@@ -1,4 +1,6 @@
-"""From a law and a calibration to an Estimate: peaks of the tensors, the allocator and the process; seconds of a step."""
+"""From a memory model and a calibration to an Estimate: peaks of the tensors, the allocator and the process; seconds of a
+step.
+"""
 
 import math
 from collections import Counter
@@ -14,7 +16,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import STOCK_TOWERS, Knobs, is_stock
 from budgetft.measure.job import Job
 from budgetft.outcome import CONNECTION, Estimate, Term
-from budgetft.predict.blocks import fp32_ratio, in_layers, mixed_law
+from budgetft.predict.blocks import fp32_ratio, in_layers, mixed_memory_model
 from budgetft.predict.calibrate import FOREIGN_STACK_SHARE, Calibration, load_calibration
 from budgetft.predict.clock import (
     MIDDLE_80,
@@ -25,19 +27,19 @@ from budgetft.predict.clock import (
     StepWork,
     spread_of,
 )
-from budgetft.predict.fit import compose_law, fit_law, with_optimizer
-from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW, Law, Layout
+from budgetft.predict.fit import compose_memory_model, fit_memory_model, with_optimizer
 from budgetft.predict.machine import speeds_here
+from budgetft.predict.memory_model import LARGEST_MICRO_BATCH, SHALLOW, Layout, MemoryModel
 from budgetft.predict.recording import Recorded, Recording, covers
 from budgetft.predict.replay import Replays
 from budgetft.predict.store import (
-    find_foreign_law,
+    find_foreign_memory_model,
     find_foreign_recording,
-    find_law,
+    find_memory_model,
     find_recording,
-    keep_law,
+    keep_memory_model,
     keep_recording,
-    law_key,
+    memory_model_key,
     recording_key,
 )
 
@@ -50,9 +52,9 @@ MATH_SHARE = 0.15
 
 
 class Estimator:
-    """Estimates of one job. Laws are fitted on first use and kept.
+    """Estimates of one job. Memory models are fitted on first use and kept.
 
-    ``at_once``: rather than trace, take a law of other versions of torch, transformers or peft, with a wider interval.
+    ``at_once``: rather than trace, take a memory model of other versions of torch, transformers or peft, with a wider interval.
     ``recordings``: those read so far, which estimators of several jobs may share. ``only``: the layouts that will be asked for.
     ``record_missing``: make a recording where there is none, and keep it: a minute or two that serve every size and rank.
     """
@@ -74,7 +76,7 @@ class Estimator:
         self._record_missing = record_missing
         self.at_once = at_once
         self.foreign: dict[Knobs, str] = {}
-        """Combinations whose law is of other software, and of which."""
+        """Combinations whose memory model is of other software, and of which."""
         self.calibration = calibration or _calibration_of(job).on_torch(version("torch"))
         self.speeds = speeds or self._speeds_of(job)
         """Of the GPU that the probes run on, else of the planned one."""
@@ -85,12 +87,13 @@ class Estimator:
         self._recordings = {} if recordings is None else recordings
         self._on_trace = on_trace
         self._combinations: dict[Knobs, Knobs] = {}
-        self._laws: dict[Knobs, Law] = {}
+        self._memory_models: dict[Knobs, MemoryModel] = {}
         self._replays: dict[Knobs, Replays] = {}
         self._sizes: dict[tuple[int, str], tuple[int, Counter[float]]] = {}
 
     def on(self, gpu: Gpu, budget_bytes: int, *, calibration: Calibration, speeds: Speeds) -> "Estimator":
-        """The same job on another GPU that runs the same kernels: laws, replays and clocks are shared: most of the work.
+        """The same job on another GPU that runs the same kernels: memory models, replays and clocks are shared: most of the
+        work.
 
         Raises ``ValueError`` for a GPU with other kernels.
         """
@@ -106,22 +109,26 @@ class Estimator:
         believed = self.calibration.speeds_of(gpu)
         return believed if job.device == "cpu" else speeds_here(believed, gpu, kernels_of=job.gpu)
 
-    def law(self, knobs: Knobs) -> Law:
-        """The law of everything but micro-batch and checkpointed layers."""
+    def memory_model(self, knobs: Knobs) -> MemoryModel:
+        """The memory model of everything but micro-batch and checkpointed layers."""
         combination = self.combination(knobs)
-        law = self._laws.get(combination)
-        if law is None:
+        memory_model = self._memory_models.get(combination)
+        if memory_model is None:
             mixed = in_layers(combination.fp32_blocks)
-            law = self._laws[combination] = self._mixed(combination) if mixed else self._found_or_traced(combination)
-        return law
+            memory_model = self._memory_models[combination] = (
+                self._mixed(combination) if mixed else self._found_or_traced(combination)
+            )
+        return memory_model
 
-    def _mixed(self, combination: Knobs) -> Law:
+    def _mixed(self, combination: Knobs) -> MemoryModel:
         from budgetft.predict.short import static_sizes  # loads torch
 
         sizes = static_sizes(self.job.model, self.job.contract, combination)
         static = {name: sum(each) for name, each in sizes.items()}
         layers, names = self.job.model.layers, combination.fp32_blocks
-        return mixed_law(names, layers, lambda blocks: self.law(combination.replace(fp32_blocks=blocks)), static)
+        return mixed_memory_model(
+            names, layers, lambda blocks: self.memory_model(combination.replace(fp32_blocks=blocks)), static
+        )
 
     def combination(self, knobs: Knobs) -> Knobs:
         """As :meth:`combined`, each found once."""
@@ -132,28 +139,30 @@ class Estimator:
 
     @staticmethod
     def combined(knobs: Knobs) -> Knobs:
-        """The knobs that a law is of: one serves every micro-batch, number of checkpointed layers, allocator and batching."""
+        """The knobs that a memory model is of: one serves every micro-batch, number of checkpointed layers, allocator and
+        batching.
+        """
         return knobs.replace(
             micro_batch=1, grad_accum=1, checkpointed_layers=0, allocator="default", batching="padded", deterministic=False
         )
 
-    def _found_or_traced(self, combination: Knobs) -> Law:
+    def _found_or_traced(self, combination: Knobs) -> MemoryModel:
         """Of this software: from a recording, or stored; with ``at_once``, of other software; else traced here."""
-        key = self._law_key(combination)
+        key = self._memory_model_key(combination)
         place = recording_key(self.job.model, self.job.contract, combination, self.job.gpu)
         if combination.fp32_blocks:
-            return find_law(key) or self._traced(combination, key)
+            return find_memory_model(key) or self._traced(combination, key)
         recording, others = self._recording(combination, place)
-        if not others and (law := self._from_recording(combination, recording)) is not None:
-            return law
-        if (law := find_law(key)) is not None:
-            return law
-        if self.at_once and (found := find_foreign_law(key)):
-            law, self.foreign[combination] = found
-            return law
-        if others and (law := self._from_recording(combination, recording)) is not None:
+        if not others and (memory_model := self._from_recording(combination, recording)) is not None:
+            return memory_model
+        if (memory_model := find_memory_model(key)) is not None:
+            return memory_model
+        if self.at_once and (found := find_foreign_memory_model(key)):
+            memory_model, self.foreign[combination] = found
+            return memory_model
+        if others and (memory_model := self._from_recording(combination, recording)) is not None:
             self.foreign[combination] = others
-            return law
+            return memory_model
         return self._traced(combination, key)
 
     def _recording(self, combination: Knobs, key: str) -> tuple[Recording | None, str]:
@@ -186,11 +195,11 @@ class Estimator:
         keep_recording(key, made)
         return made
 
-    def _law_key(self, combination: Knobs) -> str:
+    def _memory_model_key(self, combination: Knobs) -> str:
         job = self.job
-        return law_key(job.model, job.contract, combination, job.workload.worst[0], job.gpu, self.layouts(combination))
+        return memory_model_key(job.model, job.contract, combination, job.workload.worst[0], job.gpu, self.layouts(combination))
 
-    def _from_recording(self, combination: Knobs, recording: Recording | None) -> Law | None:
+    def _from_recording(self, combination: Knobs, recording: Recording | None) -> MemoryModel | None:
         job = self.job
         model, shape, rank = job.model, job.workload.worst[0], job.contract.rank
         if recording is None or not covers(recording, model, shape):
@@ -203,31 +212,35 @@ class Estimator:
 
             static = static_sizes(model, job.contract, combination)
         layouts = self.layouts(combination)
-        replays = compose_law(source, model, combination, shape, static=static, layouts=layouts)
+        replays = compose_memory_model(source, model, combination, shape, static=static, layouts=layouts)
         self._replays[combination] = replays
-        return replays.law
+        return replays.memory_model
 
-    def _traced(self, combination: Knobs, key: str) -> Law:
+    def _traced(self, combination: Knobs, key: str) -> MemoryModel:
         job = self.job
         if combination.optimizer != "adamw":  # nothing but its states depends on it, and no recording serves either
-            law = with_optimizer(self.law(combination.replace(optimizer="adamw")), job.model, job.contract, combination)
+            memory_model = with_optimizer(
+                self.memory_model(combination.replace(optimizer="adamw")), job.model, job.contract, combination
+            )
         else:
             shape, layouts = job.workload.worst[0], self.layouts(combination)
-            law = fit_law(job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace)
-        keep_law(key, law)
-        return law
+            memory_model = fit_memory_model(
+                job.model, job.contract, combination, shape, gpu=job.gpu, layouts=layouts, on_trace=self._on_trace
+            )
+        keep_memory_model(key, memory_model)
+        return memory_model
 
     def overhead(self, knobs: Knobs) -> tuple[int, int]:
         """(allocated, reserved) bytes that the allocator adds to the live ones of ``knobs`` at their peak."""
         if knobs.fp32_blocks:
             return self.overhead(knobs.replace(fp32_blocks=()))
-        law, combination = self.law(knobs), self.combination(knobs)
+        memory_model, combination = self.memory_model(knobs), self.combination(knobs)
         if (replays := self._replays.get(combination)) is not None:
             return replays.at(knobs.allocator, knobs.micro_batch, knobs.checkpointed_layers)
-        return law.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
+        return memory_model.overhead[knobs.allocator].at(knobs.micro_batch, knobs.checkpointed_layers)
 
     def layouts(self, combination: Knobs) -> tuple[Layout, ...]:
-        """The templates that a law of ``combination`` needs."""
+        """The templates that a memory model of ``combination`` needs."""
         if self.only is not None:
             return self.only
         if is_stock(combination):  # the stock recipe checkpoints all layers or none
@@ -237,7 +250,7 @@ class Estimator:
         return ("checkpointed", "mixed", "plain") if self.job.model.layers >= SHALLOW else ("checkpointed", "plain")
 
     def saved_bytes(self, knobs: Knobs) -> int:
-        """Of the frozen layers, what each of several cards does not hold."""
+        """Of the frozen layers, what each of several GPUs does not hold."""
         if not self.job.shared:
             return 0
         from budgetft.predict.sharing import saved_bytes  # loads torch
@@ -245,7 +258,7 @@ class Estimator:
         return saved_bytes(self.job, knobs.base_precision)
 
     def gather_seconds(self, knobs: Knobs) -> float:
-        """In which a micro-batch's layers reach a card, where several share them; computing goes on beside it."""
+        """In which a micro-batch's layers reach a GPU, where several share them; computing goes on beside it."""
         if not self.job.shared:
             return 0.0
         from budgetft.predict.sharing import gathered_bytes
@@ -263,7 +276,7 @@ class Estimator:
     def least_bytes(self, knobs: Knobs) -> int:
         """The process peak of ``knobs`` but for what the allocator adds: cheap, and never more than the estimate's.
 
-        Raises ``UsageError`` above the largest micro-batch that a law covers.
+        Raises ``UsageError`` above the largest micro-batch that a memory model covers.
         """
         if knobs.micro_batch > LARGEST_MICRO_BATCH:
             raise UsageError(
@@ -282,13 +295,15 @@ class Estimator:
 
     def _live(self, knobs: Knobs) -> tuple[int, dict[str, int]]:
         if knobs not in self._lives:
-            law, accumulating = self.law(knobs), knobs.grad_accum > 1
-            self._lives[knobs] = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=accumulating)
+            memory_model, accumulating = self.memory_model(knobs), knobs.grad_accum > 1
+            self._lives[knobs] = memory_model.peak_bytes(
+                knobs.micro_batch, knobs.checkpointed_layers, accumulating=accumulating
+            )
         return self._lives[knobs]
 
     def _outside_bytes(self) -> int:
         """Of the process, not in the allocator: context, kernels, and connections to other GPUs."""
-        many = self.job.cards > 1 and self.job.device == "cuda"
+        many = self.job.gpus > 1 and self.job.device == "cuda"
         return self.calibration.context_bytes + (self.calibration.connection_bytes if many else 0)
 
     def process_bytes(self, knobs: Knobs) -> int:
@@ -302,7 +317,7 @@ class Estimator:
     def estimate(self, knobs: Knobs) -> Estimate:
         """What ``knobs`` is computed to need; ``fits`` leaves the calibration's uncertainty as margin.
 
-        Raises ``UsageError`` above the largest micro-batch that a law covers.
+        Raises ``UsageError`` above the largest micro-batch that a memory model covers.
         """
         least = self.least_bytes(knobs)
         _, parts = self._live(knobs)
@@ -339,20 +354,20 @@ class Estimator:
     def step_work(self, knobs: Knobs) -> StepWork:
         """What one optimizer step of ``knobs`` does on one GPU.
 
-        The law is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
-        Layers that several cards share are gathered while others compute: the longer of the two counts.
+        The memory model is of the worst example. An ordinary micro-batch counts as so many of these as its padded tokens make.
+        Layers that several GPUs share are gathered while others compute: the longer of the two counts.
         """
-        law = self.law(knobs)
-        ratio = self._fp32_ratio() if law.computes_fp32 else 1.0
+        memory_model = self.memory_model(knobs)
+        ratio = self._fp32_ratio() if memory_model.computes_fp32 else 1.0
         key = self.combination(knobs), knobs.checkpointed_layers, ratio
         if key not in self._rows:
-            self._rows[key] = MicroWork.of(law, knobs.checkpointed_layers, fp32_ratio=ratio)
+            self._rows[key] = MicroWork.of(memory_model, knobs.checkpointed_layers, fp32_ratio=ratio)
         examples, sizes = self._ordinary(knobs)
-        turns = math.ceil(knobs.grad_accum / self.job.cards) / knobs.grad_accum  # the cards share a step's micro-batches
+        turns = math.ceil(knobs.grad_accum / self.job.gpus) / knobs.grad_accum  # the GPUs share a step's micro-batches
         return StepWork(
             micro_RSF=self._rows[key].at(np.array(list(sizes))),
             times_R=np.array(list(sizes.values())) * turns * self.job.contract.effective_batch / examples,
-            optimizer_bytes=OPTIMIZER_PASSES * law.static["adapter"],
+            optimizer_bytes=OPTIMIZER_PASSES * memory_model.static["adapter"],
             least_seconds=self.gather_seconds(knobs),
         )
 
@@ -363,7 +378,7 @@ class Estimator:
     def clock(self, grid: Sequence[Knobs]) -> Clock:
         """The seconds of every setting of ``grid`` as functions of the parameters of speed."""
         settings = tuple(grid)
-        if settings not in self._clocks or self.job.shared or any(self.law(knobs).computes_fp32 for knobs in settings):
+        if settings not in self._clocks or self.job.shared or any(self.memory_model(knobs).computes_fp32 for knobs in settings):
             works = [self.step_work(knobs) for knobs in settings]
             self._clocks[settings] = Clock(works=works, tflops=self.speeds.tflops, gb_per_s=self.speeds.gb_per_s)
         return self._clocks[settings].at_rates(self.speeds.tflops, self.speeds.gb_per_s)
@@ -392,7 +407,7 @@ class Estimator:
 
 
 def _calibration_of(job: Job) -> Calibration:
-    """Whose context and speed a probe has: the CPU meter's, the card's that stands in, or the planned one's."""
+    """Whose context and speed a probe has: the CPU meter's, the GPU's that stands in, or the planned one's."""
     if job.device == "cpu":
         return load_calibration("cpu")
     if job.host is None or job.host.name == job.gpu.name:

@@ -1,4 +1,6 @@
-"""Making a law: traces of the shortened model in each layout at two micro-batches, composed, and the allocator replayed."""
+"""Making a memory model: traces of the shortened model in each layout at two micro-batches, composed, and the allocator
+replayed.
+"""
 
 import math
 import time
@@ -11,7 +13,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.predict.compose import event_template
-from budgetft.predict.law import NO_FLOPS, Affine, Law, LawSegment, Layout, Template, kind_layers
+from budgetft.predict.memory_model import NO_FLOPS, Affine, Layout, MemoryModel, StepSegment, Template, kind_layers
 from budgetft.predict.replay import Replays
 from budgetft.predict.segments import Segment, Trace
 from budgetft.workload import Shape
@@ -22,14 +24,14 @@ USUAL_SECONDS = 5.0
 
 
 class Traces(Protocol):
-    """Where the traces of a law come from: the shortened model on fake tensors, or a recording of it."""
+    """Where the traces of a memory model come from: the shortened model on fake tensors, or a recording of it."""
 
     def trace(self, micro_batch: int, layout: Layout) -> Trace:
         """One micro-batch of the shortened model, with the images of all examples in one group."""
         ...
 
 
-def fit_law(
+def fit_memory_model(
     model: Model,
     contract: Contract,
     knobs: Knobs,
@@ -38,8 +40,10 @@ def fit_law(
     gpu: Gpu | None,
     layouts: Sequence[Layout] = LAYOUTS,
     on_trace: Callable[[str], None] = lambda text: None,
-) -> Law:
-    """The law of ``knobs`` but for micro-batch and checkpointed layers, when every example has ``shape``: traced here."""
+) -> MemoryModel:
+    """The memory model of ``knobs`` but for micro-batch and checkpointed layers, when every example has ``shape``: traced
+    here.
+    """
     from budgetft.predict.short import Short, static_sizes  # loads torch
 
     kind = f"{knobs.loss}/{knobs.vision}/{knobs.attention}"
@@ -52,14 +56,14 @@ def fit_law(
 
     short = Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
     static = static_sizes(model, contract, knobs)
-    replays = compose_law(short, model, knobs, shape, static=static, layouts=layouts, on_layout=tell)
-    if knobs.fp32_blocks:  # what the allocator adds is taken from the law without them
-        return replays.law
+    replays = compose_memory_model(short, model, knobs, shape, static=static, layouts=layouts, on_layout=tell)
+    if knobs.fp32_blocks:  # what the allocator adds is taken from the memory model without them
+        return replays.memory_model
     tell(len(layouts))
-    return replays.law.replace(overhead=replays.table())
+    return replays.memory_model.replace(overhead=replays.table())
 
 
-def compose_law(
+def compose_memory_model(
     traces: Traces,
     model: Model,
     knobs: Knobs,
@@ -69,7 +73,7 @@ def compose_law(
     layouts: Sequence[Layout],
     on_layout: Callable[[int], None] = lambda done: None,
 ) -> Replays:
-    """The law that ``traces`` make, without what the allocator adds, and the replays that tell it.
+    """The memory model that ``traces`` make, without what the allocator adds, and the replays that tell it.
 
     ``static``: bytes of what is there throughout, by category, tensor by tensor.
     """
@@ -83,7 +87,7 @@ def compose_law(
         pairs[layout] = traces.trace(sizes[0], layout), traces.trace(sizes[1], layout)
     any_small, any_large = next(iter(pairs.values()))
     patches = max((w // model.patch_size) * (h // model.patch_size) for w, h in shape.images) if shape.images else 1
-    law = Law(
+    memory_model = MemoryModel(
         layers=model.layers,
         kind=kind_layers(model.deepstack_levels),
         static={name: sum(each) for name, each in static.items()},
@@ -94,14 +98,14 @@ def compose_law(
         overhead={},
     )
     made = {name: partial(event_template, *pair, sizes, full_at=fills) for name, pair in pairs.items()}
-    return Replays(law=law, templates=made, static=[size for each in static.values() for size in each])
+    return Replays(memory_model=memory_model, templates=made, static=[size for each in static.values() for size in each])
 
 
-def with_optimizer(law: Law, model: Model, contract: Contract, knobs: Knobs) -> Law:
-    """``law``, of AdamW in fp32, for the optimizer of ``knobs``: another term, the same step."""
+def with_optimizer(memory_model: MemoryModel, model: Model, contract: Contract, knobs: Knobs) -> MemoryModel:
+    """``memory_model``, of AdamW in fp32, for the optimizer of ``knobs``: another term, the same step."""
     from budgetft.predict.short import static_sizes
 
-    return law.replace(static={name: sum(each) for name, each in static_sizes(model, contract, knobs).items()})
+    return memory_model.replace(static={name: sum(each) for name, each in static_sizes(model, contract, knobs).items()})
 
 
 def _single_chunk(traces: Traces, first: int) -> tuple[int, Affine] | None:
@@ -136,11 +140,11 @@ def _template(pair: tuple[Trace, Trace], sizes: tuple[int, int]) -> Template:
     )
 
 
-def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> LawSegment:
+def _segment(a: Segment, b: Segment, sizes: tuple[int, int]) -> StepSegment:
     def affine(one: float, two: float) -> Affine:
         return NO_FLOPS if one == two == 0 else Affine.through((sizes[0], one), (sizes[1], two))
 
-    return LawSegment(
+    return StepSegment(
         phase=a.label[0],
         layer=a.label[1],
         net=affine(a.net_bytes, b.net_bytes),

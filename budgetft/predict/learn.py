@@ -46,7 +46,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Joint normal law of the logarithm of every setting's seconds, and what was learned on the way."""
+    """Joint normal distribution of the logarithm of every setting's seconds, and what was learned on the way."""
 
     mean_G: np.ndarray
     covariance_GG: np.ndarray
@@ -128,7 +128,7 @@ class Learner:
         return ones if self._clock is None else np.hstack([self._clock.derivatives(parameters_Q), ones])
 
     def learn(self, readings: Sequence[Reading]) -> Learned:
-        """The law of every setting's seconds, given what probes read."""
+        """The memory model of every setting's seconds, given what probes read."""
         read, line = _Readings.of(readings), self._line_at(self._middle_Q)
         scales = self._left_over, self._drift
         for _ in range(ITERATIONS if len(readings) else 0):
@@ -139,7 +139,7 @@ class Learner:
             line = self._line_at(line.at_Q + step)
             if np.abs(step).max(initial=0.0) < 0.01:
                 break
-        return self._law(line, read, scales)
+        return self._memory_model(line, read, scales)
 
     @property
     def _prior_QQ(self) -> np.ndarray:
@@ -176,7 +176,7 @@ class Learner:
         best = min(product(LEFT_OVER_SCALES, drifts), key=unlikely)
         return best[0] * self._left_over, best[1] * self._drift
 
-    def _law(self, line: "_Line", read: "_Readings", scales: tuple[float, float]) -> Learned:
+    def _memory_model(self, line: "_Line", read: "_Readings", scales: tuple[float, float]) -> Learned:
         left_over, drift = scales
         covariance = line.slopes @ self._prior_QQ @ line.slopes.T + left_over**2 * self._matern_GG
         mean, parameters = line.mean_G, self._prior_QQ

@@ -28,7 +28,7 @@ LAUNCH_REPEATS = 9
 LAUNCH_MODEL = "tiny-qwen2.5-vl"
 
 
-def read_machine(card: str, driver: str | None, *, dtype: "torch.dtype", gpu: Any = None) -> Machine:
+def read_machine(device_name: str, driver: str | None, *, dtype: "torch.dtype", gpu: Any = None) -> Machine:
     """Measure CUDA device 0 of this process and its host: some ten seconds and about a gibibyte of its memory.
 
     ``dtype``: fp16 or bf16, what the step computes in there. ``gpu``: a profile, whose attention kernels are timed.
@@ -38,7 +38,7 @@ def read_machine(card: str, driver: str | None, *, dtype: "torch.dtype", gpu: An
     device = torch.device("cuda", 0)
     forward, backward = _launches(device)
     return Machine(
-        card=card,
+        gpu=device_name,
         driver=driver,
         torch=torch.__version__,
         host=processor_name(),
@@ -164,7 +164,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     stack, gpu = Stack.read(asked["stack"], source="request"), Gpu.read(asked["gpu"], source="request")
     dtype = torch.bfloat16 if gpu.native_bf16 else torch.float16
-    print(read_machine(stack.card, stack.driver, dtype=dtype, gpu=gpu).replace(torch=stack.torch).model_dump_json())
+    print(read_machine(stack.gpu, stack.driver, dtype=dtype, gpu=gpu).replace(torch=stack.torch).model_dump_json())
 
 
 if __name__ == "__main__":

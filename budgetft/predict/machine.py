@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import AliasChoices, Field
+
 from budgetft.cache import cache_folder
-from budgetft.cards import driver_version, first_visible, memory_of, pinned
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
+from budgetft.host_gpus import driver_version, first_visible, memory_of, pinned
 from budgetft.measure.kernels import Product, Reading
 from budgetft.outcome import Stack, processor
 from budgetft.plan import write_text_atomically
@@ -46,14 +48,15 @@ class Attended(Value):
 
     @property
     def flops(self) -> float:
-        """Seven products of tokens x tokens x head size; causality is not subtracted, as a law does not."""
+        """Seven products of tokens x tokens x head size; causality is not subtracted, as a memory model does not."""
         return 7 * 2.0 * self.heads * self.tokens**2 * self.head_size
 
 
 class Machine(Value):
     """A GPU with its driver, torch and host, and what was measured there. Nothing in it names a person or a computer."""
 
-    card: str
+    gpu: str = Field(validation_alias=AliasChoices("gpu", "card"))
+    """What the driver calls it."""
     driver: str | None
     torch: str
     host: str
@@ -74,9 +77,9 @@ class Machine(Value):
     """Of a copy of ``host_bytes`` from pinned memory of the host to the GPU."""
     host_bytes: int
 
-    def fits(self, *, card: str, driver: str | None, torch: str, host: str) -> bool:
+    def fits(self, *, gpu: str, driver: str | None, torch: str, host: str) -> bool:
         """Whether it was measured on this very GPU model, driver, torch and host."""
-        return (self.card, self.driver, self.torch, self.host) == (card, driver, torch, host)
+        return (self.gpu, self.driver, self.torch, self.host) == (gpu, driver, torch, host)
 
     def warnings(self) -> list[str]:
         """What of it repeated badly: a GPU that is shared or that changed its clock, or a busy host."""
@@ -112,7 +115,7 @@ class Machine(Value):
             longest = max(attended, key=lambda each: each.tokens)
             said["attention_share"] = longest.flops / longest.reading.seconds / (speeds.tflops * 1e12), 1.3
         seen = {
-            name: getattr(speeds, name).seen(value, factor, f"measured on {self.card}, {self.host}, torch {self.torch}")
+            name: getattr(speeds, name).seen(value, factor, f"measured on {self.gpu}, {self.host}, torch {self.torch}")
             for name, (value, factor) in said.items()
         }
         return speeds.replace(**seen)
@@ -134,7 +137,7 @@ def known_machine(stack: Stack) -> Machine | None:
         found = Machine.read(read_json(path), source=str(path)) if path.is_file() else None
     except BudgetftError:
         return None
-    known = {"card": stack.card, "driver": stack.driver, "torch": stack.torch, "host": processor_name()}
+    known = {"gpu": stack.gpu, "driver": stack.driver, "torch": stack.torch, "host": processor_name()}
     return found if found is not None and found.fits(**known) else None
 
 
@@ -165,17 +168,17 @@ def measure_machine(stack: Stack, gpu: Gpu, *, seconds: float = LOOK_SECONDS) ->
 
 
 def speeds_here(speeds: Speeds, gpu: Gpu, *, kernels_of: Gpu) -> Speeds:
-    """``speeds`` of ``gpu``, and where that very card is at hand and was measured before, with what was found.
+    """``speeds`` of ``gpu``, and where that very GPU is at hand and was measured before, with what was found.
 
-    ``kernels_of``: the card whose attention kernels run, which is another where ``gpu`` stands in for it.
+    ``kernels_of``: the GPU whose attention kernels run, which is another where ``gpu`` stands in for it.
     """
-    card = first_visible(os.environ)
-    if card is None or not gpu.is_card(card.name, memory_of(card)):
+    host_gpu = first_visible(os.environ)
+    if host_gpu is None or not gpu.is_gpu(host_gpu.name, memory_of(host_gpu)):
         return speeds
-    machine = known_machine(Stack.here(card.name, driver_version()))
+    machine = known_machine(Stack.here(host_gpu.name, driver_version()))
     return speeds if machine is None else machine.teach(speeds, kernels_of)
 
 
 def _path(stack: Stack) -> Path:
-    facts = [stack.card, stack.driver, stack.torch, processor_name()]
+    facts = [stack.gpu, stack.driver, stack.torch, processor_name()]
     return cache_folder() / "machines" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.json"

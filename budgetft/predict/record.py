@@ -16,7 +16,7 @@ from budgetft.knobs import Knobs, Optimizer
 from budgetft.model import Model
 from budgetft.predict.allocator import MINIMUM
 from budgetft.predict.fit import LAYOUTS
-from budgetft.predict.law import Layout, kind_layers
+from budgetft.predict.memory_model import Layout, kind_layers
 from budgetft.predict.recording import OWN, WORK, Point, Recording, SegmentRecord, loss_name, point_of, window_runs
 from budgetft.predict.segments import Trace
 from budgetft.predict.short import ALL_AT_ONCE, static_sizes

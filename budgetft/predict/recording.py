@@ -19,7 +19,7 @@ import numpy as np
 
 from budgetft.model import Model
 from budgetft.predict.allocator import MINIMUM
-from budgetft.predict.law import Layout
+from budgetft.predict.memory_model import Layout
 from budgetft.predict.segments import Pattern, Segment, Trace
 from budgetft.value import Value
 from budgetft.workload import Shape

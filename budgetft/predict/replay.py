@@ -1,4 +1,6 @@
-"""What the caching allocator adds to a law's live bytes: its events replayed at a grid of settings, each when asked for."""
+"""What the caching allocator adds to a memory model's live bytes: its events replayed at a grid of settings, each when asked
+for.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from budgetft.knobs import Allocator
 from budgetft.predict.allocator import CachingAllocator
 from budgetft.predict.compose import EventTemplate, compose
 from budgetft.predict.expandable import peaks
-from budgetft.predict.law import LARGEST_MICRO_BATCH, Law, Overhead, between, layout_of
+from budgetft.predict.memory_model import LARGEST_MICRO_BATCH, MemoryModel, Overhead, between, layout_of
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, LARGEST_MICRO_BATCH)
 THIRDS = 3
@@ -21,9 +23,11 @@ ALLOCATORS: tuple[Allocator, ...] = ("default", "expandable")
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """``law``, what makes the events of its templates, and the sizes of what is there throughout, in order of allocation."""
+    """``memory_model``, what makes the events of its templates, and the sizes of what is there throughout, in order of
+    allocation.
+    """
 
-    law: Law
+    memory_model: MemoryModel
     templates: Mapping[str, Callable[[], EventTemplate]]
     """By layout; made when asked for."""
     static: Sequence[int]
@@ -33,12 +37,12 @@ class Replays:
     @property
     def counts(self) -> tuple[int, ...]:
         """The numbers of checkpointed layers of the grid."""
-        layers = self.law.layers
+        layers = self.memory_model.layers
         counts = sorted({round(layers * part / THIRDS) for part in range(THIRDS + 1)})
-        return tuple(count for count in counts if layout_of(layers, count) in self.law.templates)
+        return tuple(count for count in counts if layout_of(layers, count) in self.memory_model.templates)
 
     def at(self, kind: Allocator, micro_batch: int, checkpointed_layers: int) -> tuple[int, int]:
-        """As :meth:`budgetft.predict.law.Overhead.at`; replays what it needs and has not yet."""
+        """As :meth:`budgetft.predict.memory_model.Overhead.at`; replays what it needs and has not yet."""
         counts = self.counts
         return between(
             MICRO_BATCHES, counts, lambda row, column: self._cell(kind, row, column), micro_batch, checkpointed_layers
@@ -62,7 +66,7 @@ class Replays:
         """(allocated, reserved) bytes above the live ones at one setting of the grid."""
         if (kind, row, column) not in self._cells:
             size, count = MICRO_BATCHES[column], self.counts[row]
-            peak, _ = self.law.peak_bytes(size, count, accumulating=True)
+            peak, _ = self.memory_model.peak_bytes(size, count, accumulating=True)
             if peak <= LARGEST_BYTES:
                 found = self._replayed(kind, size, count, peak)
             else:
@@ -71,13 +75,13 @@ class Replays:
         return self._cells[kind, row, column]
 
     def _replayed(self, kind: Allocator, size: int, count: int, peak: int) -> tuple[int, int]:
-        law = self.law
-        static = np.array([*self.static, round(law.inputs(size))], dtype=np.int64)
-        layout = layout_of(law.layers, count)
+        memory_model = self.memory_model
+        static = np.array([*self.static, round(memory_model.inputs(size))], dtype=np.int64)
+        layout = layout_of(memory_model.layers, count)
         if layout not in self._templates:
             self._templates[layout] = self.templates[layout]()
         template = self._templates[layout]
-        sizes, ends = compose(template, law=law, checkpointed_layers=count, micro_batch=size)
+        sizes, ends = compose(template, memory_model=memory_model, checkpointed_layers=count, micro_batch=size)
         allocated, reserved = (peaks if kind == "expandable" else replayed_peaks)(static, sizes, ends)
         return max(0, allocated - peak), max(0, reserved - peak)
 

@@ -1,4 +1,4 @@
-"""What a card is spared when several share the frozen decoder layers out (:mod:`budgetft.step.shared`), from their sizes."""
+"""What a GPU is spared when several share the frozen decoder layers out (:mod:`budgetft.step.shared`), from their sizes."""
 
 import torch
 
@@ -13,16 +13,16 @@ _layer_bytes: dict[tuple[str, Precision], int] = {}
 
 
 def saved_bytes(job: Job, precision: Precision) -> int:
-    """Of the frozen layers in ``precision``, the bytes that each of the job's cards does not hold; 0 where each has all."""
+    """Of the frozen layers in ``precision``, the bytes that each of the job's GPUs does not hold; 0 where each has all."""
     if not job.shared:
         return 0
     layers = [layer_bytes(job, precision)] * job.model.layers
-    return sum(layers) - held_bytes(layers, job.cards)
+    return sum(layers) - held_bytes(layers, job.gpus)
 
 
 def gathered_bytes(job: Job, precision: Precision) -> float:
-    """What reaches each of the cards that share the layers in the forward and backward of a micro-batch."""
-    return gathers_of_pass(job.model.layers) * layer_bytes(job, precision) * (job.cards - 1) / job.cards
+    """What reaches each of the GPUs that share the layers in the forward and backward of a micro-batch."""
+    return gathers_of_pass(job.model.layers) * layer_bytes(job, precision) * (job.gpus - 1) / job.gpus
 
 
 def layer_bytes(job: Job, precision: Precision) -> int:

@@ -1,4 +1,4 @@
-"""The shortened model of a law: its traces on fake tensors, and the sizes of what the whole model holds throughout."""
+"""The shortened model of a memory model: its traces on fake tensors, and the sizes of what the whole model holds throughout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.meter.live import granules
 from budgetft.model import Model
-from budgetft.predict.law import Layout, kind_layers
+from budgetft.predict.memory_model import Layout, kind_layers
 from budgetft.predict.segments import Trace
 from budgetft.predict.trace import build_to_trace, trace_step
 from budgetft.step.build import trainable
@@ -19,12 +19,12 @@ from budgetft.step.optimizer import states_like
 from budgetft.workload import Shape
 
 ALL_AT_ONCE = 2**40
-"""Patches: every image in one group. A law has the tower's groups as a number, not as so many traced ones."""
+"""Patches: every image in one group. A memory model has the tower's groups as a number, not as so many traced ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Short:
-    """The shortened model of a law, built once for each number of layers."""
+    """The shortened model of a memory model, built once for each number of layers."""
 
     model: Model
     contract: Contract

@@ -44,12 +44,12 @@ def evaluation_bytes(job: Job, knobs: Knobs, estimate: Estimate) -> int:
 
     Of this stage by itself: in a run, the blocks that the allocator has kept from training are used again.
     """
-    on_card = job.device == "cuda"
+    on_gpu = job.device == "cuda"
     shapes = job.worst_micro_batch(knobs)
-    trace = trace_step(job.model, job.contract, knobs, shapes, gpu=job.gpu if on_card else None, evaluating=True)
+    trace = trace_step(job.model, job.contract, knobs, shapes, gpu=job.gpu if on_gpu else None, evaluating=True)
     context = estimate.process_peak_bytes - estimate.reserved_peak_bytes
     saved = saved_bytes(job, knobs.base_precision)
-    if not on_card:  # the CPU's byte meter counts tensors, not blocks
+    if not on_gpu:  # the CPU's byte meter counts tensors, not blocks
         return trace.peak_bytes + context - saved
     allocator = CachingAllocator(knobs.allocator)
     allocator.run(trace.static_events)

@@ -1,4 +1,4 @@
-"""Laws on disk: those that ship with the package, then the user's cache, so that nothing is traced twice."""
+"""Memory models on disk: those that ship with the package, then the user's cache, so that nothing is traced twice."""
 
 import hashlib
 import json
@@ -17,21 +17,23 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
 from budgetft.model import Model
 from budgetft.plan import config_fingerprint, write_text_atomically
-from budgetft.predict.law import LAW_VERSION, Law, Layout
+from budgetft.predict.memory_model import MEMORY_MODEL_VERSION, Layout, MemoryModel
 from budgetft.predict.recording import Recording, read_recording, write_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 from budgetft.workload import Shape
 
-Stored = TypeVar("Stored", Law, Recording)
+Stored = TypeVar("Stored", MemoryModel, Recording)
 
 
-def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]) -> str:
-    """SHA-256 of all that a law depends on but the software: what is traced, and the kernels of the card."""
-    # Absent at their defaults, as in the laws from before them.
+def memory_model_key(
+    model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: Gpu, layouts: tuple[Layout, ...]
+) -> str:
+    """SHA-256 of all that a memory model depends on but the software: what is traced, and the kernels of the GPU."""
+    # Absent at their defaults, and with the first name of a memory model, as in the keys of what ships.
     newer = knobs.model_dump(include={"optimizer", "offload", "loss_chunk", "vision_group", "fp32_blocks"})
     facts = {
-        "law": LAW_VERSION,
+        "law": MEMORY_MODEL_VERSION,
         "model": config_fingerprint(model),
         "contract": _adapters(contract) | {"rank": contract.rank},
         "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision"})
@@ -46,7 +48,7 @@ def law_key(model: Model, contract: Contract, knobs: Knobs, shape: Shape, gpu: G
 def recording_key(model: Model, contract: Contract, knobs: Knobs, gpu: Gpu) -> str:
     """SHA-256 of all that a recording depends on but the software: no rank, no shape, no sizes of chunks and groups."""
     facts = {
-        "law": LAW_VERSION,
+        "law": MEMORY_MODEL_VERSION,
         "model": config_fingerprint(model),
         "contract": _adapters(contract),
         "knobs": knobs.model_dump(include={"loss", "vision", "attention", "lora", "pointwise", "base_precision", "offload"}),
@@ -62,7 +64,7 @@ def _adapters(contract: Contract) -> dict[str, Any]:
 
 
 def software() -> str:
-    """What is traced here, as it stands in a law's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
+    """What is traced here, as it stands in a memory model's file name: ``torch-2.14.1_transformers-5.23.0_peft-0.21.2``."""
     return _named(version)
 
 
@@ -71,13 +73,13 @@ def _named(version_of: Callable[[str], str]) -> str:
     return "_".join(f"{name}-{version_of(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
 
 
-def find_law(key: str) -> Law | None:
-    """The law stored under ``key`` for this software; a damaged file counts as none."""
+def find_memory_model(key: str) -> MemoryModel | None:
+    """The memory model stored under ``key`` for this software; a damaged file counts as none."""
     return next(filter(None, (_read(folder / f"{key}_{software()}.json") for folder in _folders())), None)
 
 
-def find_foreign_law(key: str) -> tuple[Law, str] | None:
-    """A law stored under ``key`` for other software, the newest, and that software in words."""
+def find_foreign_memory_model(key: str) -> tuple[MemoryModel, str] | None:
+    """A memory model stored under ``key`` for other software, the newest, and that software in words."""
     return _newest(key, ".json", _read)
 
 
@@ -92,7 +94,7 @@ def has_recording(key: str) -> bool:
 
 
 def find_foreign_recording(key: str) -> tuple[Recording, str] | None:
-    """As :func:`find_foreign_law`."""
+    """As :func:`find_foreign_memory_model`."""
     return _newest(key, ".json.gz", read_recording)
 
 
@@ -105,33 +107,36 @@ def _newest(key: str, ending: str, read: Callable[[Path], Stored | None]) -> tup
     return None
 
 
-def _folders() -> tuple[Path, Path]:
-    return profiles_folder() / "laws", cache_folder() / "laws"
+def _folders() -> tuple[Path, ...]:
+    """What ships, then what was traced here; the last is where versions before 0.2 kept theirs."""
+    return profiles_folder() / "memory_models", cache_folder() / "memory_models", cache_folder() / "laws"
 
 
 def _release(path: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path.name.partition("_")[2])]
 
 
-def _read(path: Path) -> Law | None:
+def _read(path: Path) -> MemoryModel | None:
     try:
-        return Law.read(read_json(path), source=str(path)) if path.is_file() else None
+        return MemoryModel.read(read_json(path), source=str(path)) if path.is_file() else None
     except UsageError:
         return None
 
 
-def keep_law(key: str, law: Law, folder: Path | None = None) -> None:
-    """Store ``law``, traced here, for next time; a cache that cannot be written is no reason to fail."""
+def keep_memory_model(key: str, memory_model: MemoryModel, folder: Path | None = None) -> None:
+    """Store ``memory_model``, traced here, for next time; a cache that cannot be written is no reason to fail."""
     try:
-        write_text_atomically((folder or cache_folder() / "laws") / f"{key}_{software()}.json", law.model_dump_json() + "\n")
+        write_text_atomically(
+            (folder or cache_folder() / "memory_models") / f"{key}_{software()}.json", memory_model.model_dump_json() + "\n"
+        )
     except UsageError:
         if folder is not None:
             raise
 
 
 def keep_recording(key: str, recording: Recording) -> None:
-    """As :func:`keep_law`."""
-    folder = cache_folder() / "laws"
+    """As :func:`keep_memory_model`."""
+    folder = cache_folder() / "memory_models"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         write_recording(recording, folder / f"{key}_{software()}.json.gz")

@@ -1,4 +1,4 @@
-"""THE step on fake tensors: every allocation, free and floating-point operation of any setting, without memory or card.
+"""THE step on fake tensors: every allocation, free and floating-point operation of any setting, without memory or GPU.
 
 The trace is cut into segments at phase and decoder-layer boundaries. A segment's allocations are those of
 ``budgetft.meter.live``, so on a model small enough to run for real the peak equals the CPU meter's to the byte.
@@ -28,8 +28,8 @@ from budgetft.predict.known import static_deepstack, with_indices
 from budgetft.predict.segments import Label, Segment, Trace
 from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import DTYPES, build_model, trainable
+from budgetft.step.fp32_blocks import set_fp32_blocks
 from budgetft.step.inputs import Inputs, prepare
-from budgetft.step.islands import set_islands
 from budgetft.step.offload import FROM_HOST
 from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
@@ -38,7 +38,7 @@ from budgetft.workload import Shape
 
 @dataclass(kw_only=True)
 class _Recorder:
-    on_card: bool
+    on_gpu: bool
     half: bool = False
     """Whether the step computes in 16 bits, so that products in fp32 are those of blocks that would overflow."""
     segments: list[Segment] = field(default_factory=lambda: [Segment(label=("load", -1))])
@@ -73,7 +73,7 @@ class _Recorder:
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         segment = self.segments[-1]
-        if self.on_card and func is torch.ops.aten._softmax_backward_data.default:
+        if self.on_gpu and func is torch.ops.aten._softmax_backward_data.default:
             self._temporary(granules(_nbytes(out)))  # CUDA's kernel multiplies gradient and output into a buffer of its own
         if func.namespace == "budgetft" and func.name() in (TO_HOST, FROM_HOST):
             segment.host_bytes += _nbytes(out) if func.name() == FROM_HOST else 0
@@ -104,7 +104,7 @@ def build_to_trace(model: Model, contract: Contract, knobs: Knobs, layers: int |
         layers=layers,
         vision=knobs.vision,
     )
-    set_islands(peft_model.get_base_model(), knobs.fp32_blocks, DTYPES[knobs.base_precision])
+    set_fp32_blocks(peft_model.get_base_model(), knobs.fp32_blocks, DTYPES[knobs.base_precision])
     return peft_model
 
 
@@ -142,8 +142,8 @@ def trace_step(
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise BudgetftError(
-            f"{model.name} cannot be traced without a card: {type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="probe it on a card instead: --probe always",
+            f"{model.name} cannot be traced without a GPU: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="probe it on a GPU instead: --probe always",
         ) from error
     finally:
         if previous is None:
@@ -153,7 +153,7 @@ def trace_step(
 
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None, evaluating: bool) -> Trace:
-    recorder = _Recorder(on_card=gpu is not None, half=knobs.base_precision != "fp32")
+    recorder = _Recorder(on_gpu=gpu is not None, half=knobs.base_precision != "fp32")
     step = Step(peft_model, contract, knobs.replace(optimizer="adamw"), device=torch.device("cpu"))  # it is not stepped
     accumulating = knobs.grad_accum > 1 and not evaluating
     parameters = trainable(peft_model)
@@ -249,7 +249,7 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     """Attention and dropout as ``gpu`` would run them; None leaves the CPU's own kernels.
 
     Stock attention hands grouped heads to torch: without flash they fall to the math kernel on torch before 2.14. The
-    V100's last default build is 2.10, so the older rule is traced for every card without flash.
+    V100's last default build is 2.10, so the older rule is traced for every GPU without flash.
     """
     if gpu is None:
         yield

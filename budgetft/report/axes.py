@@ -1,6 +1,7 @@
 """Scales, ticks and frames that charts share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from budgetft.report.drawing import Drawing
@@ -67,14 +68,34 @@ def padded(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def legend(drawing: Drawing, entries: list[tuple[str, str]], y: float) -> float:
-    """Swatches with names, in as many rows as they need; returns where the next thing may start."""
-    x = 4.0
-    for colour, name in entries:
-        wide = 22 + 6.3 * len(name)
-        if x > 4 and x + wide > drawing.width:
+LETTER = 6.3
+"""Width of a letter of a legend, on average."""
+
+
+def legend(drawing: Drawing, entries: Sequence[tuple[str, str] | tuple[str, str, str]], y: float) -> float:
+    """Marks with names: (colour, name), or (colour, name, mark), ``dot``, ``hollow``, ``cross`` or ``line`` for a swatch.
+
+    In one row, or in columns where they need more; returns where the next thing may start.
+    """
+    widths = [28 + LETTER * len(entry[1]) for entry in entries]
+    room = drawing.width - 4
+    most = len(entries) if sum(widths) <= room else max(1, int(room // max(widths, default=1)))
+    x, column = 4.0, room / most
+    for number, (entry, wide) in enumerate(zip(entries, widths, strict=True)):
+        if number and number % most == 0:
             x, y = 4.0, y + 18
-        drawing.rect(x, y - 9, 11, 11, colour)
-        drawing.text(x + 16, y, name, size=12)
-        x += wide + 6
+        _mark(drawing, entry[0], entry[2] if len(entry) > 2 else "", x, y)
+        drawing.text(x + 16, y, entry[1], size=12)
+        x += wide if most == len(entries) else column
     return y + 14
+
+
+def _mark(drawing: Drawing, colour: str, kind: str, x: float, y: float) -> None:
+    if kind in ("dot", "hollow"):
+        drawing.dot(x + 5.5, y - 4, colour, hollow=kind == "hollow")
+    elif kind == "cross":
+        drawing.cross(x + 5.5, y - 4, colour)
+    elif kind in ("line", "dashed"):
+        drawing.line([(x, y - 4), (x + 12, y - 4)], colour, width=2, dashed=kind == "dashed")
+    else:
+        drawing.rect(x, y - 9, 11, 11, colour)

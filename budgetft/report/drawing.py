@@ -13,19 +13,22 @@ COLOURS = {
     "soft": "#5b6775",
     "rule": "#d9dee5",
     "paper": "#ffffff",
-    "context": "#8d99a8",
+    "context": "#a39a8c",
     "weights": "#3d6fc4",
     "adapter": "#8a5fc2",
-    "inputs": "#c78a2b",
-    "kept": "#2b9c86",
-    "temporary": "#8fd0c2",
-    "allocator": "#c3cad3",
-    "plan": "#2b9c86",
-    "stock": "#c78a2b",
-    "probe": "#3d6fc4",
+    "inputs": "#b8578f",
+    "kept": "#1b8fa6",
+    "temporary": "#8ecbd8",
+    "allocator": "#d6d0c6",
+    "plan": "#1c2530",
+    "stock": "#d08a1e",
+    "probe": "#7b8794",
+    "good": "#1f7a45",
+    "close": "#946200",
     "bad": "#c8443c",
 }
-"""The light theme; ``style.css`` holds the dark one under the same names."""
+"""The light theme; ``style.css`` holds the dark one under the same names. A colour means one thing on a page: a kind of
+memory, or whose number it is (the plan or run, the baseline, other settings), or good and bad."""
 SCALE = 2
 """Pixels of a PNG per unit of a drawing."""
 
@@ -66,8 +69,10 @@ class Drawing:
         colour: str = "ink",
         size: float = 12,
         bold: bool = False,
+        halo: bool = False,
     ) -> None:
-        mark = {"at": (x, y), "text": text, "anchor": anchor, "colour": colour, "size": size, "bold": bold}
+        """With ``halo`` it has an edge in the colour of the paper, to be read over anything."""
+        mark = {"at": (x, y), "text": text, "anchor": anchor, "colour": colour, "size": size, "bold": bold, "halo": halo}
         self._marks.append(("text", mark, ""))
 
     def svg(self, *, class_name: str = "") -> str:
@@ -109,6 +114,7 @@ def _svg_mark(kind: str, mark: dict[str, Any], note: str) -> str:
     if kind == "text":
         x, y = mark["at"]
         weight = ' font-weight="600"' if mark["bold"] else ""
+        weight += ' stroke="var(--paper)" stroke-width="4" stroke-linejoin="round" paint-order="stroke"' if mark["halo"] else ""
         return (
             f'<text x="{_n(x)}" y="{_n(y)}" fill="{colour}" font-size="{_n(mark["size"])}"'
             f' text-anchor="{mark["anchor"]}"{weight}>{escape(mark["text"])}</text>'
@@ -164,14 +170,12 @@ def _png_text(draw: Any, mark: dict[str, Any]) -> None:
 
     x, y = mark["at"]
     anchor = {"start": "ls", "middle": "ms", "end": "rs"}[mark["anchor"]]
-    draw.text(
-        (x * SCALE, y * SCALE),
-        mark["text"],
-        fill=COLOURS[mark["colour"]],
-        font=ImageFont.load_default(mark["size"] * SCALE),
-        anchor=anchor,
-        stroke_width=0.6 if mark["bold"] else 0,
-    )
+    font, ink = ImageFont.load_default(mark["size"] * SCALE), COLOURS[mark["colour"]]
+    given: dict[str, Any] = {"xy": (x * SCALE, y * SCALE), "text": mark["text"], "font": font, "anchor": anchor}
+    if mark["halo"]:
+        paper = COLOURS["paper"]
+        draw.text(**given, fill=paper, stroke_width=2 * SCALE, stroke_fill=paper)
+    draw.text(**given, fill=ink, stroke_width=0.6 if mark["bold"] else 0)
 
 
 _PNG = {"area": _png_area, "line": _png_line, "dot": _png_dot, "text": _png_text}

@@ -1,10 +1,8 @@
 """A page of examples as a model is given them: pictures as it sees them beside the text, and what of that is learned."""
 
-import base64
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -14,18 +12,16 @@ from budgetft.data.survey import is_resized
 from budgetft.data.visuals import resized_image
 from budgetft.errors import UsageError
 from budgetft.model import Model
-from budgetft.report.page import document
+from budgetft.report.html import document
+from budgetft.report.pictures import data_uri
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
-
     from budgetft.data.boxes import Outline
 
 _MOST_PICTURES = 24
 """Of one example; the rest are counted."""
 _SIDES = ((1, 960), (4, 640), (_MOST_PICTURES, 320))
 """Pixels of a picture's longer side on the page, at most, by how many there are."""
-_FEW_COLOURS = 256
 _FEW = 2
 """Images that stand one below the other; more stand side by side."""
 _NUMBERS = {"visual": True, "text": True, "learned": False, "tokens": False}
@@ -209,14 +205,7 @@ def _picture(one: Shown, place: int, side: int, model: Model, contract: Contract
     name = one.name if not one.frames else f"{one.name}, frame {place + 1}"
     size = f'width="{image.width}" height="{image.height}"'
     drawn = _drawn(one.outlines, one.size) if place == 0 else ""
-    return f'<span class="picture"><img alt="{name}" {size} src="{_data_uri(image)}">{drawn}</span>'
-
-
-def _data_uri(image: "PilImage") -> str:
-    buffer = BytesIO()
-    kind = "jpeg" if image.getcolors(_FEW_COLOURS) is None else "png"
-    image.save(buffer, kind.upper(), **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<span class="picture"><img alt="{name}" {size} src="{data_uri(image)}">{drawn}</span>'
 
 
 def _drawn(outlines: Sequence["Outline"], size: tuple[int, int]) -> str:

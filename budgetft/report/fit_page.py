@@ -6,7 +6,7 @@ from pathlib import Path
 
 from budgetft.gpu import Gpu
 from budgetft.plan import write_text_atomically
-from budgetft.report.page import document
+from budgetft.report.html import document
 from budgetft.units import GIB, format_gib
 from budgetft.what_fits import FitCell, FitRow, FitTable, number_text, shrunk_text, span_text
 

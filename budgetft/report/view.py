@@ -10,11 +10,20 @@ from budgetft.errors import UsageError, unknown_name
 from budgetft.plan import Plan, check_file, write_text_atomically
 from budgetft.predict.store import cache_folder
 from budgetft.report.drawing import Drawing
-from budgetft.report.gather import Story, gather
-from budgetft.report.page import FIGURES, WIDE, html_page, write_report
+from budgetft.report.gather import gather
+from budgetft.report.html import WIDE
+from budgetft.report.page import FIGURES, html_page, write_report
+from budgetft.report.story import Story
 from budgetft.report.verdict import headline
 
-KINDS = {"memory": "bytes", "frontier": "frontier", "trials": "probes", "baseline": "stock", "training": "training"}
+KINDS = {
+    "memory": "bytes",
+    "frontier": "frontier",
+    "trials": "probes",
+    "baseline": "stock",
+    "data": "data",
+    "training": "training",
+}
 """Charts of a page by the names that people ask for."""
 HEIGHT = 720
 """Pixels of a page in a notebook; it scrolls."""
@@ -39,7 +48,7 @@ class Page:
         return target
 
     def __repr__(self) -> str:
-        return f"<report: {headline(self._story.plan)}{'' if self.path is None else f' In {self.path}.'}>"
+        return f"<report: {headline(self._story).text}{'' if self.path is None else f' In {self.path}.'}>"
 
     def _repr_html_(self) -> str:
         frame = f"width:100%;height:{HEIGHT}px;border:1px solid rgba(128,128,128,.35);border-radius:6px"

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from budgetft.contract import Contract
 from budgetft.data.examples import read_dataset
-from budgetft.data.images import image_size, resized_image_size, unshrunk_image_size
+from budgetft.data.media.images import image_size, resized_image_size, unshrunk_image_size
 from budgetft.errors import BudgetftError
 from budgetft.model import Model
 from budgetft.once import one_time_costs
 from budgetft.plan import Pictures, Plan
-from budgetft.search.prices import Pricing
+from budgetft.search.costs import StepsUp
 
 
-def with_answers(plan: Plan, pricing: Pricing, *, data: str | None, at_hand: bool) -> Plan:
+def with_answers(plan: Plan, steps_up: StepsUp, *, data: str | None, at_hand: bool) -> Plan:
     """``plan`` with its one-time costs and, where it is of ``data``, its images; ``at_hand``: so are its weights."""
-    features, model = plan.features, pricing.job.model
+    features, model = plan.features, steps_up.job.model
     missing = features if features is not None and features.missing else None
     once = one_time_costs(
         model,
@@ -24,11 +24,11 @@ def with_answers(plan: Plan, pricing: Pricing, *, data: str | None, at_hand: boo
         features_seconds=missing and missing.seconds,
         features_bytes=missing and missing.disk_bytes,
     )
-    pictures = None if data is None else pictures_of(Path(data), model, plan.contract, pricing)
+    pictures = None if data is None else pictures_of(Path(data), model, plan.contract, steps_up)
     return plan.replace(once=once, pictures=pictures)
 
 
-def pictures_of(data: Path, model: Model, contract: Contract, pricing: Pricing) -> Pictures | None:
+def pictures_of(data: Path, model: Model, contract: Contract, steps_up: StepsUp) -> Pictures | None:
     """Reads each image's header once. None where no example has an image."""
     sizes: dict[str, tuple[bool, int]] = {}
 
@@ -47,18 +47,18 @@ def pictures_of(data: Path, model: Model, contract: Contract, pricing: Pricing) 
     found = Pictures(examples=len(examples), shrunk=shrunk, pixels=pixels)
     if not shrunk:
         return found
-    for most in dict.fromkeys((pixels, min(pixels, _within_length(model, contract, pricing)))):
+    for most in dict.fromkeys((pixels, min(pixels, _within_length(model, contract, steps_up)))):
         if most <= contract.max_pixels:
             break
         try:
-            return found.replace(keeping=pricing.priced("max_pixels", most))
+            return found.replace(keeping=steps_up.cost_of("max_pixels", most))
         except BudgetftError:  # examples that would be too long, or a size that cannot be traced here
             continue
     return found
 
 
-def _within_length(model: Model, contract: Contract, pricing: Pricing) -> int:
+def _within_length(model: Model, contract: Contract, steps_up: StepsUp) -> int:
     """Pixels an image with which the heaviest example is still within ``max_length``, all of its images being as large."""
-    worst = pricing.job.workload.worst[0]
+    worst = steps_up.job.workload.worst[0]
     tokens = max(0, contract.max_length - worst.text_tokens) // max(1, len(worst.images))
     return max(1, tokens) * model.pixel_step**2

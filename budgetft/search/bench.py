@@ -1,4 +1,4 @@
-"""The stock recipe beside the plan: one card, one contract, one run, every path measured in turn."""
+"""The stock recipe beside the plan: one GPU, one contract, one run, every path measured in turn."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from budgetft.value import Value
 from budgetft.workload import Workload
 
 Path_ = Literal["stock", "planned", "planned, cached features"]
-VERSIONS = ("card", "driver", "torch", "transformers", "peft")
+VERSIONS = ("gpu", "driver", "torch", "transformers", "peft")
 """Of a stack, what every row repeats."""
 
 
@@ -44,7 +44,7 @@ class Row(Value):
     speeds: tuple[float, ...]
     knobs: Knobs
     contract: Contract | None = None
-    card: str | None = None
+    gpu: str | None = None
     driver: str | None = None
     torch: str | None = None
     transformers: str | None = None
@@ -90,13 +90,13 @@ def run_bench(
     """Plan every size, then probe the stock recipe and the plans ``rounds`` times in turn, each time in a fresh process.
 
     What the ledger recalls of earlier runs may guide the planning; only probes of this run count. ``on_rows`` gets what
-    there is after each size. Raises ``UsageError`` where there is no card, or with no round at all.
+    there is after each size. Raises ``UsageError`` where there is no GPU, or with no round at all.
     """
     if rounds < 1:
         raise UsageError(f"{rounds} rounds: a path may have been probed in earlier runs only", hint="make at least one")
     place = find_place(request)
     if place is None or place.stack is None:
-        raise UsageError("no CUDA card here: there is nothing to measure", hint="--probe always measures on the CPU")
+        raise UsageError("no CUDA GPU here: there is nothing to measure", hint="--probe always measures on the CPU")
     started = time.monotonic()
     rows: list[Row] = []
     expected: list[str] = []

@@ -96,8 +96,8 @@ def calibrate(
 
 def observation(estimator: Estimator, outcome: Outcome) -> Observation:
     """What a probe that ended well says, beside what is predicted without a calibration."""
-    knobs, law = outcome.knobs, estimator.law(outcome.knobs)
-    live, _ = law.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
+    knobs, memory_model = outcome.knobs, estimator.memory_model(outcome.knobs)
+    live, _ = memory_model.peak_bytes(knobs.micro_batch, knobs.checkpointed_layers, accumulating=knobs.grad_accum > 1)
     blocks, kept = estimator.overhead(knobs)
     return Observation(
         blocks_bytes=live + blocks,

@@ -52,7 +52,7 @@ def weigh(cache: str, job: Job, estimator: Estimator | Transferred, data: str | 
 def survey(cache: str, job: Job, data: str | None, *, precision: Precision | None = None) -> tuple[Features, int]:
     """What the cache has and lacks of ``data``, and the visual tokens that it lacks; errors as of :func:`weigh`.
 
-    ``precision`` of the features: the card's own unless given.
+    ``precision`` of the features: the GPU's own unless given.
     """
     precision = precision or base_precision(job)
     folder = _auto_folder(job, precision) if cache == AUTO else Path(cache).resolve()
@@ -68,7 +68,7 @@ def survey(cache: str, job: Job, data: str | None, *, precision: Precision | Non
 
 
 def chosen_features(cache: str, job: Job, data: str | None, weighed: Weighed, chosen: Precision) -> Features:
-    """The features for a plan whose weights are ``chosen``: four-bit ones compute in fp16, whatever is the card's own type."""
+    """The features for a plan whose weights are ``chosen``: four-bit ones compute in fp16, whatever is the GPU's own type."""
     precision = computed_in(chosen)
     return weighed.features if precision == base_precision(job) else survey(cache, job, data, precision=precision)[0]
 
@@ -100,12 +100,12 @@ def tower_seconds(job: Job, estimator: Estimator | Transferred, tokens: int) -> 
     if not tokens or not per_example:
         return 0.0
     frozen = settings(job)[0]
-    work = estimator.law(frozen).work(TOGETHER, frozen.checkpointed_layers)
+    work = estimator.memory_model(frozen).work(TOGETHER, frozen.checkpointed_layers)
     seconds = estimator.calibration.micro_seconds([each for each in work if each.phase == "vision"], job.host or job.gpu)
     return None if seconds is None else seconds / (TOGETHER * per_example) * tokens
 
 
 def _step_seconds(job: Job, estimator: Estimator | Transferred, vision: Vision) -> float | None:
-    """Of the fastest setting that is predicted to fit; None when none is, or the card's rates are unknown."""
+    """Of the fastest setting that is predicted to fit; None when none is, or the GPU's rates are unknown."""
     estimates = [estimator.estimate(knobs) for knobs in settings(job, vision)]
     return min((each.step_seconds for each in estimates if each.fits and each.step_seconds is not None), default=None)

@@ -148,7 +148,7 @@ class _Search:
         self.request, self.place = request, request.find_place(planning)
         checkpoint = base_here(planning.model.weights or planning.model.hub_id)
         precision = precision_of(planning, self.place, checkpoint)
-        blocks = planning.fp32_blocks if precision is None else precision.islands
+        blocks = planning.fp32_blocks if precision is None else precision.fp32_blocks
         self.looks = Looks(
             planning=replace(planning, fp32_blocks=blocks),
             fields=fields,

@@ -150,7 +150,7 @@ class Probing:
         name = values_text(self.looks.named(values))
         if known is None:
             text = f"probing {name}: predicted {said.speed_text()}"
-            self.looks.planning.on_event(Event(stage="price", text=text))
+            self.looks.planning.on_event(Event(stage="cost", text=text))
             self.prober.rebind(job)
             outcome = self.prober.probe(knobs)
             self.made += 1
@@ -159,7 +159,7 @@ class Probing:
         else:
             outcome = known
         event = Event(
-            stage="price", text=name, number=self.made, most=self.most, knobs=knobs, estimate=said, outcome=outcome,
+            stage="cost", text=name, number=self.made, most=self.most, knobs=knobs, estimate=said, outcome=outcome,
             from_ledger=known is not None,
         )  # fmt: skip
         self.looks.planning.on_event(event)

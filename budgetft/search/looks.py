@@ -1,4 +1,4 @@
-"""What a run of one contract is predicted to take: looked at once each, the laws of a size shared by all ranks."""
+"""What a run of one contract is predicted to take: looked at once each, the memory models of a size shared by all ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -65,7 +65,7 @@ class Looks:
     place: Place | None
     """Where probes run, if their seconds are to be predicted too; None: the planned GPU itself is predicted."""
     traced: bool = False
-    """Whether a law had to be traced, which takes many seconds."""
+    """Whether a memory model had to be traced, which takes many seconds."""
     make_estimator: MakeEstimator = traced_estimator
     known: dict[Values, Look] = field(default_factory=dict)
     _workloads: dict[tuple[int, int], Workload] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Looks:
 
     def _looked(self, values: Values) -> Look:
         request = self.request(values)
-        if request.cards == 1 or request.shared is not None:
+        if request.gpus == 1 or request.shared is not None:
             return self._quickest(values, request)
         whole, shared = (self._quickest(values, replace(request, shared=shared)) for shared in (False, True))
         assert whole.candidate is not None

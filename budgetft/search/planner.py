@@ -18,7 +18,7 @@ from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner, learned_speeds
 from budgetft.search.claims import Claims
-from budgetft.search.floor import nothing_fits
+from budgetft.search.minimum import nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
 from budgetft.search.sampler import AGAIN, CONFIRM, TRIES, ResidualSampler, distributions, log_seconds, places
 from budgetft.search.space import in_precision, settings, stock_settings
@@ -29,7 +29,7 @@ from budgetft.search.ways_out import Alternatives
 
 LEFT_FOR_SEARCH = 2
 """Probes that the baseline leaves, besides the one that confirms."""
-Stage = Literal["trace", "baseline", "search", "confirm", "price"]
+Stage = Literal["trace", "baseline", "search", "confirm", "cost"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class Planner:
     """For jobs beside the planned one."""
     probe_baseline: bool = True
     with_stock: bool = True
-    """Whether the stock recipe is weighed too. It needs a law of its own, which is traced at every other rank."""
+    """Whether the stock recipe is weighed too. It needs a memory model of its own, which is traced at every other rank."""
     base_precision: Precision | None = None
-    """None: what the card runs natively."""
+    """None: what the GPU runs natively."""
     make_claims: Callable[..., Claims] = Claims
     outcomes: list[Outcome] = field(default_factory=list)
     confirmations: list[Outcome] = field(default_factory=list)
@@ -251,7 +251,7 @@ class Planner:
                 knobs = knobs_of(trial, grid[0], self.job.contract.effective_batch)
             estimate = estimates.get(knobs)
             if estimate is None or estimate.tensor_peak_bytes > self.job.budget_bytes:
-                tell_refused(study, trial)  # not a valid setting, or known not to fit without asking a card
+                tell_refused(study, trial)  # not a valid setting, or known not to fit without asking a GPU
                 continue
             self._work(claims, trial, knobs, estimate, "search", again=again)
 
@@ -379,7 +379,7 @@ class Planner:
             last = f"{confirmed.status} ({confirmed.detail or f'{confirmed.alloc_retries} allocator retries'})"
         raise BudgetftError(
             f"none of the {len(ranked)} best settings held in a fresh process; the last: {last}",
-            hint="other processes on the card? lower --budget by a few hundred MiB and plan again",
+            hint="other processes on the GPU? lower --budget by a few hundred MiB and plan again",
         )
 
     def _again(self, claims: Claims, knobs: Knobs, estimate: Estimate) -> Outcome:

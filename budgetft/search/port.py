@@ -1,4 +1,4 @@
-"""A plan for another card from the evidence of one that was made: what carries over, what changes, and why."""
+"""A plan for another GPU from the evidence of one that was made: what carries over, what changes, and why."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +42,11 @@ class Port(Value):
     carried: str
     """What was learned from the old plan's probes, in words."""
     predicted: Estimate
-    """Of the new knobs, before any probe for the new card."""
+    """Of the new knobs, before any probe for the new GPU."""
     uncertainty_share: float
     """Half-width of the interval around the predicted process peak, as a share of it."""
     old_knobs_there: Estimate
-    """The old plan's knobs on the new card, with its kernels."""
+    """The old plan's knobs on the new GPU, with its kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class PortRequest:
     budget_bytes: int
     display_bytes: int = 0
     precision: Literal["keep", "native"] = "keep"
-    """``keep``: what the plan computes in; ``native``: what the new card runs natively."""
+    """``keep``: what the plan computes in; ``native``: what the new GPU runs natively."""
     probe: Literal["auto", "always", "never"] = "auto"
     storage: str = "sqlite:///:memory:"
     ledger: Path | None = None
@@ -75,7 +75,7 @@ def port_plan(request: PortRequest) -> Port:
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
         display_bytes=request.display_bytes,
-        cards=plan.gpu.cards,
+        gpus=plan.gpu.gpus,
         shared=plan.gpu.shared,
         model=request.model,
         contract=plan.contract,
@@ -112,7 +112,7 @@ def port_plan(request: PortRequest) -> Port:
 
 
 def explain(before: Knobs, after: Knobs, estimator: Estimator | Transferred) -> list[Change]:
-    """Each knob that changes, with what that change alone does to bytes and seconds on the new card."""
+    """Each knob that changes, with what that change alone does to bytes and seconds on the new GPU."""
     gpu, there = estimator.job.gpu, _there(before, after)
     changes = []
     for name in differences(after, before):
@@ -133,7 +133,7 @@ def explain(before: Knobs, after: Knobs, estimator: Estimator | Transferred) -> 
 
 
 def _there(before: Knobs, after: Knobs) -> Knobs:
-    """The old knobs with the new card's kernels."""
+    """The old knobs with the new GPU's kernels."""
     return before.replace(attention=after.attention, base_precision=after.base_precision)
 
 
@@ -152,7 +152,7 @@ def _effect(before: Estimate, after: Estimate) -> str:
 
 
 def _evidence(request: PortRequest) -> list[tuple[Job, Outcome]]:
-    """The plan's probes, and those of the ledger that did the same work on any card under any budget."""
+    """The plan's probes, and those of the ledger that did the same work on any GPU under any budget."""
     plan, model = request.plan, request.model
     pairs = plan_evidence(plan, model)
     if request.ledger is None or not request.ledger.is_file():
@@ -166,7 +166,7 @@ def _evidence(request: PortRequest) -> list[tuple[Job, Outcome]]:
 
 
 def _precision(request: PortRequest) -> Precision | None:
-    """What to compute in; None for what the card runs natively. Never another than the plan's in silence."""
+    """What to compute in; None for what the GPU runs natively. Never another than the plan's in silence."""
     kept, gpu = request.plan.knobs.base_precision, request.gpu
     if request.precision == "native":
         return None
@@ -199,7 +199,7 @@ def _estimator(planning: PlanRequest) -> Transferred:
 
 
 def _give_up(planning: PlanRequest, error: NothingFits) -> str:
-    """What would have to change for the plan to run: the smallest setting's needs, the rank's share, and larger cards."""
+    """What would have to change for the plan to run: the smallest setting's needs, the rank's share, and larger GPUs."""
     estimator = _estimator(planning)
     job = estimator.job
     grid = [in_precision(job, knobs, planning.base_precision or knobs.base_precision) for knobs in settings(job)]
@@ -208,6 +208,6 @@ def _give_up(planning: PlanRequest, error: NothingFits) -> str:
     ranked = sum(term.memory_bytes for term in least.terms if term.name in ("adapter", "gradients", "optimizer"))
     bf16 = planning.base_precision == "bf16"
     enough = [gpu for gpu in all_gpus() if gpu.budget_bytes >= needed and (gpu.native_bf16 or not bf16)]
-    cards = ", ".join(gpu.name for gpu in sorted(enough, key=lambda gpu: gpu.memory_mib)[:4])
-    larger = f"; cards with a default budget that is enough: {cards}" if cards else ""
+    gpus = ", ".join(gpu.name for gpu in sorted(enough, key=lambda gpu: gpu.memory_mib)[:4])
+    larger = f"; GPUs with a default budget that is enough: {gpus}" if gpus else ""
     return f"{error.hint}; half the rank would free about {format_gib(ranked // 2)}{larger}"

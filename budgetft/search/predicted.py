@@ -19,7 +19,7 @@ from budgetft.search.space import settings, stock_settings
 def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
     """The fastest setting with the ``given`` knobs that is predicted to fit; when none does, the smallest.
 
-    Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its card.
+    Raises ``UsageError`` when the given knobs cannot be run under the job's contract on its GPU.
     """
     return fastest_of(estimator, settings_with(estimator.job, given))
 

@@ -68,5 +68,5 @@ def measured_speed(outcome: Outcome) -> float:
 
 
 def speed(estimate: Estimate) -> float:
-    """Samples per second, or what orders settings where the card's rates are unknown."""
+    """Samples per second, or what orders settings where the GPU's rates are unknown."""
     return estimate.samples_per_second or -float(estimate.process_peak_bytes)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from budgetft import __version__
-from budgetft.cards import first_visible, memory_of, takes_expandable_segments, unlisted_card
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError, NothingFits, UsageError
 from budgetft.gpu import Gpu, gpu_at_hand
+from budgetft.host_gpus import first_visible, memory_of, takes_expandable_segments, unlisted_gpu
 from budgetft.installed import install_line
 from budgetft.knobs import Allocator, computed_in
 from budgetft.knobs import Precision as Type
@@ -24,15 +24,15 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.model import Model
 from budgetft.outcome import Evidence, Stack
-from budgetft.plan import Plan, PriceRow, Proof, Target, refer
+from budgetft.plan import CostRow, Plan, Proof, Target, refer
 from budgetft.precision import Precision
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import known_machine, measure_machine
 from budgetft.search.answers import with_answers
+from budgetft.search.costs import StepsUp
 from budgetft.search.features import Weighed, chosen_features, weigh
 from budgetft.search.overflows import Search, planned_precision
 from budgetft.search.planner import Choice, Event, Planner
-from budgetft.search.prices import Pricing
 from budgetft.search.ranking import speed
 from budgetft.search.space import base_precision, padding_of
 from budgetft.search.study import SamplerName
@@ -42,7 +42,7 @@ from budgetft.weights import Checkpoint, base_here
 from budgetft.workload import Workload
 
 WORTH_SHARING = 1.1
-"""Times as fast as with the whole base on each card, from which its layers are shared out: no less can be told beforehand."""
+"""Times as fast as with the whole base on each GPU, from which its layers are shared out: no less can be told beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class PlanRequest:
     budget_bytes: int
     display_bytes: int = 0
     """What the default budget leaves to a display on the GPU."""
-    cards: int = 1
+    gpus: int = 1
     """Several are planned for without probes, which one process makes."""
     shared: bool | None = None
-    """Several cards share the frozen decoder layers out, or each holds the whole base; None: whichever is faster and fits."""
+    """Several GPUs share the frozen decoder layers out, or each holds the whole base; None: whichever is faster and fits."""
     model: Model
     contract: Contract
     workload_under: Callable[[Contract], Workload]
@@ -77,7 +77,7 @@ class PlanRequest:
     origin: str = ""
     """Of a ported plan, in words: where its evidence is from."""
     base_precision: Type | None = None
-    """None: what the card runs natively."""
+    """None: what the GPU runs natively."""
     deterministic: bool = False
     """Every run of the plan on one GPU has the same bits; what that costs is measured where there is a GPU."""
     fp32_blocks: tuple[str, ...] = ()
@@ -98,25 +98,25 @@ class Place:
 
 
 def find_place(request: PlanRequest) -> Place | None:
-    """None when nothing is to be probed. ``auto`` probes on a CUDA card only; ``always`` falls to the CPU's byte meter."""
-    if request.cards > 1 and request.probe == "always":
+    """None when nothing is to be probed. ``auto`` probes on a CUDA GPU only; ``always`` falls to the CPU's byte meter."""
+    if request.gpus > 1 and request.probe == "always":
         raise UsageError(
-            f"a probe is of one card; what each of {request.cards} holds is predicted",
-            hint="leave --probe out: the pre-flight of every run tries it on all cards before the first step",
+            f"a probe is of one GPU; what each of {request.gpus} holds is predicted",
+            hint="leave --probe out: the pre-flight of every run tries it on all GPUs before the first step",
         )
-    if request.probe == "never" or request.cards > 1:
+    if request.probe == "never" or request.gpus > 1:
         return None
-    card = first_visible(os.environ)  # asking torch would load it
-    if card is None:
+    gpu = first_visible(os.environ)  # asking torch would load it
+    if gpu is None:
         if request.probe == "auto":
             return None
         statement = "real steps on the CPU with its byte meter; bytes are those of the tensors, seconds are this CPU's"
         return Place(device="cpu", evidence="predicted", stack=current_stack("cpu"), statement=statement)
-    name, memory_bytes = card.name, memory_of(card)
+    name, memory_bytes = gpu.name, memory_of(gpu)
     stack = current_stack("cuda")
     allocator: Allocator = "expandable" if takes_expandable_segments() else "default"
     without = "" if allocator == "expandable" else "; this platform has no expandable segments: the default allocator"
-    if request.gpu.is_card(name, memory_bytes):
+    if request.gpu.is_gpu(name, memory_bytes):
         statement = f"measured on {name}{without}"
         return Place(device="cuda", evidence="measured", stack=stack, statement=statement, allocator=allocator)
     if memory_bytes < request.budget_bytes:
@@ -131,16 +131,16 @@ def find_place(request: PlanRequest) -> Place | None:
     off = f" with {' and '.join(lacks)} off" if lacks else ""
     statement = (
         f"emulated on {name} under a cap of {format_gib(request.budget_bytes)} for the whole process{off};"
-        f" the speed is that card's, not {request.gpu.name}'s{without}"
+        f" the speed is that GPU's, not {request.gpu.name}'s{without}"
     )
-    host = gpu_at_hand(name, memory_bytes) or unlisted_card(card, memory_bytes)
+    host = gpu_at_hand(name, memory_bytes) or unlisted_gpu(gpu, memory_bytes)
     return Place(device="cuda", evidence="emulated", stack=stack, host=host, statement=statement, allocator=allocator)
 
 
 def check_packages(contract: Contract, place: Place | None) -> None:
     """Before anything is probed: whether what the contract allows can be run here. Raises ``UsageError``."""
-    on_card = place is not None and place.device == "cuda"
-    wanted = (contract.allow_nf4 and on_card) or (contract.allow_adamw8bit and place is not None)
+    on_gpu = place is not None and place.device == "cuda"
+    wanted = (contract.allow_nf4 and on_gpu) or (contract.allow_adamw8bit and place is not None)
     if wanted and find_spec("bitsandbytes") is None:
         raise UsageError(
             "four-bit weights and the eight-bit optimizer need bitsandbytes, which is not installed",
@@ -157,7 +157,7 @@ class Found:
     choice: Choice
     estimator: Estimator | Transferred
     weighed: Weighed | None
-    prices: tuple[PriceRow, ...]
+    costs: tuple[CostRow, ...]
     cost: str = ""
     """Of computing the same bits each time, in words."""
 
@@ -165,27 +165,27 @@ class Found:
 def make_plan(request: PlanRequest) -> Plan:
     """Plan as requested. Raises ``NothingFits`` or another ``BudgetftError``; every finished probe stays in the ledger."""
     started = time.monotonic()
-    if request.cards > request.contract.effective_batch:
+    if request.gpus > request.contract.effective_batch:
         raise UsageError(
-            f"--cards {request.cards}: a step has {request.contract.effective_batch} examples to share",
-            hint="raise --effective-batch, or plan for fewer cards",
+            f"--gpus {request.gpus}: a step has {request.contract.effective_batch} examples to share",
+            hint="raise --effective-batch, or plan for fewer GPUs",
         )
     place = find_place(request)
     check_packages(request.contract, place)
     checkpoint = base_here(request.model.weights or request.model.hub_id)
     precision = precision_of(request, place, checkpoint)
     if precision is not None:
-        request = replace(request, fp32_blocks=precision.islands)
-    either = request.cards > 1 and request.shared is None
+        request = replace(request, fp32_blocks=precision.fp32_blocks)
+    either = request.gpus > 1 and request.shared is None
     found = _whole_or_shared(request, place) if either else _search(request, place)
     plan = _plan(found, place, started, checkpoint, precision)
     if request.cache is not None and found.weighed is not None and plan.knobs.vision == "cached":
         features = chosen_features(request.cache, found.job, request.data, found.weighed, plan.knobs.base_precision)
         plan = plan.replace(features=features)
     at_hand = checkpoint is not None
-    pricing = _pricing(replace(request, ranges={}), found.job, found.choice, None)
+    steps_up = _steps_up(replace(request, ranges={}), found.job, found.choice, None)
     data = None if request.lessons is not None else request.data  # a ported plan is of data that need not be here
-    return with_answers(plan, pricing, data=data, at_hand=at_hand)
+    return with_answers(plan, steps_up, data=data, at_hand=at_hand)
 
 
 def precision_of(request: PlanRequest, place: Place | None, checkpoint: Checkpoint | None) -> Precision | None:
@@ -212,7 +212,7 @@ def precision_of(request: PlanRequest, place: Place | None, checkpoint: Checkpoi
 
 
 def _whole_or_shared(request: PlanRequest, place: Place | None) -> Found:
-    """For several cards: the whole base on each where it fits, unless sharing its layers out is clearly faster."""
+    """For several GPUs: the whole base on each where it fits, unless sharing its layers out is clearly faster."""
     found: list[Found] = []
     for shared in (False, True):
         try:
@@ -252,11 +252,11 @@ def _search(request: PlanRequest, place: Place | None) -> Found:
             planner.ledger = None if request.ledger is None else Ledger(request.ledger)
             choice = planner.plan()
             cost = _cost_of_determinism(request, job, choice, planner)
-            prices = _pricing(request, job, choice, planner).rows()
+            costs = _steps_up(request, job, choice, planner).rows()
     else:
         choice, cost = planner.plan(), ""
-        prices = _pricing(request, job, choice, planner).rows()
-    return Found(request=request, job=job, choice=choice, estimator=estimator, weighed=weighed, prices=prices, cost=cost)
+        costs = _steps_up(request, job, choice, planner).rows()
+    return Found(request=request, job=job, choice=choice, estimator=estimator, weighed=weighed, costs=costs, cost=cost)
 
 
 def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner: Planner) -> str:
@@ -275,8 +275,8 @@ def _cost_of_determinism(request: PlanRequest, job: Job, choice: Choice, planner
     return text
 
 
-def _pricing(request: PlanRequest, job: Job, choice: Choice, planner: Planner | None) -> Pricing:
-    return Pricing(
+def _steps_up(request: PlanRequest, job: Job, choice: Choice, planner: Planner | None) -> StepsUp:
+    return StepsUp(
         job=job,
         choice=choice,
         ranges=request.ranges,
@@ -299,7 +299,7 @@ def measure_first(request: PlanRequest, job: Job, place: Place | None) -> None:
         try:
             machine = measure_machine(place.stack, job.host or job.gpu)
         except BudgetftError as error:
-            request.on_event(Event(stage="trace", text=f"{error.message}: going on with what is known of such cards"))
+            request.on_event(Event(stage="trace", text=f"{error.message}: going on with what is known of such GPUs"))
             return
     for warning in machine.warnings():
         request.on_event(Event(stage="trace", text=f"{warning}: is the GPU shared, or throttling? speeds are less sure"))
@@ -310,8 +310,8 @@ def make_estimator(request: PlanRequest, job: Job, place: Place | None) -> Estim
     estimator = Estimator(job, on_trace=lambda text: request.on_event(Event(stage="trace", text=text)))
     if request.lessons is None:
         return estimator
-    card = None if place is None or place.stack is None else place.stack.card
-    return Transferred(estimator, request.lessons, card=card)
+    gpu = None if place is None or place.stack is None else place.stack.gpu
+    return Transferred(estimator, request.lessons, gpu=gpu)
 
 
 def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> Job:
@@ -319,7 +319,7 @@ def make_job(request: PlanRequest, contract: Contract, place: Place | None) -> J
     return Job(
         gpu=request.gpu,
         budget_bytes=request.budget_bytes,
-        cards=request.cards,
+        gpus=request.gpus,
         shared=bool(request.shared),
         model=request.model,
         contract=contract,
@@ -349,7 +349,7 @@ def _plan(
             budget_bytes=job.budget_bytes,
             display_bytes=request.display_bytes,
             profile=job.gpu,
-            cards=job.cards,
+            gpus=job.gpus,
             shared=job.shared,
         ),
         model=refer(job.model, None if checkpoint is None else checkpoint.base),
@@ -370,7 +370,7 @@ def _plan(
         baseline=choice.baseline,
         over_baseline=_over_baseline(found),
         stages=stage_peaks(job, winner.knobs, winner.estimate),
-        price_list=found.prices,
+        price_list=found.costs,
         runners_up=choice.runners_up,
         workload=job.workload,
         padding=padding_of(job, winner.knobs.micro_batch),
@@ -391,7 +391,7 @@ def _over_baseline(found: Found) -> tuple[float, float] | None:
 
 
 def environment(place: Place | None) -> dict[str, str]:
-    """The software that the plan was made with, and the card that took part."""
+    """The software that the plan was made with, and the GPU that took part."""
     found = {"budgetft": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in ("torch", "transformers", "peft", "accelerate", "optuna"):
         try:
@@ -399,5 +399,5 @@ def environment(place: Place | None) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     if place is not None and place.stack is not None:
-        found |= {"card": place.stack.card, "driver": place.stack.driver or "none"}
+        found |= {"gpu": place.stack.gpu, "driver": place.stack.driver or "none"}
     return found

@@ -1,11 +1,11 @@
 """An Optuna sampler that spends probes where the prediction may be wrong.
 
-The grid is enumerated; the law gives every setting a peak and a speed. Of peaks a Gaussian process learns the log residuals. Of
-speed every probe, the baseline's too, teaches the parameters of the time model (:mod:`budgetft.predict.learn`): all settings
-then have one joint normal law. The next probe is the one after which the best setting is expected to be faster by most: the
-knowledge gradient for correlated beliefs (Frazier, Powell, Dayanik 2009), times the probability of fitting, which is never
-under 0.9. That may be a setting that was probed before: with a noisy host two good ones are timed in turn.
-What other workers are probing is not proposed, and counts as if its speed were found as it is expected: the "kriging
+The grid is enumerated; the memory model gives every setting a peak and a speed. Of peaks a Gaussian process learns the log
+residuals. Of speed every probe, the baseline's too, teaches the parameters of the time model (:mod:`budgetft.predict.learn`):
+all settings then have one joint normal distribution. The next probe is the one after which the best setting is expected to be
+faster by most: the knowledge gradient for correlated beliefs (Frazier, Powell, Dayanik 2009), times the probability of
+fitting, which is never under 0.9. That may be a setting that was probed before: with a noisy host two good ones are timed in
+turn. What other workers are probing is not proposed, and counts as if its speed were found as it is expected: the "kriging
 believer" of Ginsbourger, Le Riche and Carraro (2010). Of peaks nothing is believed: that would make a setting look safer.
 """
 
@@ -46,7 +46,7 @@ PEAK_PRIOR = Prior(offset=0.06, smooth=0.02, noise=PEAK_SCATTER)
 UNKNOWN_LEFT_OVER = 0.12
 """Of speeds whose parameters are not known: how their log residuals vary between settings."""
 NODES, WEIGHTS = (np.array(each) for each in np.polynomial.hermite_e.hermegauss(9))
-"""Of a standard normal law."""
+"""Of a standard normal distribution."""
 SEARCHED = (
     *("micro_batch", "checkpointed_layers", "loss", "vision", "attention", "lora", "pointwise"),
     *("allocator", "batching", "base_precision", "optimizer", "offload"),
@@ -164,7 +164,9 @@ class ResidualSampler(BaseSampler):
         return [self.grid[index] for index in sorted(steady, key=lambda index: learned.mean_G[index])]
 
     def learned(self, trials: Sequence[FrozenTrial]) -> Learned:
-        """What ``trials`` taught about speed: the law of the negative logarithm of every setting's samples per second."""
+        """What ``trials`` taught about speed: the memory model of the negative logarithm of every setting's samples per
+        second.
+        """
         return self._learner.learn(self._learn(trials).readings)
 
     def _believing(self, seen: _Seen) -> Learned:

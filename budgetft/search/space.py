@@ -16,7 +16,7 @@ from budgetft.knobs import (
 )
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
-from budgetft.predict.law import LARGEST_MICRO_BATCH, SHALLOW
+from budgetft.predict.memory_model import LARGEST_MICRO_BATCH, SHALLOW
 from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
@@ -34,25 +34,25 @@ WORTH_SORTING = 0.01
 
 
 def base_precision(job: Job) -> Precision:
-    """The 16-bit type that the card runs natively; fp32 where the probes run on the CPU."""
+    """The 16-bit type that the GPU runs natively; fp32 where the probes run on the CPU."""
     if job.device == "cpu" and job.evidence == "predicted" and job.model.layers < CHECKPOINT_STEPS:
         return "fp32"
     return job.gpu.base_precision
 
 
 def divisors(number: int) -> list[int]:
-    """The micro-batches that divide an effective batch and that a law covers, smallest first."""
+    """The micro-batches that divide an effective batch and that a memory model covers, smallest first."""
     return [candidate for candidate in range(1, min(number, LARGEST_MICRO_BATCH) + 1) if number % candidate == 0]
 
 
 def micro_batches(job: Job) -> list[int]:
-    """Those that divide the effective batch and leave each of the job's cards one of a step, smallest first."""
+    """Those that divide the effective batch and leave each of the job's GPUs one of a step, smallest first."""
     effective = job.contract.effective_batch
-    return [size for size in divisors(effective) if effective // size >= job.cards]
+    return [size for size in divisors(effective) if effective // size >= job.gpus]
 
 
 def checkpoint_choices(layers: int) -> list[int]:
-    """All layers, none, and evenly between; the shortest laws need at least two of each kind."""
+    """All layers, none, and evenly between; the shortest memory models need at least two of each kind."""
     steps = {round(layers * step / CHECKPOINT_STEPS) for step in range(CHECKPOINT_STEPS + 1)}
     if layers < SHALLOW:
         return [0, layers]
@@ -96,7 +96,7 @@ def offloads(job: Job, checkpointed_layers: int) -> list[Offload]:
 def part_sizes(job: Job) -> tuple[int, int]:
     """(loss_chunk, vision_group) for the budget: halved while the chunk's logits would take more than ``CHUNK_SHARE`` of it.
 
-    Larger ones than the defaults only take memory: no estimate of a card is faster with them (reports/bench).
+    Larger ones than the defaults only take memory: no estimate of a GPU is faster with them (reports/bench).
     """
     cut, logit_bytes = 1, LOGIT_BYTES * int(job.model.text["vocab_size"])
     while cut < SMALLEST_PART and LOSS_CHUNK // cut * logit_bytes > CHUNK_SHARE * job.budget_bytes:
@@ -105,7 +105,7 @@ def part_sizes(job: Job) -> tuple[int, int]:
 
 
 def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "expandable") -> list[Knobs]:
-    """Every setting worth trying under the job's contract on its card; none of them changes what is learned.
+    """Every setting worth trying under the job's contract on its GPU; none of them changes what is learned.
 
     ``vision`` is frozen or cached; which of the two is weighed before the search, as it is a matter of the whole run. So is
     ``allocator``: expandable segments are as fast, and over examples of varied sizes they keep to the peak of the worst batch,

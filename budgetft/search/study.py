@@ -93,7 +93,7 @@ def tell(study: Study, trial: Trial, outcome: Outcome, estimate: Estimate) -> No
 
 
 def tell_refused(study: Study, trial: Trial) -> None:
-    """Report a setting that no card had to be asked about as one that breaks the constraint: a sampler learns to avoid it."""
+    """Report a setting that no GPU had to be asked about as one that breaks the constraint: a sampler learns to avoid it."""
     trial.set_constraint(CONSTRAINT, 1.0)
     study.tell(trial, 0.0)
 

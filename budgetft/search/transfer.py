@@ -1,8 +1,8 @@
-"""What probes on one card say of another: residuals of the prediction that do not belong to the card.
+"""What probes on one GPU say of another: residuals of the prediction that do not belong to the GPU.
 
 A probe's reserved bytes against their prediction tell how far the trace and the allocator's replay are off: that carries
 over, less surely to another attention kernel. What the process holds outside the allocator and how fast it runs belong to
-the card, and carry over only when the probes run on that same card again; else the new card's calibration has them.
+the GPU, and carry over only when the probes run on that same GPU again; else the new GPU's calibration has them.
 """
 
 import math
@@ -23,7 +23,7 @@ from budgetft.predict.calibrate import Calibration
 from budgetft.predict.clock import Clock, Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.gaussian import Prior, posterior
-from budgetft.predict.law import Law
+from budgetft.predict.memory_model import MemoryModel
 from budgetft.search.sampler import features
 
 BYTES_PRIOR = Prior(offset=0.02, smooth=0.01, noise=0.003)
@@ -33,7 +33,7 @@ TIME_PRIOR = Prior(offset=1.0, smooth=0.12, noise=0.05)
 SURENESS = 2.0
 """Standard deviations that are left free."""
 CONTEXT_SHARE = 0.003
-"""Of a process peak: how far its context is off when it was measured on this card by other probes."""
+"""Of a process peak: how far its context is off when it was measured on this GPU by other probes."""
 CORRECTION = "correction learned from probes elsewhere"
 
 
@@ -42,8 +42,8 @@ class Lesson:
     """One probe beside its prediction."""
 
     knobs: Knobs
-    card: str | None
-    """The card that it ran on, as the driver names it; the processor for the CPU's byte meter."""
+    gpu: str | None
+    """The GPU that it ran on, as the driver names it; the processor for the CPU's byte meter."""
     log_bytes: float
     """Log of reserved bytes, measured over predicted."""
     log_seconds: float | None
@@ -66,7 +66,7 @@ def learn(pairs: Iterable[tuple[Job, Outcome]]) -> list[Lesson]:
         lessons.append(
             Lesson(
                 knobs=outcome.knobs,
-                card=None if outcome.stack is None else outcome.stack.card,
+                gpu=None if outcome.stack is None else outcome.stack.gpu,
                 log_bytes=math.log(reserved / said.reserved_peak_bytes),
                 log_seconds=math.log(speeds[0] / speeds[1]) if speeds[0] and speeds[1] else None,
                 context_bytes=process - reserved,
@@ -77,29 +77,29 @@ def learn(pairs: Iterable[tuple[Job, Outcome]]) -> list[Lesson]:
 
 def plan_evidence(plan: Plan, model: Model) -> list[tuple[Job, Outcome]]:
     """The plan's own probes, each with the job that it was of."""
-    emulated = [o.stack.card for o in plan.evidence.outcomes if o.evidence == "emulated" and o.stack is not None]
-    hosts = {card: gpu_of_device(card) for card in set(emulated)}
+    emulated = [o.stack.gpu for o in plan.evidence.outcomes if o.evidence == "emulated" and o.stack is not None]
+    hosts = {gpu: gpu_of_device(gpu) for gpu in set(emulated)}
     pairs = []
     for outcome in plan.evidence.outcomes:
         device: Device = "cpu" if outcome.evidence == "predicted" else "cuda"
-        host = hosts[outcome.stack.card] if outcome.evidence == "emulated" and outcome.stack is not None else None
+        host = hosts[outcome.stack.gpu] if outcome.evidence == "emulated" and outcome.stack is not None else None
         pairs.append((planned_job(plan, device=device, evidence=outcome.evidence, host=host, model=model), outcome))
     return pairs
 
 
 class Transferred:
-    """An estimator of one job that has learned from probes of the same work on other cards or under other budgets."""
+    """An estimator of one job that has learned from probes of the same work on other GPUs or under other budgets."""
 
-    def __init__(self, estimator: Estimator, lessons: Sequence[Lesson], *, card: str | None) -> None:
-        """``card``: where this job's probes run, as the driver names it; None when there are none."""
+    def __init__(self, estimator: Estimator, lessons: Sequence[Lesson], *, gpu: str | None) -> None:
+        """``gpu``: where this job's probes run, as the driver names it; None when there are none."""
         self.job = estimator.job
         self._estimator = estimator
         self._lessons = list(lessons)
-        self._here = [lesson for lesson in self._lessons if card is not None and lesson.card == card]
+        self._here = [lesson for lesson in self._lessons if gpu is not None and lesson.gpu == gpu]
 
-    def law(self, knobs: Knobs) -> Law:
-        """The law of everything but micro-batch and checkpointed layers."""
-        return self._estimator.law(knobs)
+    def memory_model(self, knobs: Knobs) -> MemoryModel:
+        """The memory model of everything but micro-batch and checkpointed layers."""
+        return self._estimator.memory_model(knobs)
 
     @property
     def speeds(self) -> Speeds:
@@ -118,7 +118,7 @@ class Transferred:
 
     @property
     def calibration(self) -> Calibration:
-        """The card's, with the uncertainty that is left."""
+        """The GPU's, with the uncertainty that is left."""
         known = self._estimator.calibration
         return known.replace(context_bytes=self._context_bytes, uncertainty_share=self.uncertainty_share)
 
@@ -127,14 +127,16 @@ class Transferred:
         """Half-width of the interval around a process peak, as a share of it: the median over the settings that were probed."""
         attention = "flash" if self.job.gpu.flash_attention else "efficient"
         asked = [lesson.knobs.replace(attention=attention) for lesson in self._lessons]
-        return round(median(self._share(self._bytes(knobs)[1]) for knobs in asked), 4) if asked else self._card_share
+        return round(median(self._share(self._bytes(knobs)[1]) for knobs in asked), 4) if asked else self._gpu_share
 
     def uncertainty_of(self, knobs: Knobs) -> float:
         """Half-width of the interval around the process peak of ``knobs``, as a share of it."""
         return self._share(self._bytes(knobs)[1])
 
     def estimate(self, knobs: Knobs) -> Estimate:
-        """The estimate of the law and the calibration, corrected; ``fits`` leaves the uncertainty at this setting free."""
+        """The estimate of the memory model and the calibration, corrected; ``fits`` leaves the uncertainty at this setting
+        free.
+        """
         said = self._estimator.estimate(knobs)
         shift, spread = self._bytes(knobs)
         extra = round(said.reserved_peak_bytes * math.expm1(shift))
@@ -161,11 +163,11 @@ class Transferred:
         )
 
     @property
-    def _card_share(self) -> float:
+    def _gpu_share(self) -> float:
         return CONTEXT_SHARE if self._here else self._estimator.calibration.uncertainty_share
 
     def _share(self, spread: float) -> float:
-        return math.hypot(self._card_share, SURENESS * spread)
+        return math.hypot(self._gpu_share, SURENESS * spread)
 
     @cached_property
     def _context_bytes(self) -> int:
@@ -182,7 +184,7 @@ class Transferred:
         return float(shift[0]), float(spread[0])
 
     def _seconds(self, knobs: Knobs) -> float:
-        """Mean of the log residual of seconds: between settings, and of all of them only on the same card."""
+        """Mean of the log residual of seconds: between settings, and of all of them only on the same GPU."""
         timed = [lesson for lesson in self._lessons if lesson.log_seconds is not None]
         if not timed:
             return 0.0
@@ -208,4 +210,4 @@ def describe_lessons(lessons: Sequence[Lesson]) -> str:
         return "no probe carries over"
     off = [abs(math.expm1(lesson.log_bytes)) for lesson in lessons]
     word = "probe" if len(lessons) == 1 else "probes"
-    return f"{len(lessons)} {word} carry over, their allocator bytes {mean(off):.1%} from the law on average"
+    return f"{len(lessons)} {word} carry over, their allocator bytes {mean(off):.1%} from the memory model on average"

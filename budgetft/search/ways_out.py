@@ -107,11 +107,11 @@ def exact_offers(job: Job) -> Iterator[Offer]:
     """Nothing that is learned changes."""
     if job.workload.worst[0].images:
         yield Offer(change="--cache auto, pre-computed vision features", job=job, vision="cached")
-    cards = 2 * job.cards
-    while cards <= min(MOST_GPUS, job.contract.effective_batch):
-        change = f"share the frozen layers out between {cards} such GPUs, --gpus {cards}"
-        yield Offer(change=change, job=job.replace(cards=cards, shared=True, device="cuda"))
-        cards *= 2
+    gpus = 2 * job.gpus
+    while gpus <= min(MOST_GPUS, job.contract.effective_batch):
+        change = f"share the frozen layers out between {gpus} such GPUs, --gpus {gpus}"
+        yield Offer(change=change, job=job.replace(gpus=gpus, shared=True, device="cuda"))
+        gpus *= 2
 
 
 def lossy_offers(job: Job) -> Iterator[Offer]:

@@ -1,7 +1,7 @@
 """What fits where: every model by LoRA and by QLoRA, on one GPU or on many, at a few picture sizes and the largest of all.
 
 Most of an estimate depends on which attention kernels a GPU has and not on the GPU, so that is computed once for all of them:
-laws, replays of the allocator, what a step does. A GPU then costs little more than choosing.
+memory models, replays of the allocator, what a step does. A GPU then costs little more than choosing.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Attention kernels as transformers calls them, chosen by name instead of by accident.
 
 Two things differ from stock. Grouped KV heads are repeated explicitly: with ``enable_gqa`` torch before 2.14 falls to the
-math kernel, N x N scores in memory, on every card without flash. And vision windows of equal length go into one call.
+math kernel, N x N scores in memory, on every GPU without flash. And vision windows of equal length go into one call.
 
 Shapes: B batch, H heads, G key/value heads, S sequence, D head size, I images of a group, N patches of one image.
 """
@@ -26,7 +26,7 @@ KERNELS = {
 
 
 FUSED_KERNEL: ContextVar[Attention | None] = ContextVar("FUSED_KERNEL", default=None)
-"""Set while tracing for a card: the fused kernel it has. Fake tensors then go through that card's operators, not the CPU's."""
+"""Set while tracing for a GPU: the fused kernel it has. Fake tensors then go through that GPU's operators, not the CPU's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def _attend(
     mask: torch.Tensor | None = None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """(B, H, S, D) by the named kernel; in a trace for a card, by that card's operator."""
+    """(B, H, S, D) by the named kernel; in a trace for a GPU, by that GPU's operator."""
     traced = FUSED_KERNEL.get()
     fused = traced if name == "stock" else name
     if traced is not None and mask is None and fused == "efficient":

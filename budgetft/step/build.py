@@ -85,7 +85,7 @@ def _on_the_host(
     tower: bool,
     every: Callable[[bool], bool] | None,
 ) -> Any:
-    """The model whole and in 16 bits: on the host when it is read from files, or when the card cannot hold it.
+    """The model whole and in 16 bits: on the host when it is read from files, or when the GPU cannot hold it.
 
     ``every``: whether something is so in all processes that must come to the same weights.
     """

@@ -25,8 +25,8 @@ from budgetft.data.features import (
     check_free_space,
     create_cache,
     feature_bytes,
-    read_islands,
-    write_islands,
+    read_fp32_blocks,
+    write_fp32_blocks,
 )
 from budgetft.data.tokens import pixel_bounds
 from budgetft.data.visuals import Block, block_patches
@@ -37,8 +37,8 @@ from budgetft.precision import LIMIT
 from budgetft.step import pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, model_config
+from budgetft.step.fp32_blocks import is_fp32_block, make_fp32_block, watching
 from budgetft.step.inputs import moved_groups
-from budgetft.step.islands import is_island, make_island, watching
 from budgetft.step.tower import joined_features, load_tower, tower_fingerprint
 
 _TOWER_FACTS = (
@@ -79,11 +79,11 @@ def feature_key(model: Model, contract: Contract, precision: Precision, weights:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first card where there is one. Raises ``UsageError`` for cuda without a card."""
+    """``auto`` is the first GPU where there is one. Raises ``UsageError`` for cuda without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA card is available", hint="leave --device out, or --device cpu")
-    on_card = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", 0) if on_card else torch.device("cpu")
+        raise UsageError("no CUDA GPU is available", hint="leave --device out, or --device cpu")
+    on_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
@@ -129,8 +129,8 @@ def cache_features(
     check_free_space(folder, needed)
     if missing:
         tower = Tower(
-            model, contract, precision=precision, weights=weights, device=device, islands=read_islands(folder),
-            on_island=lambda names: (write_islands(folder, names), on_note(_told(names))),
+            model, contract, precision=precision, weights=weights, device=device, fp32_blocks=read_fp32_blocks(folder),
+            on_fp32_block=lambda names: (write_fp32_blocks(folder, names), on_note(_told(names))),
         )  # fmt: skip
         processor = load_processor(model if weights is None else model.replace(weights=weights))
         with FeatureWriter(folder) as writer, ThreadPoolExecutor(_WORKERS) as pool:
@@ -152,10 +152,10 @@ class Tower:
         precision: Precision,
         weights: str | None,
         device: torch.device,
-        islands: Sequence[str] = (),
-        on_island: Callable[[tuple[str, ...]], object] = lambda names: None,
+        fp32_blocks: Sequence[str] = (),
+        on_fp32_block: Callable[[tuple[str, ...]], object] = lambda names: None,
     ) -> None:
-        """``islands``: blocks that are known to overflow; ``on_island`` is told all of them when another is found."""
+        """``fp32_blocks``: blocks that are known to overflow; ``on_fp32_block`` is told all of them when another is found."""
         self.device = device
         self.dtype = DTYPES[precision]
         config = model_config(model)
@@ -166,15 +166,15 @@ class Tower:
         self.visual.config._attn_implementation = implementation(_attention(device))
         vision.freeze(self.visual, lambda phase: None)
         pointwise.make_fused(self.visual)
-        self._on_island = on_island
+        self._on_fp32_block = on_fp32_block
         self._looked_at: set[bytes] = set()
-        for name in islands:
-            make_island(self.visual.get_submodule(name))
+        for name in fp32_blocks:
+            make_fp32_block(self.visual.get_submodule(name))
 
     @property
-    def islands(self) -> tuple[str, ...]:
+    def fp32_blocks(self) -> tuple[str, ...]:
         """The blocks that compute in fp32 because they overflow fp16."""
-        return tuple(name for name, module in self.visual.named_modules() if is_island(module))
+        return tuple(name for name, module in self.visual.named_modules() if is_fp32_block(module))
 
     def features(self, patches_PC: torch.Tensor, grid: np.ndarray) -> list[torch.Tensor]:
         """(V, F) of each image on the host, from the patches of all and their grids (images, 3).
@@ -196,8 +196,8 @@ class Tower:
         return list(joined_VF.split((grid.prod(axis=1) // merge).tolist()))
 
     def _joined(self, patches_PC: torch.Tensor, grid: np.ndarray, *, look: bool) -> torch.Tensor:
-        """(V, F) of all images; ``look``: blocks that overflow become islands on the way."""
-        before = self.islands
+        """(V, F) of all images; ``look``: blocks that overflow become fp32 blocks on the way."""
+        before = self.fp32_blocks
         groups = moved_groups(vision.group_images(grid, self.visual.config), lambda tensor: tensor.to(self.device))
         watched = watching(self.visual, repair=True) if look else nullcontext()
         try:
@@ -206,8 +206,8 @@ class Tower:
             joined_VF = joined_features(output).to(self.dtype).cpu()
         except torch.OutOfMemoryError as error:
             raise _too_large(error) from None
-        if self.islands != before:
-            self._on_island(self.islands)
+        if self.fp32_blocks != before:
+            self._on_fp32_block(self.fp32_blocks)
         return joined_VF
 
 
@@ -224,8 +224,8 @@ def _attention(device: torch.device) -> Attention:
 
 def _too_large(error: Exception) -> BudgetftError:
     return BudgetftError(
-        f"the vision tower does not fit the card: {str(error).split('. ')[0]}",
-        hint="free the card, lower --max-pixels, or compute on the CPU: --device cpu",
+        f"the vision tower does not fit the GPU: {str(error).split('. ')[0]}",
+        hint="free the GPU, lower --max-pixels, or compute on the CPU: --device cpu",
     )
 
 

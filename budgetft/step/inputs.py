@@ -59,7 +59,7 @@ class Inputs:
         return found
 
     def to(self, device: torch.device) -> "Inputs":
-        """A copy on ``device``, on the CPU too: it must die with its step there as on a card."""
+        """A copy on ``device``, on the CPU too: it must die with its step there as on a GPU."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True, copy=True))
 
 

@@ -83,7 +83,7 @@ def summed_loss(
 
 
 def _log_softmax(logits_CV: torch.Tensor) -> torch.Tensor:
-    """In fp32. CUDA reads fp16 directly; the CPU first makes an fp32 copy, which a trace for a card must not."""
+    """In fp32. CUDA reads fp16 directly; the CPU first makes an fp32 copy, which a trace for a GPU must not."""
     if logits_CV.dtype == torch.float16 and (logits_CV.is_cuda or FUSED_KERNEL.get() is not None):
         return torch.ops.aten._log_softmax(logits_CV, -1, True)
     return torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)

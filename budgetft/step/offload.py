@@ -1,6 +1,6 @@
-"""Inputs of checkpointed layers on the host: they leave the card after forward and come back, one at a time, in backward.
+"""Inputs of checkpointed layers on the host: they leave the GPU after forward and come back, one at a time, in backward.
 
-What is kept on the card of a checkpointed layer is its input, 2 bytes a token and hidden unit. The copy out runs beside the
+What is kept on the GPU of a checkpointed layer is its input, 2 bytes a token and hidden unit. The copy out runs beside the
 layer's own work, on a stream of its own; the copy back is waited for. An input is let go when the next one leaves, and the
 work waits for its copy then: left to the allocator (``record_stream``), inputs would pile up as far as the host runs ahead.
 """
@@ -19,7 +19,7 @@ FROM_HOST = "budgetft::from_host"
 
 @torch.library.custom_op(TO_HOST, mutates_args=())
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of ``tensor`` that the device does not hold; pinned when it comes from a card."""
+    """A copy of ``tensor`` that the device does not hold; pinned when it comes from a GPU."""
     if not tensor.is_cuda:
         return tensor.clone(memory_format=torch.contiguous_format)
     stream = _copies(tensor.device)

@@ -18,8 +18,8 @@ from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import Model
 from budgetft.precision import LIMIT, Block, Precision, Stream
 from budgetft.step.build import model_config
+from budgetft.step.fp32_blocks import watching
 from budgetft.step.inputs import prepare
-from budgetft.step.islands import watching
 
 CPU = torch.device("cpu")
 _PREFIXES = ("model", "language_model")

@@ -1,7 +1,7 @@
 """Norms and gated activations as one kernel each instead of six, exact up to the rounding that the steps between had.
 
 transformers computes an RMSNorm in fp32 by five kernels and a SwiGLU by two, and autograd keeps what lies between; on a fast
-card these passes over memory take longer than the matrix products. Here both are single operations that keep only their
+GPU these passes over memory take longer than the matrix products. Here both are single operations that keep only their
 inputs. No Triton: torch's own norm kernel, and a pointwise kernel that the CUDA driver's compiler makes on first use.
 
 Shapes: T tokens (all leading dimensions), D features.
@@ -133,7 +133,7 @@ def _fake_swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tens
 
 
 def _operation(name: str, real: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """``real`` as one operation to a meter and to fake tensors; on a card it is called directly, which launches sooner."""
+    """``real`` as one operation to a meter and to fake tensors; on a GPU it is called directly, which launches sooner."""
     operation: Any = torch.library.custom_op(f"budgetft::{name}", real, mutates_args=())
     operation.register_fake(fake)
 

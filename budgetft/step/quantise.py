@@ -1,6 +1,6 @@
 """Frozen weights in four bits, NF4 with an fp32 scale for every 64 (Dettmers et al., QLoRA, 2023), laid out as in bitsandbytes.
 
-A weight is 16-bit only while its linear runs: made in forward, gone after it, and made again in backward. On a card
+A weight is 16-bit only while its linear runs: made in forward, gone after it, and made again in backward. On a GPU
 bitsandbytes does the work; on the CPU a few lines do, which its own tests are held against.
 """
 
@@ -86,7 +86,7 @@ class Nf4Linear(torch.nn.Module):
         self.bias = original.bias
 
     def read(self) -> torch.Tensor:
-        """The weight (out, in) in its 16-bit type, or in fp32 inside an fp32 island."""
+        """The weight (out, in) in its 16-bit type, or in fp32 inside an fp32 block."""
         return dequantise_nf4(self.packed, self.scale, self.shape, self.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ class SharedLayers:
         number = len(self._parts)
         slot = self._slots[number % SLOTS]
         _move(layer, slot)
-        torch.cuda.empty_cache()  # of a whole layer that was on the card: its part would leave holes there
+        torch.cuda.empty_cache()  # of a whole layer that was on the GPU: its part would leave holes there
         part = whole // self.world
         self._parts.append(slot[self.rank * part : (self.rank + 1) * part].clone())
         self.layer_bytes.append(size)
@@ -177,7 +177,7 @@ class SharedLayers:
             self._fetch(self._order[self._position + 1])
 
     def _fetch(self, number: int) -> None:
-        """Begin to gather the layer unless its slot has it. On a card this waits for all that computes by now, and so for the
+        """Begin to gather the layer unless its slot has it. On a GPU this waits for all that computes by now, and so for the
         layer that had the slot."""
         place = number % SLOTS
         if self._inside[place] == number:

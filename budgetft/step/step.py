@@ -19,8 +19,8 @@ from budgetft.outcome import Phase
 from budgetft.step import lora, pointwise, vision
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
+from budgetft.step.fp32_blocks import set_fp32_blocks
 from budgetft.step.inputs import Inputs, prepare
-from budgetft.step.islands import set_islands
 from budgetft.step.loss import chunked_loss, summed_loss, supervised_loss, weighted_full_loss
 from budgetft.step.offload import checkpoint_on_host
 from budgetft.step.optimizer import make_optimizer, make_states
@@ -84,8 +84,8 @@ class Step:
         vision.unfreeze(base.model.visual)
         if knobs.vision == "frozen":
             vision.freeze(base.model.visual, self._enter)
-        islands = knobs.fp32_blocks, DTYPES[knobs.base_precision]
-        set_islands(base, *islands)
+        fp32_blocks = knobs.fp32_blocks, DTYPES[knobs.base_precision]
+        set_fp32_blocks(base, *fp32_blocks)
         lora.make_stock(self.peft_model)
         if knobs.lora == "lean":
             lora.make_lean(self.peft_model)
@@ -94,7 +94,7 @@ class Step:
             pointwise.make_fused(base.model.language_model)
             if knobs.vision == "frozen":
                 pointwise.make_fused(base.model.visual)
-        set_islands(base, *islands)  # their forward stands in front of what was put there since
+        set_fp32_blocks(base, *fp32_blocks)  # their forward stands in front of what was put there since
         self._checkpoint(knobs)
 
     def _checkpoint(self, knobs: Knobs) -> None:

@@ -42,9 +42,9 @@ class PlannedFeatures:
         return self.cache.read(self.digests[block])
 
     @property
-    def islands(self) -> tuple[str, ...]:
+    def fp32_blocks(self) -> tuple[str, ...]:
         """The tower's blocks that computed in fp32, named as in the whole model."""
-        return tuple(f"model.visual.{name}" for name in self.cache.islands)
+        return tuple(f"model.visual.{name}" for name in self.cache.fp32_blocks)
 
 
 def planned_features(
@@ -52,7 +52,7 @@ def planned_features(
 ) -> PlannedFeatures | None:
     """The features of the job's images, from ``folder`` or the plan's; None for a plan without cached vision.
 
-    What the cache lacks is computed first, in a process of its own: the tower never shares the card with the training. Of
+    What the cache lacks is computed first, in a process of its own: the tower never shares the GPU with the training. Of
     several processes one ``fills`` the cache, the others wait for it; should it fail, the launcher ends them.
     Raises ``UsageError`` for a cache of something else and for images that changed, ``BudgetftError`` when the disk has no
     room or the computing fails.

@@ -19,9 +19,10 @@ from budgetft.step.step import Step
 from budgetft.train.folder import NO_DATA
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, make_micro, prefetched
-from budgetft.train.memory import Held, Memory
+from budgetft.train.memory import Memory
 from budgetft.train.preflight import checked_shapes, heaviest_batches
 from budgetft.train.ranks import Ranks
+from budgetft.train.readings import Held
 from budgetft.train.record import Fallback
 from budgetft.train.recover import Refused, StillOutOfMemory, out_of_memory_in
 from budgetft.train.samples import Samples

@@ -1,7 +1,7 @@
 """Examples to inputs in background threads, in order, a little ahead of the loop.
 
 Threads, not processes: decoding and resizing release the interpreter lock, a killed run leaves no worker behind, and
-nothing is forked from a process that already holds a card.
+nothing is forked from a process that already holds a GPU.
 """
 
 import os
@@ -42,7 +42,7 @@ def ids_of(micros: Iterable[Micro]) -> list[str]:
 
 
 def make_micro(indices: Sequence[int], job: Job, processor: Any, step: Step, features_of: FeaturesOf | None = None) -> Micro:
-    """The micro-batch of the examples at ``indices``, pinned when it goes to a card; errors as in ``encode``."""
+    """The micro-batch of the examples at ``indices``, pinned when it goes to a GPU; errors as in ``encode``."""
     encoded = [
         encode(job.examples[index], processor, job.model, job.plan.contract, features_of=features_of) for index in indices
     ]

@@ -28,9 +28,9 @@ from budgetft.train.job import Job, settle
 from budgetft.train.loader import Micro, ids_of, make_micro, prefetched, step_micro_batches
 from budgetft.train.log import Log, Unwritten
 from budgetft.train.memory import Device, Memory, free_memory, open_memory
-from budgetft.train.neighbours import Neighbours
 from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import check_given, connect, load_step, start_trackers, tell_peak
+from budgetft.train.other_processes import OtherProcesses
 from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
 from budgetft.train.provenance import provenance_of
 from budgetft.train.ranks import Ranks, claimed_by_first, launched_ranks
@@ -89,7 +89,7 @@ def run_training(
     slower (a resumed run keeps it).
 
     A step that runs out of memory is done again in smaller micro-batches, from the same examples and random numbers;
-    ``on_refused`` gets the planned setting's Outcome the first time, unless others had the card's memory.
+    ``on_refused`` gets the planned setting's Outcome the first time, unless others had the GPU's memory.
 
     Raises ``UsageError`` for a request that does not fit the plan or the folder, and ``BudgetftError`` when the run
     ends early: out of memory with one example at a time, steps that are not finite, or a signal; its last finished step is
@@ -97,7 +97,7 @@ def run_training(
     """
     if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every must be at least 1, not {save_every}")
-    ranks = launched_ranks(plan.knobs.grad_accum, sharing_cards=plan.gpu.cards if plan.gpu.shared else 1)
+    ranks = launched_ranks(plan.knobs.grad_accum, sharing_gpus=plan.gpu.gpus if plan.gpu.shared else 1)
     if not ranks.first:
         on_progress, on_note, on_refused = (lambda told: None,) * 3
     with claimed_by_first(out, ranks, resume=resume) as folder:
@@ -145,7 +145,7 @@ def _run(
         None if one is None else planned_features(one, features, device=device, on_note=on_note, fills=ranks.first)
         for one in (job, held_out)
     )
-    # First: it must see the card before this process does.
+    # First: it must see the GPU before this process does.
     memory = open_memory(plan.gpu, device, plan.knobs.allocator, planned=plan.estimate, on_note=on_note)
     accelerator, connection_bytes = connect(memory, ranks, trackers, out)
     processor, step = load_step(job, memory, ranks, on_note)
@@ -212,7 +212,7 @@ class Training:
     """Of every example, in order."""
 
     def __post_init__(self) -> None:
-        self.neighbours = Neighbours(self.memory.neighbours, self.on_note)
+        self.other_processes = OtherProcesses(self.memory.other_processes, self.on_note)
         self.recovery = Recovery(
             step=self.step, memory=self.memory, run_micro=self._micro, make=self._make, on_fallback=self.fell_back,
             ranks=self.ranks, planned=self._planned, on_note=self.on_note,
@@ -239,7 +239,7 @@ class Training:
             self.on_note(f"going on after step {first} of {self.job.steps}")
         if resume:
             self.identity = self.selection.identity = self.identity.compared_since(first, self.folder.read_identity())
-        self.neighbours.look("before the first step")
+        self.other_processes.look("before the first step")
         self._preflight(heaviest)
         del heaviest
         self._preflight_heldout()
@@ -375,7 +375,7 @@ class Training:
             where = f"step {number}, one example at a time"
             raise out_of_memory_in(where, error, self.job.plan, self.memory, hint=hint) from None
         self.updated = number
-        self.neighbours.look(f"since step {number}")
+        self.other_processes.look(f"since step {number}")
         seconds = time.perf_counter() - began
         heldout_loss, problem = (None, None) if self.heldout is None else self.heldout.after(number)
         record = self._record(number, done, rate, seconds, data_seconds, ids_of(micros))
@@ -420,8 +420,8 @@ class Training:
         summary = summarize(
             log.records, self.job.plan, examples=len(self.job.examples), preflight_peak_bytes=self.preflight_peak_bytes,
             cap_bytes=self.memory.cap_bytes, ooms=held.ooms, alloc_retries=held.alloc_retries,
-            heldout_peak_bytes=self.heldout_peak_bytes, neighbours=self.neighbours.seen,
-            islands=(*self.precision.islands, *(self.features_of.islands if self.features_of else ())),
+            heldout_peak_bytes=self.heldout_peak_bytes, other_processes=self.other_processes.seen,
+            fp32_blocks=(*self.precision.fp32_blocks, *(self.features_of.fp32_blocks if self.features_of else ())),
             evidence=self.memory.evidence, note=self.memory.note, stack=self.memory.stack,
             processes_peak_bytes=tuple(map(int, self.ranks.each(self.own_peak_bytes, self.step.device))),
             predicted_peak_bytes=self.predicted_peak_bytes,

@@ -1,42 +1,27 @@
-"""The run's memory: capped at the plan's budget, and read after every step. One class for a card, one for the CPU."""
+"""The run's memory: capped at the plan's budget, and read after every step. One class for a GPU, one for the CPU."""
 
 import gc
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
 from budgetft.allocator import NAME, OLDER_NAME, own
-from budgetft.cards import takes_expandable_segments
 from budgetft.errors import UsageError
+from budgetft.host_gpus import takes_expandable_segments
 from budgetft.knobs import Allocator
 from budgetft.meter.live import LiveBytes
 from budgetft.outcome import Estimate, Evidence, Stack, processor
 from budgetft.plan import Target
-from budgetft.train.record import Neighbour
+from budgetft.train.readings import Held, OtherProcess
 
 Device = Literal["auto", "cpu", "cuda"]
 MOST_OF_THE_CAP = 0.99
 """A plan that takes so much leaves the allocator nothing to pile up in."""
 LEAST_OF_THE_CAP = 0.001
 """What torch is told of a plan that takes less: it refuses a threshold of 0, and CUDA then does not start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """Bytes; peaks are of the time since the last ``forget_peaks``. Reserved ones are None where nothing reserves."""
-
-    allocated_bytes: int
-    allocated_peak_bytes: int
-    reserved_bytes: int | None
-    reserved_peak_bytes: int | None
-    process_bytes: int
-    process_peak_bytes: int
-    alloc_retries: int
-    ooms: int
 
 
 class Memory(Protocol):
@@ -66,7 +51,7 @@ class Memory(Protocol):
         """Give back what the allocator caches, so that blocks of other sizes can be had; peaks stay."""
         ...
 
-    def neighbours(self) -> tuple[Neighbour, ...]:
+    def other_processes(self) -> tuple[OtherProcess, ...]:
         """Other processes on the device now."""
         ...
 
@@ -107,7 +92,7 @@ class CpuMemory:
     def release(self) -> None:
         pass  # nothing is cached
 
-    def neighbours(self) -> tuple[Neighbour, ...]:
+    def other_processes(self) -> tuple[OtherProcess, ...]:
         return ()
 
     def room_bytes(self) -> int:
@@ -131,7 +116,7 @@ class CpuMemory:
 
 
 class CudaMemory:
-    """A card with torch's allocator capped. Create before anything else touches CUDA."""
+    """A GPU with torch's allocator capped. Create before anything else touches CUDA."""
 
     def __init__(self, target: Target, lacking: str = "") -> None:
         from budgetft.meter.cuda import CudaMeter, restrict_to
@@ -139,14 +124,14 @@ class CudaMemory:
         self._budget_bytes = target.budget_bytes
         self._meter = CudaMeter(int(os.environ.get("LOCAL_RANK", 0)))
         self.device = self._meter.device
-        card = torch.cuda.get_device_name(self.device)
-        planned = target.profile.is_card(card, self._meter.total_bytes)
+        gpu = torch.cuda.get_device_name(self.device)
+        planned = target.profile.is_gpu(gpu, self._meter.total_bytes)
         if not planned:
             restrict_to(target.profile)
         self.evidence: Evidence = "measured" if planned else "emulated"
         limited = "" if planned else f", restricted to what {target.profile.title} can do"
-        self.note = f"ran on {card}{limited}{lacking}"
-        self.stack = Stack.here(card, self._meter.driver)
+        self.note = f"ran on {gpu}{limited}{lacking}"
+        self.stack = Stack.here(gpu, self._meter.driver)
         self.cap_bytes = 0
         self.set_cap()
 
@@ -165,8 +150,8 @@ class CudaMemory:
     def release(self) -> None:
         torch.cuda.empty_cache()
 
-    def neighbours(self) -> tuple[Neighbour, ...]:
-        return tuple(Neighbour(**vars(process)) for process in self._meter.other_processes())
+    def other_processes(self) -> tuple[OtherProcess, ...]:
+        return tuple(OtherProcess(**vars(process)) for process in self._meter.other_processes())
 
     def room_bytes(self) -> int:
         return min(self.cap_bytes, self._meter.free_bytes() + torch.cuda.memory_reserved(self.device))
@@ -196,18 +181,18 @@ def open_memory(
     planned: Estimate | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Memory:
-    """The memory of the device to train on, capped at the target's budget; ``auto`` takes a card where there is one.
+    """The memory of the device to train on, capped at the target's budget; ``auto`` takes a GPU where there is one.
 
     Without expandable segments the cached blocks of batches of varied sizes pile up to the cap: with ``planned``, torch gives
-    those that it has not used for longest back to the card where it would hold more than was planned.
+    those that it has not used for longest back to the GPU where it would hold more than was planned.
 
     The user's own settings of the allocator are kept where the plan decides nothing else. Raises ``UsageError`` for ``cuda``
-    without a card, and for settings that torch or a plan cannot do with.
+    without a GPU, and for settings that torch or a plan cannot do with.
     """
     available = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UsageError(
-            "--device cuda: torch finds no CUDA card here",
+            "--device cuda: torch finds no CUDA GPU here",
             hint="see budgetft doctor, or use --device cpu to try the machinery",
         )
     if not available:
@@ -221,7 +206,7 @@ def open_memory(
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more but itself, on a GPU to the card."""
+    """Give back what nothing refers to any more but itself, on a GPU to the GPU."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

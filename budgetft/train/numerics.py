@@ -8,7 +8,7 @@ import torch
 from budgetft.errors import BudgetftError
 from budgetft.knobs import computed_in
 from budgetft.precision import FP16_MAX, LIMIT, Block, Precision, unplanned_text
-from budgetft.step.islands import Finding, blocks_of, first_nonfinite, is_island, make_island, watching
+from budgetft.step.fp32_blocks import Finding, blocks_of, first_nonfinite, is_fp32_block, make_fp32_block, watching
 from budgetft.step.step import Step
 from budgetft.train.loader import Micro
 from budgetft.train.memory import Memory
@@ -22,14 +22,14 @@ SKIPPED_SHARE = 0.25
 
 
 def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note: Callable[[str], None]) -> Precision:
-    """Evaluate ``micros`` once in fp16 and turn the blocks that overflow into fp32 islands; returns what was found.
+    """Evaluate ``micros`` once in fp16 and turn the blocks that overflow into fp32 blocks; returns what was found.
 
     Other precisions hold what fp32 holds, and are left alone. Raises ``BudgetftError`` when the loss is not finite all
     the same, with the first module at fault, and ``torch.OutOfMemoryError``.
     """
     if computed_in(step.knobs.base_precision) != "fp16":
         return Precision()
-    planned = _islands(step)
+    planned = _fp32_blocks(step)
     findings: dict[str, Finding] = {}
     with step.even(len(micros), backward=False):
         for micro in micros:
@@ -41,42 +41,42 @@ def probe_precision(step: Step, memory: Memory, micros: Sequence[Micro], on_note
                 findings[one.block] = Finding(block=one.block, largest=largest, nonfinite=nonfinite)
             if not torch.isfinite(loss):
                 raise BudgetftError(
-                    f"the loss is not finite in fp16 even with {len(_islands(step))} blocks in fp32: first in"
+                    f"the loss is not finite in fp16 even with {len(_fp32_blocks(step))} blocks in fp32: first in"
                     f" {culprit(step, memory, [micro])} with examples {', '.join(micro.ids[:8])}",
-                    hint="plan for a card that runs bf16 natively",
+                    hint="plan for a GPU that runs bf16 natively",
                 )
-    islands = _islands(step)
+    fp32_blocks = _fp32_blocks(step)
     top = max(findings.values(), key=lambda one: one.largest)
     on_note(f"precision: the largest magnitude is {top.largest:.3g} of fp16's {FP16_MAX}, in {top.block}")
-    if islands:
-        known = ", as planned" if islands == planned else ""
-        found_text = f"{len(islands)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32"
-        on_note(f"precision: {found_text}{known}: {', '.join(islands)}")
-    if more := unplanned_text(planned, islands, _added_bytes(step, planned)):
+    if fp32_blocks:
+        known = ", as planned" if fp32_blocks == planned else ""
+        found_text = f"{len(fp32_blocks)} blocks exceed {LIMIT:g} on the heaviest examples and run in fp32"
+        on_note(f"precision: {found_text}{known}: {', '.join(fp32_blocks)}")
+    if more := unplanned_text(planned, fp32_blocks, _added_bytes(step, planned)):
         on_note(more)
     return Precision(
         blocks=tuple(
-            Block(name=name, largest=findings[name].largest, nonfinite=findings[name].nonfinite, fp32=name in islands)
+            Block(name=name, largest=findings[name].largest, nonfinite=findings[name].nonfinite, fp32=name in fp32_blocks)
             for name in blocks_of(step.base)
             if name in findings
         )
     )
 
 
-def restore_islands(step: Step, names: Sequence[str]) -> None:
-    """Make the blocks called ``names`` islands again, as in the run that found them."""
+def restore_fp32_blocks(step: Step, names: Sequence[str]) -> None:
+    """Make the blocks called ``names`` fp32 blocks again, as in the run that found them."""
     for name in names:
-        make_island(step.base.get_submodule(name))
+        make_fp32_block(step.base.get_submodule(name))
 
 
 def _added_bytes(step: Step, planned: Sequence[str]) -> int:
     """What the blocks in fp32 that are not ``planned`` take beside their weights in 16 bits."""
-    more = (step.base.get_submodule(name) for name in _islands(step) if name not in planned)
+    more = (step.base.get_submodule(name) for name in _fp32_blocks(step) if name not in planned)
     return sum(2 * p.numel() for block in more for p in block.parameters() if not p.requires_grad)
 
 
-def _islands(step: Step) -> tuple[str, ...]:
-    return tuple(name for name, module in step.base.named_modules() if is_island(module))
+def _fp32_blocks(step: Step) -> tuple[str, ...]:
+    return tuple(name for name, module in step.base.named_modules() if is_fp32_block(module))
 
 
 def culprit(step: Step, memory: Memory, micros: Sequence[Micro], passes: int = 0) -> str | None:
@@ -120,5 +120,5 @@ class FiniteWatch:
             return
         raise BudgetftError(
             f"{problem}; their updates were skipped",
-            hint="lower the learning rate, or plan for a card that runs bf16 natively",
+            hint="lower the learning rate, or plan for a GPU that runs bf16 natively",
         )

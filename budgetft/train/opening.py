@@ -28,7 +28,7 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
     when one has not the memory."""
     plan, device = job.plan, memory.device
     named = "random weights" if job.base is None else job.base.describe()
-    on_note(f"loading {job.model.name} ({named}) on {memory.stack.card}")
+    on_note(f"loading {job.model.name} ({named}) on {memory.stack.gpu}")
     processor = load_processor(job.model)
     shared = SharedLayers(rank=ranks.rank, world=ranks.world, device=device) if ranks.shared else None
     detail, peft_model = None, None
@@ -62,7 +62,7 @@ def load_step(job: Job, memory: Memory, ranks: Ranks, on_note: Callable[[str], N
         config: Any = peft_model.peft_config["default"]  # pyright: ignore[reportOptionalMemberAccess]
         config.base_model_name_or_path, config.revision = job.base.name, job.base.revision
     if shared is not None:
-        memory.forget_peaks()  # random weights may have been whole on the card
+        memory.forget_peaks()  # random weights may have been whole on the GPU
     return processor, Step(peft_model, plan.contract, plan.knobs, device=device, shared=shared)
 
 
@@ -94,11 +94,11 @@ def tell_peak(step: Step, plan: Plan, ranks: Ranks, connection_bytes: int, on_no
     planned to be where they are shared, and with the connection to the others as it is. None for a run in one."""
     if ranks.alone:
         return None
-    shared, planned, cards = step.shared, plan.estimate.process_peak_bytes, plan.gpu.cards
-    saved, held, whom = 0, "each holds the whole base", str(cards) if cards > 1 else "one"
+    shared, planned, gpus = step.shared, plan.estimate.process_peak_bytes, plan.gpu.gpus
+    saved, held, whom = 0, "each holds the whole base", str(gpus) if gpus > 1 else "one"
     if shared is not None:
         whole = sum(shared.layer_bytes)
-        saved = (held_bytes(shared.layer_bytes, cards) if plan.gpu.shared else whole) - shared.held_bytes
+        saved = (held_bytes(shared.layer_bytes, gpus) if plan.gpu.shared else whole) - shared.held_bytes
         held = f"each holds {format_gib(shared.held_bytes)} of {len(shared.layer_bytes)} layers of {format_gib(whole)}"
     peak = planned - saved - plan.estimate.term_bytes(CONNECTION) + connection_bytes
     on_note(

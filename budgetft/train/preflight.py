@@ -10,7 +10,8 @@ from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
 from budgetft.train.job import Job
 from budgetft.train.loader import Micro, step_micro_batches
-from budgetft.train.memory import Held, Memory
+from budgetft.train.memory import Memory
+from budgetft.train.readings import Held
 from budgetft.workload import Shape
 
 MICRO_STEPS = 2

@@ -1,16 +1,21 @@
-"""How an adapter came to be: kept beside it for machines, and as the card that people and the hub read."""
+"""How an adapter came to be: kept beside it for machines, and as the card that people and the Hugging Face Hub read."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import AliasChoices, Field
+
 from budgetft import __version__
 from budgetft.contract import Contract
+from budgetft.data.given import Given
 from budgetft.errors import UsageError
-from budgetft.knobs import Knobs, describe
+from budgetft.knobs import Knobs
+from budgetft.model import load_model, model_names
+from budgetft.outcome import Evidence, Stack
 from budgetft.plan import write_text_atomically
 from budgetft.train.folder import ADAPTER_WEIGHTS, Identity
+from budgetft.train.model_gpu import gpu_text
 from budgetft.train.record import Summary
-from budgetft.units import format_gib
 from budgetft.value import Value, read_json
 from budgetft.weights import BaseWeights, file_sha256
 
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from budgetft.train.job import Job
 
 PROVENANCE_FILE = "provenance.json"
-CARD_FILE = "README.md"
+GPU_FILE = "README.md"
 
 
 class Provenance(Value):
@@ -36,16 +41,28 @@ class Provenance(Value):
     """Optimizer steps that the adapter has seen."""
     contract: Contract
     knobs: Knobs
-    fp32_blocks: tuple[str, ...] = ()
+    fp32_blocks: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("fp32_blocks", "islands"))
     """Blocks that computed in fp32 because they overflow fp16."""
     first_loss: float | None = None
     last_loss: float | None = None
     heldout_loss: float | None = None
     process_peak_bytes: int
-    card: str
+    gpu: str = Field(validation_alias=AliasChoices("gpu", "card"))
     """The GPU or processor that it was trained on."""
     adapter_sha256: str = ""
     """Of the adapter's tensors."""
+    family: str | None = None
+    """This and what follows: None in adapters of before it was kept."""
+    base_license: str | None = None
+    """Of the base weights, where the bundled description knows it."""
+    data: str | None = None
+    """The name of the dataset's folder."""
+    gpus: int = 1
+    train_seconds: float | None = None
+    """Of the steps; loading and evaluation are not in it."""
+    evidence: Evidence | None = None
+    """Of the peak."""
+    stack: Stack | None = None
 
     @classmethod
     def read_from(cls, adapter: Path) -> "Provenance | None":
@@ -68,38 +85,7 @@ class Provenance(Value):
         """Keep it, and the card, beside the tensors in the folder ``adapter``."""
         own = self.replace(adapter_sha256=adapter_sha256(adapter))
         write_text_atomically(adapter / PROVENANCE_FILE, own.model_dump_json(indent=2) + "\n")
-        write_text_atomically(adapter / CARD_FILE, own.card_text())
-
-    def card_text(self) -> str:
-        """The adapter's card: a model card of the hub, with its front matter."""
-        base = self.base
-        front = ["library_name: peft", "pipeline_tag: image-text-to-text", "tags: [lora, budgetft]"]
-        if base is not None:
-            front.insert(0, f"base_model: {base.name}")
-        contract = self.contract
-        facts = {
-            "Base model": "random weights" if base is None else base.name,
-            "Revision": base and base.revision,
-            "Fingerprint of the base": base and base.fingerprint,
-            "Data": f"{self.examples} examples, fingerprint {self.data_fingerprint}",
-            "Plan": f"fingerprint {self.plan_fingerprint}",
-            "LoRA": f"rank {contract.rank}, alpha {contract.alpha}, dropout {contract.lora_dropout:g}, on "
-            + ", ".join(contract.targets)
-            + "".join(f"; {name} {value}".removesuffix(" True") for name, value in contract.unusual.items()),
-            "Steps": f"{self.steps} of {contract.effective_batch} examples, learning rate {contract.learning_rate:g}, seed"
-            f" {contract.seed}",
-            "Images": f"at most {contract.max_pixels} pixels",
-            "Precision": self.knobs.base_precision + (f", {len(self.fp32_blocks)} blocks in fp32" if self.fp32_blocks else ""),
-            "Loss": None
-            if self.first_loss is None or self.last_loss is None
-            else f"{self.first_loss:.4f} to {self.last_loss:.4f}",
-            "Held-out loss": None if self.heldout_loss is None else f"{self.heldout_loss:.4f}",
-            "Peak memory": f"{format_gib(self.process_peak_bytes)} on {self.card}",
-            "Trained with": f"budgetft {self.budgetft}: {describe(self.knobs)}",
-        }
-        rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
-        lines = ["---", *front, "---", "", f"# LoRA adapter for {self.model}", "", "| | |", "|---|---|", *rows, ""]
-        return "\n".join(lines)
+        write_text_atomically(adapter / GPU_FILE, gpu_text(own, Given.read_from(adapter)))
 
 
 def provenance_of(job: "Job", identity: Identity, summary: Summary) -> Provenance:
@@ -113,13 +99,28 @@ def provenance_of(job: "Job", identity: Identity, summary: Summary) -> Provenanc
         steps=summary.best_step or summary.steps,
         contract=job.plan.contract,
         knobs=job.plan.knobs,
-        fp32_blocks=summary.islands,
+        fp32_blocks=summary.fp32_blocks,
         first_loss=summary.first_loss,
         last_loss=summary.last_loss,
         heldout_loss=summary.heldout_loss if summary.best_step is None else summary.best_heldout_loss,
         process_peak_bytes=summary.process_peak_bytes,
-        card=summary.stack.card,
+        gpu=summary.stack.gpu,
+        family=job.model.family,
+        base_license=_license(job),
+        data=job.examples.folder.resolve().name,
+        gpus=max(1, len(summary.processes_peak_bytes)),
+        train_seconds=summary.train_seconds,
+        evidence=summary.evidence,
+        stack=summary.stack,
     )
+
+
+def _license(job: "Job") -> str | None:
+    """Of the base weights, by the bundled description of the model of the hub that they are; None where there is none."""
+    if job.base is None:
+        return None
+    known = (load_model(name) for name in model_names())
+    return next((model.license_of_weights for model in known if model.hub_id == job.base.name), None)
 
 
 def adapter_sha256(adapter: Path) -> str:

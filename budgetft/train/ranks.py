@@ -1,4 +1,4 @@
-"""One run in several processes, a card each: every one takes its share of a step's micro-batches, and gradients are summed.
+"""One run in several processes, a GPU each: every one takes its share of a step's micro-batches, and gradients are summed.
 
 Only the adapter's gradients travel, and the frozen layers where they are shared out. A step has the contract's effective
 batch however many processes share it, and the first process alone writes the run folder. ``accelerate launch`` starts the
@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from budgetft.cards import launch_command
 from budgetft.errors import UsageError
+from budgetft.host_gpus import launch_command
 from budgetft.step.shared import all_gather
 from budgetft.train.folder import RunFolder, claimed
 
@@ -101,14 +101,14 @@ class Ranks:
         return float(total)
 
 
-def launched_ranks(micro_batches: int, *, sharing_cards: int = 1) -> Ranks:
+def launched_ranks(micro_batches: int, *, sharing_gpus: int = 1) -> Ranks:
     """As the launcher says; raises ``UsageError`` when some would have none of a step's ``micro_batches``, when the model is to
-    be cut in a way that this step is not made for, or when each of ``sharing_cards`` was to have its part and has more."""
+    be cut in a way that this step is not made for, or when each of ``sharing_gpus`` was to have its part and has more."""
     for name, variable in SHARDINGS.items():
         if _is_set(variable):
             raise UsageError(
                 f"launched with {name}, which would do the step in its own way; a plan is of this one",
-                hint=f"launch without {name}; --use_fsdp shares the frozen layers out between the cards",
+                hint=f"launch without {name}; --use_fsdp shares the frozen layers out between the GPUs",
             )
     world = int(os.environ.get("WORLD_SIZE", 1))
     ranks = Ranks(rank=int(os.environ.get("RANK", 0)), world=world, shared=world > 1 and _is_set(SHARED))
@@ -117,12 +117,12 @@ def launched_ranks(micro_batches: int, *, sharing_cards: int = 1) -> Ranks:
             f"launched as {ranks.world} processes; a step of this plan has {micro_batches} micro-batches to share",
             hint="launch fewer processes, or plan again with a larger --effective-batch",
         )
-    if sharing_cards > 1 and (ranks.world < sharing_cards or not ranks.shared):
+    if sharing_gpus > 1 and (ranks.world < sharing_gpus or not ranks.shared):
         found = f"{ranks.world} process" + ("es" if ranks.world > 1 else "")
         found += ", each with the whole model" if ranks.world > 1 and not ranks.shared else ""
-        start = launch_command(sharing_cards, share=True)
+        start = launch_command(sharing_gpus, share=True)
         raise UsageError(
-            f"launched as {found}; this plan is for {sharing_cards} cards that share the frozen layers out",
+            f"launched as {found}; this plan is for {sharing_gpus} GPUs that share the frozen layers out",
             hint=f"{start} -m budgetft train ...; or budgetft launch, which writes a job script",
         )
     return ranks

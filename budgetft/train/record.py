@@ -5,24 +5,15 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from budgetft.outcome import Evidence, Phase, Stack
 from budgetft.plan import Plan
+from budgetft.train.readings import Held, OtherProcess
 from budgetft.value import Value
 
 if TYPE_CHECKING:
     from budgetft.step.step import Update
-    from budgetft.train.memory import Held
-
-
-class Neighbour(Value):
-    """Another process on the card."""
-
-    pid: int
-    name: str
-    memory_bytes: int | None
-    """None when the driver does not say."""
 
 
 class Fallback(Value):
@@ -45,9 +36,11 @@ class Fallback(Value):
     """What torch said."""
     cap_bytes: int
     crowded: bool
-    """The card could not have given what the cap allowed: others hold its memory, so the setting is not to blame."""
-    neighbours: tuple[Neighbour, ...] = ()
-    """Other processes on the card at that time."""
+    """The GPU could not have given what the cap allowed: others hold its memory, so the setting is not to blame."""
+    other_processes: tuple[OtherProcess, ...] = Field(
+        default=(), validation_alias=AliasChoices("other_processes", "neighbours")
+    )
+    """Other processes on the GPU at that time."""
 
 
 class Record(Value):
@@ -79,7 +72,7 @@ class Record(Value):
     """By the caching allocator; None on the CPU, which has none."""
     reserved_peak_bytes: int | None
     process_bytes: int
-    """Everything the process holds on the card; on the CPU, the live tensor bytes."""
+    """Everything the process holds on the GPU; on the CPU, the live tensor bytes."""
     process_peak_bytes: int
     peak_examples: tuple[str, ...] | None = None
     """The ids of the step's examples, when it reached a new peak of allocated bytes."""
@@ -87,7 +80,7 @@ class Record(Value):
     """The failed tries of this step, and of the evaluation after it; those of a process that ended in it included."""
     began_with: int | None = Field(default=None, exclude_if=lambda most: most is None)
     """Most examples in a micro-batch of the step's first try, where larger ones had failed in a step before because other
-    processes held the card's memory; None where it began as planned."""
+    processes held the GPU's memory; None where it began as planned."""
     nonfinite: str | None = None
     """Where the step first was not finite: a module in forward, or a parameter's gradient."""
     heldout_loss: float | None = None
@@ -97,6 +90,15 @@ class Record(Value):
         """What a tracker can draw."""
         steps = ("step", "steps")
         return {name: float(value) for name, value in self if isinstance(value, int | float) and name not in steps}
+
+
+class Sample(Value):
+    """One line of ``samples.jsonl``: what was generated for a held-out example after a step, and what it should be."""
+
+    step: int
+    id: str
+    text: str
+    reference: str
 
 
 class Unfinished(Value):
@@ -149,10 +151,12 @@ class Summary(Value):
     fallbacks: tuple[Fallback, ...] = ()
     """Every time memory ran out; each was made good, those that ended a run by the run that went on."""
     reduced_steps: int = Field(default=0, exclude_if=lambda steps: not steps)
-    """Steps that began with smaller micro-batches than planned, because other processes held the card's memory."""
-    neighbours: tuple[Neighbour, ...] = ()
-    """Every other process that was seen on the card."""
-    islands: tuple[str, ...] = ()
+    """Steps that began with smaller micro-batches than planned, because other processes held the GPU's memory."""
+    other_processes: tuple[OtherProcess, ...] = Field(
+        default=(), validation_alias=AliasChoices("other_processes", "neighbours")
+    )
+    """Every other process that was seen on the GPU."""
+    fp32_blocks: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("fp32_blocks", "islands"))
     """Modules that ran in fp32, because they would overflow fp16."""
     evidence: Evidence
     note: str
@@ -164,7 +168,7 @@ class Summary(Value):
     """Of each of several processes, from the planned peak and what they hold else than one; None for a run in one."""
 
 
-def record_step(loss: float, update: "Update", held: "Held", **facts: Any) -> Record:
+def record_step(loss: float, update: "Update", held: Held, **facts: Any) -> Record:
     """The record of a step; ``facts`` are fields that neither its update nor what is ``held`` says."""
     return Record(
         loss=loss if math.isfinite(loss) else None,

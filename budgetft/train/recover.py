@@ -3,7 +3,7 @@
 Nothing of what is learned changes: gradients are those of the sum over the step's examples however it is split, the
 examples stay, and the generators start from the step's own seed. Of several processes all do the step again when one ran
 out of memory: they agree on it between passes and update. A batch that is too heavy leaves nothing to the next step. Where
-other processes hold the card's memory, the next steps begin with what had room, until the planned size has room again.
+other processes hold the GPU's memory, the next steps begin with what had room, until the planned size has room again.
 """
 
 import gc
@@ -23,7 +23,8 @@ from budgetft.train.guard import out_of_memory
 from budgetft.train.loader import Micro, ids_of
 from budgetft.train.memory import Memory
 from budgetft.train.ranks import Ranks
-from budgetft.train.record import Fallback, Neighbour
+from budgetft.train.readings import OtherProcess
+from budgetft.train.record import Fallback
 
 T = TypeVar("T")
 FIRST_WAIT = 1
@@ -51,7 +52,7 @@ class Refused:
     detail: str
     cap_bytes: int
     crowded: bool
-    neighbours: tuple[Neighbour, ...]
+    other_processes: tuple[OtherProcess, ...]
 
     @classmethod
     def of(cls, error: torch.OutOfMemoryError, ids: Sequence[str], step: Step, memory: Memory, ranks: Ranks) -> "Refused":
@@ -62,7 +63,7 @@ class Refused:
             detail=(str(error).splitlines() or [type(error).__name__])[0][:300],
             cap_bytes=memory.cap_bytes,
             crowded=memory.crowded(),
-            neighbours=memory.neighbours(),
+            other_processes=memory.other_processes(),
         )
 
     def ends(self) -> StillOutOfMemory:
@@ -81,7 +82,7 @@ class Refused:
             "detail": self.detail,
             "cap_bytes": self.cap_bytes,
             "crowded": self.crowded,
-            "neighbours": self.neighbours,
+            "other_processes": self.other_processes,
         }
         return Fallback(**{**said, **facts})
 
@@ -97,7 +98,7 @@ def attempt(run: Callable[[], T], ids: Sequence[str], step: Step, memory: Memory
 
 @dataclass(kw_only=True)
 class Sizes:
-    """What steps begin with: as planned, or with smaller micro-batches while other processes hold the card's memory.
+    """What steps begin with: as planned, or with smaller micro-batches while other processes hold the GPU's memory.
 
     The planned size is tried again as soon as memory has become free since it failed; after each failure at the earliest
     after twice as many steps as after the one before. Every ``LONGEST_WAIT`` steps it is tried in any case. All processes
@@ -213,7 +214,7 @@ class Recovery:
             self.sizes.reduce(number, most)
             if most != before:
                 self.on_note(
-                    f"other processes hold the card's memory: steps begin with {most} examples at a time until the planned"
+                    f"other processes hold the GPU's memory: steps begin with {most} examples at a time until the planned"
                     " micro-batches fit again"
                 )
         elif before is not None and as_planned:
@@ -280,7 +281,7 @@ def _largest(micros: Sequence[Micro]) -> int:
 def describe(fallback: Fallback) -> str:
     """A fallback in one line."""
     shown = ", ".join(fallback.examples[:4]) + (", ..." if len(fallback.examples) > 4 else "")
-    why = "; other processes hold the card's memory" if fallback.crowded else ""
+    why = "; other processes hold the GPU's memory" if fallback.crowded else ""
     where = f" in process {fallback.process}" if fallback.process else ""
     evaluated = fallback.during == "evaluation"
     what = f"the evaluation after step {fallback.step}" if evaluated else f"step {fallback.step}"

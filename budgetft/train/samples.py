@@ -18,21 +18,13 @@ from budgetft.step.step import Step
 from budgetft.train.folder import Identity, RunFolder
 from budgetft.train.job import Job
 from budgetft.train.memory import Memory
-from budgetft.value import Value, json_lines
+from budgetft.train.record import Sample
+from budgetft.value import json_lines
 
 NEW_TOKENS = 64
 """Of a caption at most: enough to see what it is about."""
 SHOWN = 160
 """Characters of a caption in the log."""
-
-
-class Sample(Value):
-    """One line of ``samples.jsonl``."""
-
-    step: int
-    id: str
-    text: str
-    reference: str
 
 
 @dataclass(kw_only=True)
@@ -128,13 +120,13 @@ def wanted_samples(
 
 
 def check_samples(job: Job, count: int | None, *, shared: bool) -> None:
-    """Raise ``UsageError`` when captions are wanted and cannot be generated with what a run of ``job`` has on the card."""
+    """Raise ``UsageError`` when captions are wanted and cannot be generated with what a run of ``job`` has on the GPU."""
     if count is None:
         return
     positions, longest = job.model.max_positions, job.plan.contract.max_length
     problem = None
     if job.plan.knobs.vision == "cached":
-        problem = "the plan has cached vision, so there is no tower on the card to see new images with"
+        problem = "the plan has cached vision, so there is no tower on the GPU to see new images with"
     elif shared:
         problem = "the processes share the frozen layers out, which are gathered for training alone"
     elif longest + NEW_TOKENS > positions:

@@ -85,7 +85,7 @@ class _Problems:
 
 def read_workflow(path: Path, commands: Commands, *, out: Path | None = None) -> Workflow:
     """The workflow in ``path``; ``out`` takes the place of the file's own. One ``UsageError`` for all that is wrong."""
-    tables = read_toml(path)
+    tables = {"synthetic" if name == "twin" else name: table for name, table in read_toml(path).items()}  # [twin]: before 0.2
     problems = _Problems()
     head = tables.pop("workflow", {})
     folder = _out(head, problems) if out is None else _from(path.resolve().parent, out.resolve())

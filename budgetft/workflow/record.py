@@ -134,7 +134,7 @@ def _add_file(digest: "hashlib._Hash", path: Path) -> None:
 
 def _images(file: Path, prints: Fingerprints) -> str:
     """Of the images and videos that a file to convert names; a file that cannot be read is left to the command."""
-    from budgetft.data.convert import files_named
+    from budgetft.data.read.convert import files_named
     from budgetft.errors import BudgetftError
 
     try:

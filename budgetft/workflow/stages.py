@@ -46,9 +46,9 @@ class Stage:
     """Options that a file may not give."""
 
 
-_ROOT = Link(option="root", stage="twin")
+_ROOT = Link(option="root", stage="synthetic")
 STAGES = (
-    Stage(name="twin", commands={"": ("data", "twin")}, output="twin", target="out"),
+    Stage(name="synthetic", commands={"": ("data", "synthetic")}, output="synthetic", target="out"),
     Stage(name="data", commands=DATASETS, output="data", target="out", links=(_ROOT,)),
     Stage(name="test", commands=DATASETS, output="test", target="out", links=(_ROOT,)),
     Stage(

@@ -25,7 +25,7 @@ ASKED = {"rank": [8, 16, 32, 64], "image": ["448x448", "896x896"], "micro_batch"
 ONE = ("work", "data", "image", "images", "text_tokens", "label_tokens")
 ARGUMENTS = {
     "estimate": ("gpu", "model", *ONE, "budget", "contract", "knobs", "qlora", "progress", "SETTINGS"),
-    "plan": ("gpu", "model", *ONE, "budget", "cards", "contract", "ranges", "qlora", "deterministic", "cache", "probe",
+    "plan": ("gpu", "model", *ONE, "budget", "gpus", "contract", "ranges", "qlora", "deterministic", "cache", "probe",
              "storage", "max_probes", "ledger", "progress", "hours", "prefer", "sure", "examples", "rank", "micro_batch"),
     "sweep": ("gpu", "model", "examples", "epochs", "rank", "image", "micro_batch", "foo", "knobs"),
     "fit": ("gpu", "model", "budget", "images", "text_tokens", "label_tokens", "rank", "examples", "epochs", "foo"),

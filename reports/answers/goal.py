@@ -113,7 +113,7 @@ def agreement(name: str, goals: int) -> str:
 
 
 def shown(name: str, words: list[str]) -> str:
-    """One command with its output at 80 columns and its seconds, the laws of its sizes at hand."""
+    """One command with its output at 80 columns and its seconds, the memory models of its sizes at hand."""
     asked = ["--gpu", name, "--image", f"{IMAGE[0]}x{IMAGE[1]}", "--examples", str(EXAMPLES), "--epochs", str(EPOCHS)]
     command = ["plan", *asked, *words, "--probe", "never", "--quiet"]
     out = Path(tempfile.gettempdir()) / "goal-plan.json"
@@ -140,7 +140,8 @@ def main() -> None:
 
 Qwen2.5-VL-3B, {EXAMPLES:,} examples of one {IMAGE[0]}x{IMAGE[1]} image, {EPOCHS} epochs.
 Everything here is predicted: no GPU took part. Made by `python reports/answers/goal.py`.
-The laws of a size that does not ship are traced once and kept; the seconds are of the second run, on one of two shared cores.
+The memory models of a size that does not ship are traced once and kept; the seconds are of the second run, on one of two
+shared cores.
 
 {outputs}
 ## Against brute force

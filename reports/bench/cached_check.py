@@ -27,7 +27,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
 from budgetft.data.features import FeatureCache, find_pictures
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.knobs import Knobs
 from budgetft.model import Model, load_model
 from budgetft.step.build import DTYPES, build_model, trainable
@@ -135,18 +135,18 @@ def measure(step: Step, batch: Any) -> tuple[dict[str, Any], torch.Tensor]:
     total = inputs.supervised_tokens
     loss = step.micro(inputs, total_supervised=total)
     gradient = torch.cat([parameter.grad.flatten().cpu() for parameter in step.parameters if parameter.grad is not None])
-    on_card = step.device.type == "cuda"
-    if on_card:
+    on_gpu = step.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(step.device)
 
     def micro() -> None:
         step.micro(inputs, total_supervised=total)
-        if on_card:
+        if on_gpu:
             torch.cuda.synchronize(step.device)
 
     seconds = [clocked(micro) for _ in range(5)]
     step.optimizer.zero_grad(set_to_none=True)
-    peak = torch.cuda.max_memory_allocated(step.device) if on_card else None
+    peak = torch.cuda.max_memory_allocated(step.device) if on_gpu else None
     facts = {"loss": float(loss), "gradient_norm": float(gradient.norm()) * scale, "micro_seconds": min(seconds)}
     return {**facts, "allocated_peak_bytes": peak}, gradient
 

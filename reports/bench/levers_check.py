@@ -25,7 +25,7 @@ from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.predict.calibrate import Calibration, load_calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.law import Work
+from budgetft.predict.memory_model import Work
 from budgetft.search.space import padding_of
 from budgetft.units import parse_bytes
 from budgetft.workload import Shape, Workload

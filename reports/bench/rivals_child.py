@@ -96,7 +96,7 @@ class Running:
         from budgetft.meter.cuda import CudaMeter, restrict_to
 
         self.meter, gpu = CudaMeter(), load_gpu(gpu_name)
-        if not gpu.is_card(torch.cuda.get_device_name(0), self.meter.total_bytes):
+        if not gpu.is_gpu(torch.cuda.get_device_name(0), self.meter.total_bytes):
             restrict_to(gpu)
             self.evidence = "emulated"
         self.meter.set_cap(self.budget_bytes)

@@ -23,7 +23,7 @@ from harness import ROOT
 from harness.arguments import flag, parser
 from harness.evidence import versions
 
-from budgetft.cards import driver_version, list_cards, memory_of, visible_cards
+from budgetft.host_gpus import driver_version, list_gpus, memory_of, visible_gpus
 from budgetft.plan import write_text_atomically
 
 PACKAGES = (
@@ -37,10 +37,10 @@ flag(options, "more", nargs=REMAINDER, help="for pytest")
 
 def host() -> dict[str, Any]:
     """What the tests run on, without starting CUDA."""
-    cards, found = visible_cards(list_cards(), os.environ), versions(PACKAGES)
+    gpus, found = visible_gpus(list_gpus(), os.environ), versions(PACKAGES)
     return {
-        "cards": [{"name": card.name, "memory_bytes": memory_of(card)} for card in cards],
-        "driver": driver_version() if cards else None,
+        "cards": [{"name": gpu.name, "memory_bytes": memory_of(gpu)} for gpu in gpus],
+        "driver": driver_version() if gpus else None,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: found.get(name) for name in PACKAGES},
@@ -49,7 +49,7 @@ def host() -> dict[str, Any]:
 
 def main() -> int:
     asked, here = options.parse_args(), host()
-    names = [card["name"] for card in here["cards"]] or ["no card"]
+    names = [gpu["name"] for gpu in here["cards"]] or ["no GPU"]
     path = asked.folder.resolve() / f"gpu-tests-{re.sub('[^a-z0-9]+', '-', names[0].lower())}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = (ROOT, Path(__file__).parent, os.environ.get("PYTHONPATH", ""))

@@ -27,7 +27,7 @@ from harness.tables import head, row
 from budgetft.outcome import processor
 
 TESTS = (
-    *("tests/step/test_step.py", "tests/step/test_tower.py", "tests/step/test_islands.py", "tests/step/test_quantise.py"),
+    *("tests/step/test_step.py", "tests/step/test_tower.py", "tests/step/test_fp32_blocks.py", "tests/step/test_quantise.py"),
     *("tests/search/test_gaussian.py", "tests/search/test_sampler.py", "tests/evaluate/test_metrics.py"),
     *("tests/train/test_bucketing.py",),
 )

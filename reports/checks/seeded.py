@@ -50,7 +50,7 @@ STEP = (
         "One layer fewer is checkpointed than the plan says", "step/step.py",
         "layer.gradient_checkpointing = number < knobs.checkpointed_layers",
         "layer.gradient_checkpointing = number + 1 < knobs.checkpointed_layers",
-        "step/test_step.py predict/test_trace.py predict/test_law.py",
+        "step/test_step.py predict/test_trace.py predict/test_memory_model.py",
     ),
 )  # fmt: skip
 
@@ -62,16 +62,16 @@ PREDICT = (
         "predict/test_allocator.py",
     ),
     _fault(
-        "A trace leaves out the buffer of softmax's backward on a card", "predict/trace.py",
+        "A trace leaves out the buffer of softmax's backward on a GPU", "predict/trace.py",
         "            self._temporary(granules(_nbytes(out)))",
         "            pass",
         "predict/test_trace.py",
     ),
     _fault(
-        "What the allocator adds is interpolated by the share of the other axis", "predict/law.py",
+        "What the allocator adds is interpolated by the share of the other axis", "predict/memory_model.py",
         "    column, across = _place([log2(size) for size in micro_batches], log2(micro_batch))\n    row, along = _place(",
         "    column, along = _place([log2(size) for size in micro_batches], log2(micro_batch))\n    row, across = _place(",
-        "predict/test_law.py predict/test_ground_truth.py",
+        "predict/test_memory_model.py predict/test_ground_truth.py",
     ),
     _fault(
         "A setting is predicted to fit with no margin for what the prediction may be off", "predict/estimator.py",
@@ -95,13 +95,13 @@ SEARCH = (
         "search/test_study.py search/test_planner.py",
     ),
     _fault(
-        "How much peaks scatter between neighbours is left out of the chance to fit", "search/sampler.py",
+        "How much peaks scatter between other processes is left out of the chance to fit", "search/sampler.py",
         "return mean, np.hypot(spread, self._peak_prior.noise)",
         "return mean, spread",
         "search/test_sampler.py",
     ),
     _fault(
-        "How fast one card was carries over to the plan for another card", "search/transfer.py",
+        "How fast one GPU was carries over to the plan for another GPU", "search/transfer.py",
         "level = 0.0 if len(self._here) == len(self._lessons) else mean(values)",
         "level = 0.0",
         "search/test_transfer.py search/test_port.py",
@@ -150,7 +150,7 @@ DATA = (
         "data/test_examples.py",
     ),
     _fault(
-        "The numbers of annotated frames are taken to begin at 1", "data/video.py",
+        "The numbers of annotated frames are taken to begin at 1", "data/media/video.py",
         "return image_id // 2 if self.doubled else image_id",
         "return image_id // 2 if self.doubled else max(0, image_id - 1)",
         "data/test_wts.py",

@@ -2,11 +2,11 @@
 
     python reports/checks/timings.py [--runs 5] [--only PART_OF_A_NAME] [--out FOLDER]      # five minutes, no GPU; measured
 
-Each run is a process of its own, after one that is not counted: it fills the caches of Python's code, laws and vocabulary, in
-a temporary folder. Processor seconds and not the clock, since other processes may run; and their ratio to a yardstick of the
-same runs, since no two processors are alike: the start of Python for commands, a million additions for the rest. Nothing fails
-on a slow machine. The tests hold what makes these slow: what is loaded, traced, built and called, and how often. Prints
-timings.md, and writes it beside this script or into FOLDER.
+Each run is a process of its own, after one that is not counted: it fills the caches of Python's code, memory models and
+vocabulary, in a temporary folder. Processor seconds and not the clock, since other processes may run; and their ratio to a
+yardstick of the same runs, since no two processors are alike: the start of Python for commands, a million additions for the
+rest. Nothing fails on a slow machine. The tests hold what makes these slow: what is loaded, traced, built and called, and how
+often. Prints timings.md, and writes it beside this script or into FOLDER.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Figure:
 
 
 def _report() -> Callable[[], object]:
-    """Thirty probes and ten thousand steps; the laws are traced here the first time."""
+    """Thirty probes and ten thousand steps; the memory models are traced here the first time."""
     from budgetft.plan import read_plan
     from budgetft.report.gather import gather
     from budgetft.report.page import write_report
@@ -88,9 +88,9 @@ def _processor() -> Callable[[], object]:
 
 def _peaks() -> Callable[[], object]:
     estimator, knobs = _estimator()
-    law = estimator.law(knobs)
+    memory_model = estimator.memory_model(knobs)
     settings = [(1 + number % 32, (0, 12, 36)[number % 3]) for number in range(1000)]
-    return lambda: [law.peak_bytes(*setting, accumulating=True) for setting in settings]
+    return lambda: [memory_model.peak_bytes(*setting, accumulating=True) for setting in settings]
 
 
 def _estimates() -> Callable[[], object]:
@@ -104,7 +104,7 @@ def _estimates() -> Callable[[], object]:
 
 
 def _estimator():
-    """Of the 3B on the V100, with a law that ships: of this software or, where there is none, of other."""
+    """Of the 3B on the V100, with a memory model that ships: of this software or, where there is none, of other."""
     from budgetft.predict.estimator import Estimator
 
     problem, knobs = _problem()
@@ -133,15 +133,17 @@ def _trace() -> Callable[[], object]:
     return trace
 
 
-def _law() -> Callable[[], object]:
+def _memory_model() -> Callable[[], object]:
     estimator, knobs = _estimator()
     problem, combination = estimator.job, estimator.combination(knobs)
     layouts = estimator.layouts(combination)
 
     def fit() -> None:
-        from budgetft.predict.fit import fit_law
+        from budgetft.predict.fit import fit_memory_model
 
-        fit_law(problem.model, problem.contract, combination, problem.workload.worst[0], gpu=problem.gpu, layouts=layouts)
+        fit_memory_model(
+            problem.model, problem.contract, combination, problem.workload.worst[0], gpu=problem.gpu, layouts=layouts
+        )
 
     return fit
 
@@ -162,12 +164,12 @@ FIGURES = (
     Figure(name="budgetft --help", promised="0.5", words=("-m", "budgetft", "--help")),
     Figure(name="budgetft gpus", words=("-m", "budgetft", "gpus")),
     Figure(name="budgetft models", words=("-m", "budgetft", "models")),
-    Figure(name="budgetft estimate, its law stored", promised="1", words=("-m", "budgetft", "estimate", *JOB)),
-    Figure(name="1,000 peaks from a law", promised="1", prepare=_peaks),
+    Figure(name="budgetft estimate, its memory model stored", promised="1", words=("-m", "budgetft", "estimate", *JOB)),
+    Figure(name="1,000 peaks from a memory model", promised="1", prepare=_peaks),
     Figure(name="1,000 estimates, with their seconds of a step", prepare=_estimates),
     Figure(name="a trace of the 3B, imports included", promised="20", prepare=_trace),
-    Figure(name="a whole law of the 3B", prepare=_law),
-    Figure(name="report of 30 probes and 10,000 steps, its laws stored", promised="5", prepare=_report),
+    Figure(name="a whole memory model of the 3B", prepare=_memory_model),
+    Figure(name="report of 30 probes and 10,000 steps, its memory models stored", promised="5", prepare=_report),
     Figure(name="second load of the tokenizer", promised="2", prepare=_tokenizer),
     Figure(name="second load of the processor", prepare=_processor),
 )

@@ -30,7 +30,7 @@ from budgetft.report.axes import Axes, legend
 from budgetft.report.drawing import Drawing
 
 HERE = Path(__file__).parent
-TWIN = ("--style", "winter", "--scenarios", "240", "--seed", "2", "--split-fractions", "1,0,0")
+SYNTHETIC = ("--style", "winter", "--scenarios", "240", "--seed", "2", "--split-fractions", "1,0,0")
 VIDEO = ("--size", f"{SIZE[0]}x{SIZE[1]}", "--seconds", "2", "--fps", "5")
 FRAMES = ("--split", "train", "--tasks", "captions", "--frames", "crop", "--max-side", str(MAX_SIDE), "--no-external")
 BASE = ("--tower-steps", "550", "--steps", "600")
@@ -50,9 +50,9 @@ def said(*words: object) -> str:
 
 
 def prepare(work: Path) -> None:
-    """The winter twin and its datasets, the base model and the plan."""
+    """The winter synthetic data and its datasets, the base model and the plan."""
     if not (work / "twin").exists():
-        said("data", "twin", work / "twin", *TWIN, *VIDEO)
+        said("data", "synthetic", work / "twin", *SYNTHETIC, *VIDEO)
     if not (work / "winter").exists():
         said("data", "wts", work / "twin", "--out", work / "winter", *FRAMES, "--holdout", HOLDOUT)
     if not (work / "winter-swapped").exists():

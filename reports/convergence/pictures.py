@@ -1,4 +1,6 @@
-"""Pictures of a twin's scenarios as ``data wts --frames crop`` would cut them, drawn at once, without a video between."""
+"""Pictures of a synthetic dataset's scenarios as ``data wts --frames crop`` would cut them, drawn at once, without a video
+between.
+"""
 
 import random
 from collections.abc import Iterator
@@ -6,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetft.data.captions import pedestrian_caption, position_of, vehicle_caption
-from budgetft.data.drawing import draw_backdrop, draw_moment, style_named
-from budgetft.data.reformat import Clip, Format, FrameBox, Row, drafts_of
-from budgetft.data.scenes import Scene
-from budgetft.data.twin import Film, TwinSpec
-from budgetft.data.twin_cast import cast_twin
-from budgetft.data.video import VideoFacts
+from budgetft.data.media.video import VideoFacts
+from budgetft.data.synthetic.captions import pedestrian_caption, position_of, vehicle_caption
+from budgetft.data.synthetic.cast import cast_synthetic
+from budgetft.data.synthetic.drawing import draw_backdrop, draw_moment, style_named
+from budgetft.data.synthetic.scenes import Scene
+from budgetft.data.synthetic.spec import Film, SyntheticSpec
+from budgetft.data.wts.reformat import Clip, Format, FrameBox, Row, drafts_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -35,11 +37,13 @@ class Seen:
 
 
 def draw(style: str, scenarios: int, seed: int) -> Iterator[Seen]:
-    """Every phase of every film of a twin that was never written, in the order of its scenarios; one actor a picture."""
-    spec = TwinSpec(
+    """Every phase of every film of a synthetic dataset that was never written, in the order of its scenarios; one actor a
+    picture.
+    """
+    spec = SyntheticSpec(
         scenarios=scenarios, seed=seed, style=style, fractions=(1, 0, 0), seconds=2, fps=5, size=SIZE, external=False
     )
-    for cast in cast_twin(Path("drawn"), spec):
+    for cast in cast_synthetic(Path("drawn"), spec):
         for films in cast.films.values():
             for film in films:
                 yield from _moments(film)

@@ -1,4 +1,4 @@
-"""The facts in a caption of the twin, and the other words in which the base model is taught them."""
+"""The facts in a caption of the synthetic data, and the other words in which the base model is taught them."""
 
 import random
 import re
@@ -23,7 +23,7 @@ _TIME = re.compile(r"the scene is (?P<time>at night|in daylight)")
 
 
 def facts_of(caption: str) -> dict[str, str]:
-    """What ``caption`` says, by name; what it does not say in the twin's words is left out."""
+    """What ``caption`` says, by name; what it does not say in the synthetic data's words is left out."""
     found: dict[str, str] = {}
     for pattern in (_PEDESTRIAN, _VEHICLE, _REST, _WEATHER, _TIME):
         if match := pattern.search(caption):

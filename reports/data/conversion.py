@@ -2,9 +2,9 @@
 
     python reports/data/conversion.py      # printed: conversion.txt; ten minutes on two cores, no GPU; measured
 
-Makes a twin in a temporary folder, decodes every video with as many threads as the conversion uses and does nothing with
-the frames, converts the twin in a process of its own, decodes every video once more (a machine's load changes), and prints
-both frame rates and the peak memory.
+Makes a synthetic dataset in a temporary folder, decodes every video with as many threads as the conversion uses and does
+nothing with the frames, converts the synthetic data in a process of its own, decodes every video once more (a machine's load
+changes), and prints both frame rates and the peak memory.
 """
 
 import json
@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness.arguments import flag, parser
 from harness.children import budgetft, clocked
 
-from budgetft.data.twin import TwinSpec, write_twin
-from budgetft.data.video import count_frames, load_av
+from budgetft.data.media.video import count_frames, load_av
+from budgetft.data.synthetic.dataset import write_synthetic
+from budgetft.data.synthetic.spec import SyntheticSpec
 from budgetft.units import parse_size
 
 options = flag(parser(__doc__), "--scenarios", type=int, default=155)
@@ -41,13 +42,13 @@ def decode_all(root: Path, workers: int) -> tuple[int, float]:
 
 def main() -> None:
     asked = options.parse_args()
-    spec = TwinSpec(
+    spec = SyntheticSpec(
         scenarios=asked.scenarios, videos=asked.videos, seconds=asked.seconds, fps=asked.fps, size=parse_size(asked.size),
         fractions=(1.0, 0.0, 0.0), external=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="budgetft-conversion-") as folder:
         root, videos = Path(folder) / "wts", list[int]()
-        made = clocked(lambda: videos.append(write_twin(root, spec, workers=asked.workers)))
+        made = clocked(lambda: videos.append(write_synthetic(root, spec, workers=asked.workers)))
         frames, before = decode_all(root, asked.workers)
         words = ("--split", "train", "--out", f"{folder}/data", "--cameras", "all", "--workers", asked.workers, "--json")
         done = budgetft("data", "wts", root, *words, env=None).checked()
@@ -56,9 +57,7 @@ def main() -> None:
     alone, whole = 2 * frames / (before + after), report["frames_decoded"] / done.seconds
     taking = report["frames_decoded"] / report["decode_seconds"]
     print(f"python {platform.python_version()}, av {load_av().__version__}, {asked.workers} threads")
-    print(
-        f"twin          {asked.scenarios} scenarios, {videos[0]} videos of {asked.seconds:g} s, {asked.size}, {asked.fps} fps"
-    )
+    print(f"synthetic   {asked.scenarios} scenarios, {videos[0]} videos of {asked.seconds:g} s, {asked.size}, {asked.fps} fps")
     print(f"              made in {made:.0f} s")
     print(f"decoder alone {frames} frames in {before:.1f} s before and {after:.1f} s after: {alone:.0f} frames/s")
     print(f"conversion    {report['frames_decoded']} frames, {sum(report['examples'].values())} examples")

@@ -23,9 +23,9 @@ from harness.evidence import read_lines
 from harness.tables import head, row
 from PIL import Image
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.examples import Example
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.data.visuals import media_of
 from budgetft.errors import UsageError
 
@@ -37,23 +37,23 @@ options = parser(__doc__)
 
 def captions_csv(folder: Path) -> Path:
     with (folder / "results.csv").open("w", newline="") as file:
-        csv.writer(file, delimiter="|").writerows([["image_name", "comment_number", "comment"], ["a.png", "0", "A red card."]])
+        csv.writer(file, delimiter="|").writerows([["image_name", "comment_number", "comment"], ["a.png", "0", "A red GPU."]])
     return folder / "results.csv"
 
 
 def coco(folder: Path) -> Path:
     images = [{"id": 9, "file_name": "a.png", "width": 64, "height": 48}]
-    notes = [{"id": 1, "image_id": 9, "caption": "A red card."}]
+    notes = [{"id": 1, "image_id": 9, "caption": "A red GPU."}]
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
     return folder / "captions.json"
 
 
 def sidecars(folder: Path) -> Path:
-    return _beside(folder / "photos", "a.txt", "A red card.")
+    return _beside(folder / "photos", "a.txt", "A red GPU.")
 
 
 def image_folder(folder: Path) -> Path:
-    return _beside(folder / "train", "metadata.csv", "file_name,text\na.png,A red card.\n")
+    return _beside(folder / "train", "metadata.csv", "file_name,text\na.png,A red GPU.\n")
 
 
 def _beside(folder: Path, name: str, text: str) -> Path:
@@ -65,7 +65,7 @@ def _beside(folder: Path, name: str, text: str) -> Path:
 
 def web_dataset(folder: Path) -> Path:
     with tarfile.open(folder / "00000.tar", "w") as tar:
-        for name, content in (("0001.png", PICTURE.getvalue()), ("0001.txt", b"A red card.")):
+        for name, content in (("0001.png", PICTURE.getvalue()), ("0001.txt", b"A red GPU.")):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, BytesIO(content))

@@ -71,7 +71,7 @@ def measure(path: Path) -> None:
     for row in read_lines(path):
         knobs = Knobs.read(row.pop("knobs"), source=path.name)
         outcome = probed(job_of(row["examples"]), knobs, timed_steps=3)
-        row |= {**kept(outcome, *KEPT), "card": outcome.stack.card if outcome.stack else gpu_name()}
+        row |= {**kept(outcome, *KEPT), "card": outcome.stack.gpu if outcome.stack else gpu_name()}
         if outcome.process_peak_bytes is not None:
             row["peak_off_percent"] = round(100 * (row["predicted_process_peak_bytes"] / outcome.process_peak_bytes - 1), 2)
         tell(row)

@@ -95,7 +95,7 @@ def measure(name: str, plan: Plan, folder: Path, asked: argparse.Namespace) -> d
     if done.code:
         return {**row, "error": done.err.strip()[-3000:]}
     said, records = summary(out), log(out)
-    row |= {key: said[key] for key in KEPT} | {"card": said["stack"]["card"], "torch": said["stack"]["torch"]}
+    row |= {key: said[key] for key in KEPT} | {"card": said["stack"]["gpu"], "torch": said["stack"]["torch"]}
     return {**row, "losses": [record["loss"] for record in records], "seconds": [record["seconds"] for record in records]}
 
 

@@ -28,7 +28,7 @@ from harness.evidence import write
 from harness.small import apart, hand_made, log, short_model
 
 from budgetft.contract import Contract
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError
 from budgetft.knobs import Knobs
 from budgetft.plan import Plan

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 reports/guard/fsdp.py      # a minute, no GPU
 
-Whole runs are in :mod:`tests.train.test_shared_base`, a host with GPUs is ``cards.py``. Evidence: predicted (the CPU, no GPU).
+Whole runs are in :mod:`tests.train.test_shared_base`, a host with GPUs is ``gpus.py``. Evidence: predicted (the CPU, no GPU).
 """
 
 import sys

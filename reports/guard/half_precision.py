@@ -151,10 +151,10 @@ def main() -> None:
             for name, error in found.items():
                 print(f"  {name:<34} {error:.3e}  {error / found['stock recipe']:6.2f} of stock")
         del case
-    card = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
-    write(arguments.out, {"on": card, "torch": torch.__version__, "rows": rows}, "measured")
+    gpu = torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU"
+    write(arguments.out, {"on": gpu, "torch": torch.__version__, "rows": rows}, "measured")
     worst = max((error / row["errors"]["stock recipe"], name) for row in rows for name, error in row["errors"].items())
-    print(f"\nfurthest from fp64, beside the stock recipe: {worst[1]}, {worst[0]:.2f} times ({card})")
+    print(f"\nfurthest from fp64, beside the stock recipe: {worst[1]}, {worst[0]:.2f} times ({gpu})")
     sys.exit(worst[0] > MOST)
 
 

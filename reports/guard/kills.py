@@ -314,7 +314,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['command']:<10}  {row['kills']:>5}  {row['ends']:>4}  {row['lost']:>17}  {row['compared']}")
     total = sum(row["kills"] for row in rows)
-    print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no card took part)")
+    print(f"{total} kills, {sum(row['lost'] for row in rows)} losses (predicted: CPU, no GPU took part)")
     write(asked.out, rows, "predicted")
     raise SystemExit(any(row["lost"] for row in rows))
 

@@ -26,7 +26,7 @@ from harness.arguments import flag, parser
 from harness.children import budgetft, environment
 from harness.evidence import write
 
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.plan import Plan, read_plan
 from budgetft.profiles import profiles_folder
 
@@ -73,7 +73,7 @@ def report(plan: Plan, sound: Plan, run: Path, blocks: tuple[str, ...], seconds:
     planned_peak, skipped = plan.estimate.process_peak_bytes, [row["step"] for row in rows if not row["finite"]]
     holds = {
         "the plan has exactly the five": set(plan.knobs.fp32_blocks) == set(blocks),
-        "the run found the same": set(summary["islands"]) == set(blocks),
+        "the run found the same": set(summary["fp32_blocks"]) == set(blocks),
         "planned peak within 2 %": abs(planned_peak / found - 1) <= NEAR,
         "predicted peak within 2 %": abs(said / found - 1) <= NEAR,
         "no step skipped after warm-up": all(step <= WARM_UP for step in skipped),

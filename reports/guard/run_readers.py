@@ -15,7 +15,7 @@ from harness import SPINE
 from harness.small import TINY
 from reader import Reader, mutate_bytes, written
 
-from budgetft.data.features import FeatureCache, FeatureKey, FeatureWriter, create_cache, write_islands
+from budgetft.data.features import FeatureCache, FeatureKey, FeatureWriter, create_cache, write_fp32_blocks
 from budgetft.errors import UsageError
 from budgetft.model import load_model
 from budgetft.value import read_json
@@ -148,8 +148,8 @@ def _make_notes(folder: Path) -> None:
 
 
 def _read_notes(folder: Path) -> None:
-    from budgetft.data.shots import _read_record
-    from budgetft.data.wts_notes import Notes, read_boxes, read_captions, read_questions, read_test_questions
+    from budgetft.data.media.shots import _read_record
+    from budgetft.data.wts.notes import Notes, read_boxes, read_captions, read_questions, read_test_questions
 
     notes = Notes()
     read_captions(folder / "captions.json", notes, captions=True)
@@ -202,7 +202,7 @@ def _make_cache(folder: Path) -> None:
     with FeatureWriter(folder / "cache") as writer:
         for digest in DIGESTS:
             writer.add(digest, torch.ones(6, KEY.width, dtype=torch.float16))
-    write_islands(folder / "cache", ["blocks.3"])
+    write_fp32_blocks(folder / "cache", ["blocks.3"])
 
 
 def _read_cache(folder: Path) -> None:
@@ -210,7 +210,7 @@ def _read_cache(folder: Path) -> None:
     for digest in DIGESTS:
         if digest in cache:
             assert cache.read(digest).shape[1] == KEY.width
-    assert all(isinstance(name, str) for name in cache.islands)
+    assert all(isinstance(name, str) for name in cache.fp32_blocks)
 
 
 def _change_tensors(path: Path, rng: random.Random, names: list[str]) -> None:

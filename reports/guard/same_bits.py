@@ -25,7 +25,7 @@ from harness.evidence import write
 from harness.small import apart, hand_made, log, summary
 
 from budgetft.contract import Contract
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.knobs import Knobs
 from budgetft.model import load_model
 from budgetft.plan import write_plan

@@ -134,11 +134,11 @@ def replayed(folder: Path, workers: int, seed: int, known: Known) -> dict:
 
 
 def print_real(folder: Path, numbers: list[int]) -> None:
-    print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no card took part)")
+    print("real probes of a tiny model (predicted: the CPU and its byte meter, two cores; no GPU took part)")
     print(head("workers", "probes each", "all", "settings twice", "seconds", "different plans", "samples/s", "winner"))
     data = draw_examples(folder / "data", 24).folder
     (folder / "first").mkdir()
-    start(folder / "first", data, 0, "--probe", "never").wait()  # the laws are traced once, and kept
+    start(folder / "first", data, 0, "--probe", "never").wait()  # the memory models are traced once, and kept
     for workers in numbers:
         show(workers, *share(folder / f"shared-by-{workers}", data, workers))
 

@@ -39,7 +39,7 @@ from budgetft.workload import Shape
 
 KEPT = (
     *("steps", "process_peak_bytes", "preflight_peak_bytes", "over_budget", "ooms", "alloc_retries", "skipped_steps"),
-    *("evidence", "note", "samples_per_second", "neighbours", "islands", "stack"),
+    *("evidence", "note", "samples_per_second", "other_processes", "fp32_blocks", "stack"),
 )
 WORD = " the"
 """One token wherever it stands, but at the start."""

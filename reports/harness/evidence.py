@@ -34,10 +34,10 @@ def gpu_name() -> str | None:
     """Of the first GPU that processes see here, by the driver; None without one."""
     import os
 
-    from budgetft.cards import list_cards, visible_cards
+    from budgetft.host_gpus import list_gpus, visible_gpus
 
-    cards = visible_cards(list_cards(), os.environ)
-    return cards[0].name if cards else None
+    gpus = visible_gpus(list_gpus(), os.environ)
+    return gpus[0].name if gpus else None
 
 
 def provenance(evidence: Kind) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def job(
 
 def uncalibrated() -> Calibration:
     """What a GPU has that nobody has calibrated."""
-    return load_calibration("no card has this name")
+    return load_calibration("no GPU has this name")
 
 
 def replayed(problem: Job, knobs: Knobs, calibration: Calibration) -> tuple[dict[str, int], Any]:

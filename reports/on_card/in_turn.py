@@ -25,7 +25,7 @@ from harness.arguments import comma, flag, parser, there
 from harness.evidence import read_lines
 
 options = flag(parser(__doc__, out=...), "commands", type=there)
-flag(options, "--cards", type=comma, default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
+flag(options, "--gpus", type=comma, default=["0"], help="as CUDA_VISIBLE_DEVICES names them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Line:
 @dataclass(kw_only=True)
 class Running:
     line: Line
-    cards: tuple[str, ...]
+    gpus: tuple[str, ...]
     process: subprocess.Popen
     began: float = field(default_factory=time.monotonic)
 
@@ -51,7 +51,7 @@ class Running:
         if code is not None:
             seconds = round(time.monotonic() - self.began, 1)
             with log.open("a") as file:
-                print(json.dumps({"name": self.line.name, "code": code, "seconds": seconds, "cards": self.cards}), file=file)
+                print(json.dumps({"name": self.line.name, "code": code, "seconds": seconds, "cards": self.gpus}), file=file)
             print(f"{self.line.name}: exit code {code} after {seconds} s", flush=True)
         return code is not None
 
@@ -68,23 +68,23 @@ def read_commands(path: Path, out: Path) -> list[Line]:
     return found
 
 
-def place(line: Line, cards: list[str], running: list[Running]) -> tuple[str, ...] | None:
+def place(line: Line, gpus: list[str], running: list[Running]) -> tuple[str, ...] | None:
     """The GPUs that ``line`` may start on now; None while there is no room."""
     if line.everywhere or any(each.line.everywhere for each in running):
-        return tuple(cards) if not running else None
-    beside = {card: [each.line for each in running if card in each.cards] for card in cards}
-    card = min(cards, key=lambda name: len(beside[name]))
-    most = min((other.most for other in (*beside[card], line)), default=line.most)
-    return (card,) if len(beside[card]) < most else None
+        return tuple(gpus) if not running else None
+    beside = {gpu: [each.line for each in running if gpu in each.gpus] for gpu in gpus}
+    gpu = min(gpus, key=lambda name: len(beside[name]))
+    most = min((other.most for other in (*beside[gpu], line)), default=line.most)
+    return (gpu,) if len(beside[gpu]) < most else None
 
 
-def start(line: Line, cards: tuple[str, ...], out: Path) -> Running:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(cards), "PYTHONUNBUFFERED": "1"}
+def start(line: Line, gpus: tuple[str, ...], out: Path) -> Running:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "PYTHONUNBUFFERED": "1"}
     with (out / f"{line.name}.txt").open("wb") as printed, (out / f"{line.name}.err").open("wb") as told:
         command = [sys.executable if word == "python" else word for word in line.words]
         process = subprocess.Popen(command, stdout=printed, stderr=told, env=environment, start_new_session=True)
-    print(f"{line.name}: started on {','.join(cards)}", flush=True)
-    return Running(line=line, cards=cards, process=process)
+    print(f"{line.name}: started on {','.join(gpus)}", flush=True)
+    return Running(line=line, gpus=gpus, process=process)
 
 
 def main() -> None:
@@ -97,8 +97,8 @@ def main() -> None:
     try:
         while waiting or running:
             running = [each for each in running if not each.ended(log)]
-            if waiting and (cards := place(waiting[0], asked.cards, running)) is not None:
-                running.append(start(waiting.pop(0), cards, asked.out))
+            if waiting and (gpus := place(waiting[0], asked.gpus, running)) is not None:
+                running.append(start(waiting.pop(0), gpus, asked.out))
             time.sleep(0.5)
     finally:
         for each in running:

@@ -44,7 +44,7 @@ Made = tuple[Plan, dict[str, Any]]
 options = parser(__doc__, out=Path("port-results"))
 flag(
     options,
-    "--cards",
+    "--gpus",
     nargs="+",
     default=["rtx3060-12g", "rtx3090"],
     help="GPUs to port to, each with :BUDGET if it is another",
@@ -63,8 +63,8 @@ def measure(asked: Namespace, tell: Tell) -> None:
     deadline = time.monotonic() + asked.seconds
     old = _old_plan(asked, tell)
     model = load_planned_model(old)
-    for card in asked.cards:
-        name, _, budget = card.partition(":")
+    for each in asked.gpus:
+        name, _, budget = each.partition(":")
         gpu = load_gpu(name)
         size = parse_bytes(budget) if budget else gpu.budget_bytes
         for kind, make in (("ported", _ported), ("fresh", _fresh)):

@@ -29,7 +29,7 @@ flag(options, "ledgers", nargs="+", metavar="LEDGER[#JOB]")
 def main() -> None:
     """Print what the calibration is worth on the probes that it was made from, and write it."""
     asked = options.parse_args()
-    card, ledgers = asked.gpu, asked.ledgers
+    name, ledgers = asked.gpu, asked.ledgers
     estimators: dict[str, Estimator] = {}
     observations, torch, evidence = [], "", "emulated"
     for path in ledgers:
@@ -38,17 +38,17 @@ def main() -> None:
             if not job.fingerprint().startswith(wanted) or None in (outcome.allocated_peak_bytes, outcome.reserved_peak_bytes):
                 continue
             assert outcome.stack is not None
-            host = gpu_of_device(outcome.stack.card)
+            host = gpu_of_device(outcome.stack.gpu)
             here = job if host is None or host.name == job.gpu.name else job.replace(host=host)
             estimator = estimators.setdefault(job.fingerprint(), Estimator(here, calibration=uncalibrated()))
             alone = len(outcome.timed_seconds) > 1  # others' seconds are of a GPU that several probed at a time
             seconds, error = outcome.step_seconds if alone else None, outcome.speed_error or 0.05
             observations.append(replace(observation(estimator, outcome), step_seconds=seconds, error=error))
             torch, evidence = outcome.stack.torch, outcome.evidence
-    gpu = load_gpu(card)
+    gpu = load_gpu(name)
     names = ", ".join(Path(path).name for path in ledgers)
     source = f"{len(observations)} probes in {names}, by reports/prediction/calibrate.py"
-    made = fit_calibration(observations, gpu, name=card, evidence=evidence, torch=torch, source=source)
+    made = fit_calibration(observations, gpu, name=name, evidence=evidence, torch=torch, source=source)
     timed = [o for o in observations if o.step_seconds]
     assert made.speeds is not None
     clock = Clock(works=[o.work for o in timed], tflops=made.speeds.tflops, gb_per_s=made.speeds.gb_per_s)

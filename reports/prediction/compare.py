@@ -2,8 +2,8 @@
 
     python reports/prediction/compare.py LEDGER.sqlite3 [...]      # printed: compare.txt; minutes of one core, no GPU
 
-``law`` is the shipped way: a law composed from short traces, with the allocator's share interpolated from replays.
-Bytes are in GiB; errors are predicted over measured, less one.
+``memory_model`` is the shipped way: a memory model composed from short traces, with the allocator's share interpolated from
+replays. Bytes are in GiB; errors are predicted over measured, less one.
 """
 
 import sys

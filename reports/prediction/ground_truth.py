@@ -88,12 +88,14 @@ def choose(count: int, model_name: str = "qwen2.5-vl-3b") -> list[Setting]:
 
 
 def choose_near(count: int, model_name: str) -> list[Setting]:
-    """Settings whose predicted process peak is within 12 % of the budget: four ranks, few shapes so that few laws are made."""
+    """Settings whose predicted process peak is within 12 % of the budget: four ranks, few shapes so that few memory models are
+    made.
+    """
     draw, model = random.Random(f"near {model_name}"), load_model(model_name)
-    ranks, per_law = (8, 16, 64, 128), 8
+    ranks, per_memory_model = (8, 16, 64, 128), 8
     found: list[Setting] = []
     while len(found) < count:
-        rank = ranks[(len(found) // per_law) % len(ranks)]
+        rank = ranks[(len(found) // per_memory_model) % len(ranks)]
         images = (draw.choice(IMAGES),) * draw.choice((1, 1, 2, 4))
         images = tuple(
             (model.pixel_step * round(w / model.pixel_step), model.pixel_step * round(h / model.pixel_step)) for w, h in images
@@ -119,14 +121,14 @@ def choose_near(count: int, model_name: str) -> list[Setting]:
         estimator = Estimator(problem, calibration=CALIBRATION)
         near = [k for k in candidates if abs(estimator.estimate(k).process_peak_bytes / BUDGET_BYTES - 1) <= 0.12]
         draw.shuffle(near)
-        near = sorted(near[:per_law], key=lambda knobs: knobs.allocator)
+        near = sorted(near[:per_memory_model], key=lambda knobs: knobs.allocator)
         found += [Setting(model=model_name, rank=rank, shape=work, knobs=knobs) for knobs in near]
         print(f"{len(found)} of {count}", file=sys.stderr)
     return sorted(found[:count], key=lambda setting: setting.rank)
 
 
 def choose_any(count: int, model_name: str) -> list[Setting]:
-    """Settings of the planner's kind at sizes, texts and ranks that no law was ever traced at, up to 60 GiB."""
+    """Settings of the planner's kind at sizes, texts and ranks that no memory model was ever traced at, up to 60 GiB."""
     draw, model = random.Random(f"any {model_name}"), load_model(model_name)
     step, found = model.pixel_step, list[Setting]()
     for rank in (1, 24, 100, 256):

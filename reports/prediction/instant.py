@@ -4,8 +4,9 @@
 
 Each case draws a full-size model, the kernels of a GPU (V100, RTX 3090), an image of 224 to 2048 pixels a side, 16 to 8,192
 text tokens and a rank of 1 to 256. `budgetft estimate --json` runs as a process of its own; what it says of its setting is
-then computed once more from a law that is traced here for exactly this case. Traces are the independent truth: a recording
-was made at none of these points. The last lines have the settings of every case in the grid, not only the chosen one.
+then computed once more from a memory model that is traced here for exactly this case. Traces are the independent truth: a
+recording was made at none of these points. The last lines have the settings of every case in the grid, not only the chosen
+one.
 """
 
 import json
@@ -90,7 +91,7 @@ def traced_estimator(job: Job) -> Estimator:
         patch("budgetft.predict.estimator.find_recording", lambda key: None),
     ):
         for knobs in {estimator.combination(each) for each in settings(job)}:
-            estimator.law(knobs)
+            estimator.memory_model(knobs)
     return estimator
 
 

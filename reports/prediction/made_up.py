@@ -8,7 +8,7 @@ that the planner learns: products lose efficiency with few rows (up to 1,500 row
 1,024 kernels ahead and pays for each micro-batch and now and then for a garbage collection, kernels with little data run from
 the cache, long steps are throttled, every setting has a quirk of its own (which kernel the library picks), and backward passes
 launch faster by a factor of their own. Readings scatter by 1 to 15 %, more where the host decides, and drift between probes.
-True peaks are the law's with a context of their own, an error that is smooth over the settings and one that is not.
+True peaks are the memory model's with a context of their own, an error that is smooth over the settings and one that is not.
 """
 
 import hashlib

@@ -52,10 +52,10 @@ HOST_DECIDES = 0.3
 """Share of a step's seconds that move with the host's launches."""
 
 
-def machine_of(card: str) -> Machine | None:
+def machine_of(gpu: str) -> Machine | None:
     """Measured on such a GPU, if that was done."""
     files = sorted((HERE / "machines").glob("*.json"))
-    return next((found for path in files if (found := Machine.read(read_json(path), source=path.name)).card == card), None)
+    return next((found for path in files if (found := Machine.read(read_json(path), source=path.name)).gpu == gpu), None)
 
 
 def groups() -> dict[tuple[str, str], tuple[Job, dict[Knobs, Outcome]]]:
@@ -65,7 +65,7 @@ def groups() -> dict[tuple[str, str], tuple[Job, dict[Knobs, Outcome]]]:
         for job, outcome in Ledger(REPORTS / f"{path}.sqlite3").rows():
             if outcome.step_seconds is None or len(outcome.timed_seconds) < 2 or outcome.stack is None:
                 continue
-            host = gpu_of_device(outcome.stack.card)
+            host = gpu_of_device(outcome.stack.gpu)
             own = host is None or host.name == job.gpu.name
             key = name, job.fingerprint()
             found.setdefault(key, (job.replace(host=None if own else host), {}))[1][outcome.knobs] = outcome
@@ -118,7 +118,7 @@ def of_job(job: Job, truth: dict[Knobs, Outcome]) -> tuple[list[dict[Knobs, floa
     estimator = Estimator(job, calibration=uncalibrated())
     clock = estimator.clock(list(truth))
     found = [errors(clock.log_seconds(estimator.speeds.middle_Q[None])[0], outcomes), list[float]()]
-    machine = machine_of(outcomes[0].stack.card if outcomes[0].stack else "")
+    machine = machine_of(outcomes[0].stack.gpu if outcomes[0].stack else "")
     if machine is not None:
         estimator.speeds = machine.teach(estimator.speeds, job.gpu)
         found[1] = errors(clock.log_seconds(estimator.speeds.middle_Q[None])[0], outcomes)
@@ -153,7 +153,7 @@ def main() -> None:
             for knobs, value in values.items():
                 waiting[waits[knobs]][number].append(value)
         (width, height), first = job.workload.worst[0].images[0], next(iter(truth.values()))
-        title = f"{job.model.name} {width}x{height}, {job.gpu.name}, {first.stack.card if first.stack else ''}"
+        title = f"{job.model.name} {width}x{height}, {job.gpu.name}, {first.stack.gpu if first.stack else ''}"
         print(row(name, title, len(truth), *(cell(list(values.values())) for values in columns)))
     print(row("all", "", len(inside), *map(cell, every)).replace("|  |", "| |"))
     for waits, text in ((True, "of these, the host decides"), (False, "of these, the GPU decides")):

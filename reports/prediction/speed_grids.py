@@ -1,6 +1,7 @@
 """Grids whose every fitting setting was measured on an H200: the truth that searches are replayed over (replay.py).
 
-    python reports/prediction/speed_grids.py choose > speed-grids.jsonl                          # no GPU: by the law, seconds
+    python reports/prediction/speed_grids.py choose > speed-grids.jsonl                          # no GPU: by the memory model,
+    seconds
     python reports/prediction/speed_grids.py measure speed-grids.jsonl LEDGER SECONDS            # on the GPU
     python reports/prediction/speed_grids.py machine OUT.json                                    # on the GPU, ten seconds
 
@@ -103,7 +104,7 @@ def machine(out: Path) -> None:
     from budgetft.predict.look import read_machine
 
     begun, stack = time.monotonic(), current_stack("cuda")
-    found = read_machine(stack.card, stack.driver, dtype=torch.float16).model_dump_json(indent=1)
+    found = read_machine(stack.gpu, stack.driver, dtype=torch.float16).model_dump_json(indent=1)
     print(f"{time.monotonic() - begun:.1f} s", found, sep="\n")
     out.write_text(found + "\n")
 

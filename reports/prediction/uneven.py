@@ -2,8 +2,8 @@
 
     python reports/prediction/uneven.py      # printed: uneven.txt; a minute of one core, no GPU
 
-By the law and the calibrations alone: 32 examples as so many micro-batches of each size and a shorter last one, any number of
-layers checkpointed, against the planner's grid. Predicted.
+By the memory model and the calibrations alone: 32 examples as so many micro-batches of each size and a shorter last one, any
+number of layers checkpointed, against the planner's grid. Predicted.
 """
 
 import sys

@@ -22,19 +22,19 @@ def test_every_bundled_model_is_answered_for_without_torch_and_each_recording_is
     seen = seen_by(["fit", "--gpu", "rtx3060-12g", "--json"], tmp_path)
     assert seen.packages & {"torch", "transformers", "peft", "optuna", "pandas", "datasets"} == set()
     assert seen.started == []
-    assert {times for path, times in seen.opened.items() if "/laws/" in path} == {1}
+    assert {times for path, times in seen.opened.items() if "/memory_models/" in path} == {1}
     table = FitTable.read(json.loads(seen.out), source="fit --json")
     assert {name for name in model_names() if not name.startswith("tiny")} - set(table.models) == {"qwen2.5-vl-32b"}
     sizes = [row.parameters or 0 for row in table.rows]
     assert sizes == sorted(sizes)
-    assert not list(tmp_path.glob("laws/*")), "nothing had to be traced"
+    assert not list(tmp_path.glob("memory_models/*")), "nothing had to be traced"
 
 
 def test_so_it_is_on_gpus_without_flash_attention_and_for_one_model_on_all(tmp_path):
     for words in (["--gpu", "t4"], ["--model", "qwen2.5-vl-3b"]):
         seen = seen_by(["fit", *words, "--json"], tmp_path)
         assert "torch" not in seen.packages
-        assert not list(tmp_path.glob("laws/*"))
+        assert not list(tmp_path.glob("memory_models/*"))
 
 
 def test_the_table_is_at_most_80_columns_wide_and_says_once_that_it_is_predicted(capsys):

@@ -8,7 +8,7 @@ from budgetft.cli.progress import ProbeLines, planning
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.outcome import Estimate, Outcome
 from budgetft.search.planner import Event
-from budgetft.units import GIB, format_seconds
+from budgetft.units import GIB
 
 OURS = Knobs(micro_batch=8, grad_accum=4, checkpointed_layers=30)
 STOCK = stock_knobs(micro_batch=4, effective_batch=32, layers=36, base_precision="fp16")
@@ -88,10 +88,3 @@ def test_into_a_file_go_plain_lines_and_quiet_says_nothing(capsys):
         show(Event(stage="trace", text="tracing"))
         note("a note")
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (3599, "60 min"), (9000, "2 h 30 min")]
-)
-def test_durations_are_told_at_the_precision_of_a_guess(seconds, text):
-    assert format_seconds(seconds) == text

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from budgetft.data.convert import Options, convert
+from budgetft.data.read.convert import Options, convert
 
 PROMPT = "Describe the vehicle or person nearest to the camera, what it does, and the street around it."
 
@@ -129,7 +129,7 @@ def spoken_film(path: Path, *, seconds: int, fps: int, size: tuple[int, int] = (
 
     from PIL import Image
 
-    from budgetft.data.video import write_video
+    from budgetft.data.media.video import write_video
 
     shades = (round(15 * frame / fps) for frame in range(seconds * fps))
     write_video(path, (Image.new("RGB", size, (shade,) * 3) for shade in shades), size=size, fps=Fraction(fps))

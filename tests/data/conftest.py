@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 from clips import bikes_dataset
-from twins import LEARNED, TESTED, make_twin
+from synthetic_sets import LEARNED, TESTED, make_synthetic
 
 from budgetft.data.examples import Example, Examples, read_dataset
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.model import Model, load_model
 
 
@@ -57,12 +57,12 @@ def example(picture) -> Example:
 
 
 @pytest.fixture(scope="session")
-def twin(tmp_path_factory) -> Path:
+def synthetic(tmp_path_factory) -> Path:
     pytest.importorskip("av")
-    return make_twin(tmp_path_factory.mktemp("twin") / "wts", LEARNED)
+    return make_synthetic(tmp_path_factory.mktemp("synthetic") / "wts", LEARNED)
 
 
 @pytest.fixture(scope="session")
 def test_package(tmp_path_factory) -> Path:
     pytest.importorskip("av")
-    return make_twin(tmp_path_factory.mktemp("package") / "wts", TESTED)
+    return make_synthetic(tmp_path_factory.mktemp("package") / "wts", TESTED)

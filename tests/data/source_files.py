@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from budgetft.data.sources import (
+from budgetft.data.read.sources import (
     open_source,
 )
 from budgetft.errors import UsageError

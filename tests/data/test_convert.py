@@ -3,9 +3,9 @@ import json
 import pytest
 
 from budgetft.data.conversation import Message, Part
-from budgetft.data.convert import Conversion, Options
 from budgetft.data.examples import Example
-from budgetft.data.images import check_image
+from budgetft.data.media.images import check_image
+from budgetft.data.read.convert import Conversion, Options
 from budgetft.errors import UsageError
 
 IMAGE = Part(type="image")

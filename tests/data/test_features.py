@@ -171,12 +171,12 @@ def test_what_does_not_fit_the_disk_is_refused_before_it_is_computed(tmp_path):
 def test_the_cost_on_disk_counts_equal_images_once():
     model = load_model("qwen2.5-vl-3b")
     one = Picture(block=("a.jpg",), digest="1", width=448, height=448)
-    twin, other = (
+    synthetic, other = (
         Picture(block=("b.jpg",), digest="1", width=448, height=448),
         Picture(block=("c",), digest="2", width=28, height=56),
     )
-    assert feature_bytes([one, twin], model, "fp16") == 256 * 2048 * 2
-    assert feature_bytes([one, twin, other], model, "fp32") == (256 + 2) * 2048 * 4
+    assert feature_bytes([one, synthetic], model, "fp16") == 256 * 2048 * 2
+    assert feature_bytes([one, synthetic, other], model, "fp32") == (256 + 2) * 2048 * 4
     deep = load_model("qwen3-vl-4b")
     picture = Picture(block=("a.jpg",), digest="1", width=448, height=448)
     assert feature_bytes([picture], deep, "fp16") == 14 * 14 * 2560 * (1 + 3) * 2

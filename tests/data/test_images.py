@@ -24,8 +24,8 @@ from media import (
 )
 from PIL import Image
 
-from budgetft.data import images
-from budgetft.data.images import check_image, frames_of_image, image_size, load_image, shown_as_stored
+from budgetft.data.media import images
+from budgetft.data.media.images import check_image, frames_of_image, image_size, load_image, shown_as_stored
 from budgetft.errors import UsageError
 
 NOISE = np.random.default_rng(7)
@@ -155,7 +155,7 @@ def test_a_transparent_grey_of_every_depth_is_white(tmp_path, depth):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_transparent_colour_is_white_and_its_neighbours_are_not(tmp_path, depth):
+def test_a_transparent_colour_is_white_and_its_other_processes_are_not(tmp_path, depth):
     scale = 257 if depth == 16 else 1
     samples = NOISE.integers(0, 4, (12, 12, 3)) * scale
     key = np.array([1, 2, 3]) * scale

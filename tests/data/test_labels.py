@@ -11,9 +11,9 @@ from PIL import Image
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.convert import Conversion
-from budgetft.data.convert_options import Options
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import Conversion
+from budgetft.data.read.options import Options
 from budgetft.data.templates import TEMPLATES
 from budgetft.errors import UsageError
 from budgetft.model import load_model
@@ -21,7 +21,7 @@ from budgetft.model import load_model
 FAMILIES = ("tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl")
 CONTRACT = Contract()
 SAID = (
-    ("<image>\nWhat is this?", "A card.\n"),
+    ("<image>\nWhat is this?", "A GPU.\n"),
     ("And <image> this?\n", "  An indented\n\n  answer"),
     ("Sure?", "assistant\nYes, user\n"),
 )
@@ -170,8 +170,8 @@ def test_over_the_limit_is_refused_and_at_it_nothing_is_cut(families, folder, na
 
 
 PLAIN = [
-    ("What?", "A card."),
-    ("What is there?\nBe brief.", "A red card,\nand <b>no</b> more."),
+    ("What?", "A GPU."),
+    ("What is there?\nBe brief.", "A red GPU,\nand <b>no</b> more."),
     ("  What?\n", "    if red:\n        return 1\n"),
     ("走\u00e9?", "\U0001f44d \u05d0"),
 ]
@@ -257,7 +257,7 @@ def test_a_template_that_loses_what_is_said_is_refused_by_name(folder, name):
     turns = [{"role": "system", "content": "Be brief."}]
     for number in range(2):
         turns.append({"role": "user", "content": f"What about <image> {number}?"})
-        turns.append({"role": "assistant", "content": f"<think>Hm {number}.</think>A card."})
+        turns.append({"role": "assistant", "content": f"<think>Hm {number}.</think>A GPU."})
     (example,) = read(folder, {"id": "one", "messages": turns, "images": ["a.png", "b.png"]})
     processor.chat_template = CHATML
     encode(example, processor, model, CONTRACT)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.convert import Conversion
-from budgetft.data.convert_options import Options
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import Conversion
+from budgetft.data.read.options import Options
 from budgetft.model import load_model
 
 FAMILIES = ("tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl")

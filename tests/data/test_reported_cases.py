@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from budgetft.cli.data import app
 from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.examples import read_dataset
-from budgetft.data.opening import dataset_folder
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import convert
+from budgetft.data.read.opening import dataset_folder
+from budgetft.data.read.options import Options
 from budgetft.data.visuals import media_of, resized_image
 from budgetft.errors import UsageError
 from budgetft.model import load_model
@@ -125,7 +125,7 @@ def test_an_image_part_says_its_own_size(families, tmp_path):
         {"type": "image", "image": "a.png", "resized_height": 56, "resized_width": 84},
         {"type": "text", "text": "What?"},
     ]
-    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A card."}]}
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A GPU."}]}
     ((example,), _) = made(tmp_path, row)
     assert text_of(example, families["tiny-qwen2.5-vl"])[1].image_grid_thw.tolist() == [[1, 4, 6]]
 
@@ -140,7 +140,7 @@ def test_an_image_part_says_its_own_size(families, tmp_path):
 )
 def test_boxes_in_pixels_are_told_in_the_scale_of_the_model(families, tmp_path, name, box):
     Image.new("RGB", (1288, 728)).save(tmp_path / "big.png")
-    row = asked("<image>\nLocate it.", '{"bbox_2d": [1000, 500, 1200, 700], "label": "card"}', image="big.png")
+    row = asked("<image>\nLocate it.", '{"bbox_2d": [1000, 500, 1200, 700], "label": "GPU"}', image="big.png")
     ((example,), report) = made(tmp_path, row)
     assert any("--boxes pixels" in note for note in report.notes)
     assert '"bbox_2d": [1000, 500, 1200, 700]' in text_of(example, families[name])[0]
@@ -178,7 +178,7 @@ def test_marks_of_boxes_are_text_and_others_are_refused(families, tmp_path):
 def test_bad_images_are_left_out_by_name_where_that_is_wished(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
-    rows = [{"id": name, "image": name, "caption": "A card."} for name in ("a.jpg", "cut.jpg", "A.png", "a.JPG")]
+    rows = [{"id": name, "image": name, "caption": "A GPU."} for name in ("a.jpg", "cut.jpg", "A.png", "a.JPG")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["convert", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
     refused = CliRunner().invoke(app, command)
@@ -193,7 +193,7 @@ def test_bad_images_are_left_out_by_name_where_that_is_wished(tmp_path):
 
 
 def test_all_of_many_problems_are_in_a_file(tmp_path):
-    rows = [{"id": str(number), "image": f"{number}.jpg", "caption": "A card."} for number in range(25)]
+    rows = [{"id": str(number), "image": f"{number}.jpg", "caption": "A GPU."} for number in range(25)]
     with pytest.raises(UsageError, match=r"25 problems(.|\n)*and 5 more(.|\n)*out-problems\.txt"):
         made(tmp_path, *rows)
     assert len((tmp_path / "out-problems.txt").read_text().splitlines()) == 25
@@ -224,7 +224,7 @@ def test_data_in_an_archive_are_converted_once_and_leave_nothing_else(tmp_path):
     Image.new("RGB", (64, 48), (9, 9, 9)).save(tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(tmp_path / "a.png", "photos/a.png")
-        archive.writestr("photos/metadata.csv", "file_name,text\na.png,A card.\n")
+        archive.writestr("photos/metadata.csv", "file_name,text\na.png,A GPU.\n")
     converted: list[object] = []
     first, second = (
         dataset_folder(tmp_path / "a.zip", cache=tmp_path / "cache", on_convert=converted.append) for _ in range(2)

@@ -13,9 +13,9 @@ from chatml import DEFAULT_SYSTEM
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.errors import UsageError
 from budgetft.model import load_model
 
@@ -61,7 +61,7 @@ ROWS = {
             "id": "whole",
             "images": ["a.png", "b.png"],
             "prompt": "What?\n  Be brief.",
-            "answer": "  A card,\n\tred.\n",
+            "answer": "  A GPU,\n\tred.\n",
             "source_id": "s",
             "weight": 0.5,
             "scenario": "one",

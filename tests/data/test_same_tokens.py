@@ -9,9 +9,9 @@ from PIL import Image
 
 from budgetft.contract import Contract
 from budgetft.data.collate import encode
-from budgetft.data.convert import convert
-from budgetft.data.convert_options import Options
 from budgetft.data.processor import load_processor
+from budgetft.data.read.convert import convert
+from budgetft.data.read.options import Options
 from budgetft.errors import UsageError
 from budgetft.model import load_model
 
@@ -190,7 +190,7 @@ ASSISTANT = [77_091, 198]  # "assistant" and a line break
 def test_what_is_learned_is_what_an_independent_reading_of_the_tokens_says(families, folder, place, learned):
     model, processor = families[place]
     assert processor.tokenizer("assistant\n").input_ids == ASSISTANT
-    answers = ("A card.\n", "  Two   cards", "Done <think>not a mark</think>")
+    answers = ("A GPU.\n", "  Two   GPUs", "Done <think>not a mark</think>")
     messages = []
     for number, answer in enumerate(answers):
         content = [{"type": "image", "image": NAMES[number]}, {"type": "text", "text": f"What is in {number}?\n"}]
@@ -210,20 +210,20 @@ def test_what_is_learned_is_what_an_independent_reading_of_the_tokens_says(famil
 @pytest.mark.parametrize("place", range(2), ids=FAMILIES[:2])
 def test_a_plain_example_is_token_for_token_what_it_was(families, folder, place):
     model, processor = families[place]
-    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "A card."}}, folder)
+    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "A GPU."}}, folder)
     encoded = encode(example, processor, model, CONTRACT)
     tokens = int(encoded.image_grid_thw.prod()) // 4
     said = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
     said += "<|image_pad|>" * tokens + "<|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
     prompt = processor.tokenizer(said).input_ids
-    answer = processor.tokenizer("A card.<|im_end|>").input_ids
+    answer = processor.tokenizer("A GPU.<|im_end|>").input_ids
     assert encoded.input_ids.tolist() == prompt + answer
     assert encoded.labels.tolist() == [-100] * len(prompt) + answer
 
 
 def test_qwen3_has_no_system_text_of_its_own_and_its_marks_of_thought_are_one_token(families, folder):
     model, processor = families[2]
-    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "<think>Hm</think>A card."}}, folder)
+    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "<think>Hm</think>A GPU."}}, folder)
     ids = encode(example, processor, model, CONTRACT).input_ids.tolist()
     assert ids[:3] == [START, *processor.tokenizer("user\n").input_ids]
     assert {151_667, 151_668} <= set(ids)
@@ -278,7 +278,7 @@ def test_a_template_that_loses_what_was_said_is_refused(folder, monkeypatch, nam
     processor.chat_template = template
     turns = [{"role": "system", "content": "Be brief."}]
     for number in range(2):
-        turns += [{"role": "user", "content": f"<image>What {number}?"}, {"role": "assistant", "content": f"Card {number}."}]
+        turns += [{"role": "user", "content": f"<image>What {number}?"}, {"role": "assistant", "content": f"GPU {number}."}]
     (example,) = examples_of({"one": {"messages": turns, "images": list(NAMES[:2])}}, folder)
     with pytest.raises(UsageError, match=told):
         encode(example, processor, model, CONTRACT)
@@ -288,6 +288,6 @@ def test_the_template_of_a_folder_is_used_though_it_has_no_tokenizer(tmp_path, f
     model = load_model("tiny-qwen2.5-vl")
     (tmp_path / "chat_template.jinja").write_text(PLAIN)
     processor = load_processor(model.replace(weights=str(tmp_path)))
-    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "A card."}}, folder)
+    (example,) = examples_of({"one": {"images": [NAMES[0]], "prompt": "What?", "answer": "A GPU."}}, folder)
     text = processor.tokenizer.decode(encode(example, processor, model, CONTRACT).input_ids)
     assert text.startswith("<|im_start|>user\n")  # no system text of the family's template

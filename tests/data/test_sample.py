@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from budgetft.data.examples import read_dataset
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import UsageError
 
 

@@ -18,7 +18,7 @@ from budgetft.data.collate import encode
 from budgetft.data.conversation import Message, Part
 from budgetft.data.examples import Example, read_dataset
 from budgetft.data.preview import preview, visible
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import UsageError
 from budgetft.model import load_model
 

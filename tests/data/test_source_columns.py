@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from source_files import BLUE, RED, lines, picture, save_arrow, written
 
-from budgetft.data.sources import (
+from budgetft.data.read.sources import (
     Columns,
     MediaStore,
     Row,

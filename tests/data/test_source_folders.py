@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from source_files import BLUE, RED, SAMPLES, archive, lines, photos, refused, rows, tar, written
 
-from budgetft.data import source_archives
-from budgetft.data.sources import (
+from budgetft.data.read import archives as source_archives
+from budgetft.data.read.sources import (
     Columns,
     guess_columns,
     open_source,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from source_files import BLUE, RED, arrow, refused, rows, save_arrow, written
 
-from budgetft.data.sources import (
+from budgetft.data.read.sources import (
     open_source,
 )
 

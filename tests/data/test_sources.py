@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from source_files import BLUE, RED, ROWS, lines, photos, refused, rows, save_arrow, table, tar, written
 
-from budgetft.data import source_rows, source_tables
-from budgetft.data.sources import (
+from budgetft.data.read import rows as source_rows
+from budgetft.data.read import tables as source_tables
+from budgetft.data.read.sources import (
     open_source,
 )
 
@@ -60,7 +61,7 @@ def test_json_is_the_same_however_it_is_cut_into_pieces(tmp_path, monkeypatch, c
     values = [{"a": [1, -2.5e3, True, None, {"b": '\\u00e9 \ud83d\ude00 \\ " é 😀'}], "c": ""}, {}, 12345, "x", [[]], -7]
     text = json.dumps(values, ensure_ascii=True) + "\n"
     monkeypatch.setattr(source_rows, "_CHUNK", chunk)
-    monkeypatch.setattr("budgetft.data.source_rows.encoding_of", lambda head, path: ("utf-8", 0))
+    monkeypatch.setattr("budgetft.data.read.rows.encoding_of", lambda head, path: ("utf-8", 0))
     path = written(tmp_path, "a.json", text)
     assert rows(tmp_path, path) == json.loads(text)
 
@@ -323,5 +324,6 @@ def test_a_parquet_file_is_not_read_ahead(tmp_path, monkeypatch):
 
 
 def test_importing_the_readers_imports_no_reader_of_tables_or_images():
-    code = "import sys, budgetft.data.sources; print([m for m in ('datasets', 'pyarrow', 'PIL', 'torch') if m in sys.modules])"
+    heavy = "[m for m in ('datasets', 'pyarrow', 'PIL', 'torch') if m in sys.modules]"
+    code = f"import sys, budgetft.data.read.sources; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -9,9 +9,9 @@ import pytest
 from media import exif, light_of_srgb, seen, srgb_of_xyz
 from PIL import Image
 
-from budgetft.data.film_frames import Converter
-from budgetft.data.shots import Shot, take_shots
-from budgetft.data.video import At, count_frames, pick_frames, probe
+from budgetft.data.media.film_frames import Converter
+from budgetft.data.media.shots import Shot, take_shots
+from budgetft.data.media.video import At, count_frames, pick_frames, probe
 from budgetft.errors import UsageError
 
 av = pytest.importorskip("av")

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rounding import arithmetic
-from twins import caption_file, change, question_file, scenario_names, spoilt
+from synthetic_sets import caption_file, change, question_file, scenario_names, spoilt
 
 from budgetft.data.examples import read_dataset
-from budgetft.data.reformat import Format
-from budgetft.data.twin import TwinSpec
-from budgetft.data.video import At, VideoFacts, pick_frames
-from budgetft.data.wts import Request, convert_wts, split_scenarios
+from budgetft.data.media.video import At, VideoFacts, pick_frames
+from budgetft.data.synthetic.spec import SyntheticSpec
+from budgetft.data.wts.convert import Request, convert_wts, split_scenarios
+from budgetft.data.wts.reformat import Format
 from budgetft.errors import UsageError
 from budgetft.evaluate.judge import truth_of_examples
 
@@ -24,14 +24,14 @@ def converted(root, out, request=CAPTIONS, **changes):
 
 
 @pytest.fixture(scope="module")
-def plain(twin, tmp_path_factory):
+def plain(synthetic, tmp_path_factory):
     """The whole train split, one frame an example."""
-    return converted(twin, tmp_path_factory.mktemp("plain"), tasks="both")
+    return converted(synthetic, tmp_path_factory.mktemp("plain"), tasks="both")
 
 
-def test_every_caption_becomes_one_example_in_each_view(twin, plain):
+def test_every_caption_becomes_one_example_in_each_view(synthetic, plain):
     wanted = {}
-    for path in (twin / "annotations/caption/train").rglob("*_caption.json"):
+    for path in (synthetic / "annotations/caption/train").rglob("*_caption.json"):
         for one in json.loads(path.read_text())["event_phase"]:
             for actor in ("pedestrian", "vehicle"):
                 name = path.name.removesuffix("_caption.json")
@@ -49,20 +49,20 @@ def test_an_example_says_where_it_is_from(plain):
     assert "Describe the pedestrian" in one.prompt
 
 
-def test_normal_traffic_is_a_scenario_and_its_folder_is_none(twin, plain):
+def test_normal_traffic_is_a_scenario_and_its_folder_is_none(synthetic, plain):
     names = {one.scenario for one in plain}
-    assert scenario_names(twin)[2] in names
+    assert scenario_names(synthetic)[2] in names
     assert "normal_trimmed" not in names
 
 
-def test_bdd_videos_are_scenarios_named_by_their_files(twin, plain, tmp_path):
+def test_bdd_videos_are_scenarios_named_by_their_files(synthetic, plain, tmp_path):
     assert {one.view for one in plain if one.scenario == "video1000"} == {"vehicle_view"}
-    without = converted(twin, tmp_path, external=False)
-    assert {one.scenario for one in without} == set(scenario_names(twin))
+    without = converted(synthetic, tmp_path, external=False)
+    assert {one.scenario for one in without} == set(scenario_names(synthetic))
 
 
-def test_a_scenario_name_that_ends_in_letters_of_the_suffix_is_kept_whole(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_a_scenario_name_that_ends_in_letters_of_the_suffix_is_kept_whole(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     # strip("_caption.json") would make "vide" of it
     for path in root.rglob("video1000*"):
         path.rename(path.with_name(path.name.replace("video1000", "videoction")))
@@ -77,8 +77,8 @@ def test_phases_are_digits_for_captions_and_words_for_questions(plain):
 
 
 @pytest.mark.parametrize("word", ["judgment", "Judgement", "pre-recognition", 2])
-def test_other_spellings_of_phases_are_read(twin, tmp_path, word):
-    root = spoilt(twin, tmp_path)
+def test_other_spellings_of_phases_are_read(synthetic, tmp_path, word):
+    root = spoilt(synthetic, tmp_path)
     path = caption_file(root)
 
     def edit(data):
@@ -89,8 +89,8 @@ def test_other_spellings_of_phases_are_read(twin, tmp_path, word):
     assert found == {"0" if word == "pre-recognition" else "2"}
 
 
-def test_phases_may_overlap_and_be_fewer_than_five(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_phases_may_overlap_and_be_fewer_than_five(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
 
     def edit(data):
         data["event_phase"] = data["event_phase"][:3]
@@ -101,18 +101,18 @@ def test_phases_may_overlap_and_be_fewer_than_five(twin, tmp_path):
     assert len(found) == 6
 
 
-def test_times_are_those_of_each_view_and_the_frame_is_the_middle_one(twin, plain):
-    name = scenario_names(twin)[0]
+def test_times_are_those_of_each_view_and_the_frame_is_the_middle_one(synthetic, plain):
+    name = scenario_names(synthetic)[0]
     for view in ("overhead_view", "vehicle_view"):
-        for segment in json.loads(caption_file(twin, 0, view).read_text())["event_phase"]:
+        for segment in json.loads(caption_file(synthetic, 0, view).read_text())["event_phase"]:
             one = next(x for x in plain if x.id == f"{name}|{segment['labels'][0]}|vehicle|{view}")
             middle = (float(segment["start_time"]) + float(segment["end_time"])) / 2
             assert abs(one.time_seconds - middle) <= 0.051  # half a frame at 10 fps
 
 
-def test_environment_questions_are_shown_by_one_view_with_no_phase(twin, plain):
-    name = scenario_names(twin)[0]
-    asked = json.loads(question_file(twin, "environment").read_text())[0]["environment"]
+def test_environment_questions_are_shown_by_one_view_with_no_phase(synthetic, plain):
+    name = scenario_names(synthetic)[0]
+    asked = json.loads(question_file(synthetic, "environment").read_text())[0]["environment"]
     found = [one for one in plain if one.scenario == name and one.actor is None and one.phase is None]
     assert [one.answer for one in found] == [question["correct"] for question in asked]
     assert {one.view for one in found} == {"overhead_view"}
@@ -125,8 +125,8 @@ def test_questions_have_two_to_four_options(plain):
     assert counts == {2, 3, 4}
 
 
-def test_a_question_file_without_its_list_is_read_too(twin, tmp_path, plain):
-    root = spoilt(twin, tmp_path)
+def test_a_question_file_without_its_list_is_read_too(synthetic, tmp_path, plain):
+    root = spoilt(synthetic, tmp_path)
     change(question_file(root, "overhead_view"), lambda data: data[0])
     assert len(converted(root, tmp_path, tasks="both")) == len(plain)
 
@@ -166,10 +166,10 @@ def test_a_view_filter_never_loses_a_scenario_of_the_test_set(test_package, tmp_
     assert {one.view for one in examples if "_normal_" in one.scenario} == {"overhead_view"}
 
 
-def test_boxes_of_60_fps_videos_are_found_in_the_frame_they_were_drawn_for(twin, tmp_path):
-    examples = converted(twin, tmp_path, form=Format(policy="boxes"), view="overhead")
-    name = scenario_names(twin)[1]
-    folder = twin / f"annotations/bbox_generated/pedestrian/train/{name}/overhead_view"
+def test_boxes_of_60_fps_videos_are_found_in_the_frame_they_were_drawn_for(synthetic, tmp_path):
+    examples = converted(synthetic, tmp_path, form=Format(policy="boxes"), view="overhead")
+    name = scenario_names(synthetic)[1]
+    folder = synthetic / f"annotations/bbox_generated/pedestrian/train/{name}/overhead_view"
     cameras = [
         {row["image_id"]: row["bbox"] for row in json.loads(path.read_text())["annotations"]} for path in folder.glob("*.json")
     ]
@@ -187,8 +187,8 @@ def _left_edge_is_green(image, box):
     return sum(green > red + 40 for red, green, _ in column) > len(column) / 2
 
 
-def test_the_actor_comes_before_the_split_in_box_folders(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_the_actor_comes_before_the_split_in_box_folders(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     for kind in ("annotated", "generated"):
         folder = root / f"annotations/bbox_{kind}"
         wrong = root / f"annotations/bbox_{kind}_swapped"
@@ -199,8 +199,8 @@ def test_the_actor_comes_before_the_split_in_box_folders(twin, tmp_path):
     assert not any("green box" in prompt for prompt in prompts)
 
 
-def test_expanded_rows_share_source_and_answer_and_weigh_one_together(twin, tmp_path):
-    examples = converted(twin, tmp_path, form=Format(policy="expand", per_row=4), cameras="all")
+def test_expanded_rows_share_source_and_answer_and_weigh_one_together(synthetic, tmp_path):
+    examples = converted(synthetic, tmp_path, form=Format(policy="expand", per_row=4), cameras="all")
     rows = {}
     for one in examples:
         rows.setdefault(one.source_id, []).append(one)
@@ -212,13 +212,13 @@ def test_expanded_rows_share_source_and_answer_and_weigh_one_together(twin, tmp_
     assert len(truth_of_examples(examples).captions) == len({(one.scenario, one.phase, one.actor) for one in examples})
 
 
-def test_all_cameras_give_an_example_each(twin, tmp_path):
+def test_all_cameras_give_an_example_each(synthetic, tmp_path):
     counted = {}
-    for one in converted(twin, tmp_path, cameras="all", view="overhead"):
+    for one in converted(synthetic, tmp_path, cameras="all", view="overhead"):
         counted.setdefault(one.source_id, []).append(one.weight)
     cameras = {
         path.name: len(list((path / "overhead_view").glob("*.mp4")))
-        for path in (twin / "videos/train").iterdir()
+        for path in (synthetic / "videos/train").iterdir()
         if path.is_dir()
     }
     for source, weights in counted.items():
@@ -240,19 +240,19 @@ def test_the_official_table_chooses_the_main_camera(test_package, tmp_path):
 
 
 @pytest.mark.parametrize(("frames", "images"), [("sheet", 1), ("crop", 2), (3, 3)])
-def test_other_formats_have_their_number_of_images(twin, tmp_path, frames, images):
-    examples = converted(twin, tmp_path, form=Format(frames=frames), external=False, view="overhead")
+def test_other_formats_have_their_number_of_images(synthetic, tmp_path, frames, images):
+    examples = converted(synthetic, tmp_path, form=Format(frames=frames), external=False, view="overhead")
     assert {len(one.images) for one in examples} == {images}
     one = next(one for one in examples if one.actor == "pedestrian")
     with Image.open(one.images[0]) as first, Image.open(one.images[-1]) as last:
         assert (last.width < first.width) is (frames == "crop")
 
 
-def test_frames_stay_a_video_of_their_rate(twin, tmp_path):
+def test_frames_stay_a_video_of_their_rate(synthetic, tmp_path):
     form = Format(frames=4, video=True)
-    videos = converted(twin, tmp_path, form=form, external=False, view="overhead")
+    videos = converted(synthetic, tmp_path, form=form, external=False, view="overhead")
     (tmp_path / "images").mkdir()
-    images = converted(twin, tmp_path / "images", form=Format(frames=4), external=False, view="overhead")
+    images = converted(synthetic, tmp_path / "images", form=Format(frames=4), external=False, view="overhead")
     assert [[Path(path).name for path in one.images] for one in videos] == [
         [Path(path).name for path in one.images] for one in images
     ]
@@ -263,15 +263,15 @@ def test_frames_stay_a_video_of_their_rate(twin, tmp_path):
     assert 4 / one.video_fps == pytest.approx(lasts, abs=0.05 + 1e-3 * 0.1)  # it is told to a tenth
 
 
-def test_pictures_are_shrunk_when_asked(twin, tmp_path):
-    for one in converted(twin, tmp_path, max_side=100, view="overhead"):
+def test_pictures_are_shrunk_when_asked(synthetic, tmp_path):
+    for one in converted(synthetic, tmp_path, max_side=100, view="overhead"):
         with Image.open(one.images[0]) as image:
             assert max(image.size) == 100
 
 
-def test_scenarios_are_held_out_whole_before_rows_are_expanded(twin, tmp_path):
+def test_scenarios_are_held_out_whole_before_rows_are_expanded(synthetic, tmp_path):
     request = CAPTIONS.replace(holdout=0.3, form=Format(policy="expand", per_row=2))
-    convert_wts(twin, tmp_path / "data", request)
+    convert_wts(synthetic, tmp_path / "data", request)
     learned, held = read_dataset(tmp_path / "data"), read_dataset(tmp_path / "data-holdout")
     assert not {one.scenario for one in learned} & {one.scenario for one in held}
     assert len({one.scenario for one in held}) == 1
@@ -286,9 +286,9 @@ def test_a_split_of_scenarios_does_not_depend_on_their_order():
         split_scenarios(["a", "a"], 0.5, 0)
 
 
-def test_synwts_keeps_its_tree_in_a_folder_named_data(twin, tmp_path):
+def test_synwts_keeps_its_tree_in_a_folder_named_data(synthetic, tmp_path):
     (tmp_path / "synwts").mkdir()
-    (tmp_path / "synwts" / "data").symlink_to(twin)
+    (tmp_path / "synwts" / "data").symlink_to(synthetic)
     assert converted(tmp_path / "synwts", tmp_path, view="vehicle", external=False)
 
 
@@ -301,7 +301,7 @@ def test_a_format_that_makes_no_sense_is_refused():
         Format.make(frames=0)
     with pytest.raises(UsageError, match="split"):
         Request.make(split="training")
-    assert TwinSpec.make(scenarios=1).style == "day"
+    assert SyntheticSpec.make(scenarios=1).style == "day"
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,17 @@ import shutil
 
 import pytest
 from PIL import Image
-from twins import caption_file, change, question_file, scenario_names, spoilt
+from synthetic_sets import caption_file, change, question_file, scenario_names, spoilt
 from typer.testing import CliRunner
 
 from budgetft.cli.data import app
 from budgetft.data.conversation import Message, Part
 from budgetft.data.examples import read_dataset
-from budgetft.data.shots import Shot, take_shots
-from budgetft.data.video import At, count_frames, pick_frames, probe
+from budgetft.data.media.shots import Shot, take_shots
+from budgetft.data.media.video import At, count_frames, pick_frames, probe
 from budgetft.data.visuals import media_of
-from budgetft.data.wts import Request, convert_wts
-from budgetft.data.wts_tree import find_tree
+from budgetft.data.wts.convert import Request, convert_wts
+from budgetft.data.wts.tree import find_tree
 from budgetft.errors import UsageError
 
 REQUEST = Request(split="train")
@@ -63,8 +63,8 @@ def phase(number, **fields):
         (lambda data: [data], "file: holds a JSON list, not an object"),
     ],
 )
-def test_a_bad_caption_file_is_named_with_its_field(twin, tmp_path, edit, problem):
-    root = spoilt(twin, tmp_path)
+def test_a_bad_caption_file_is_named_with_its_field(synthetic, tmp_path, edit, problem):
+    root = spoilt(synthetic, tmp_path)
     path = caption_file(root)
     change(path, edit)
     assert f"{path.relative_to(root)}: {problem}" in refusal(root, tmp_path) or problem in refusal(root, tmp_path)
@@ -94,8 +94,8 @@ def question(**fields):
         (lambda data: data[0].pop("event_phase") and None, "[0]: has none of event_phase, environment and conversations"),
     ],
 )
-def test_a_bad_question_is_named_with_its_field(twin, tmp_path, edit, problem):
-    root = spoilt(twin, tmp_path)
+def test_a_bad_question_is_named_with_its_field(synthetic, tmp_path, edit, problem):
+    root = spoilt(synthetic, tmp_path)
     path = question_file(root, "overhead_view")
     change(path, edit)
     message = refusal(root, tmp_path)
@@ -107,14 +107,14 @@ def test_a_bad_question_is_named_with_its_field(twin, tmp_path, edit, problem):
     ("content", "problem"),
     [(b'{"event_phase": [', "file: is not JSON"), (b"\xff\xfe{}", "file: is not UTF-8 text"), (b"", "file: is not JSON")],
 )
-def test_a_truncated_or_foreign_file_is_named(twin, tmp_path, content, problem):
-    root = spoilt(twin, tmp_path)
+def test_a_truncated_or_foreign_file_is_named(synthetic, tmp_path, content, problem):
+    root = spoilt(synthetic, tmp_path)
     caption_file(root).write_bytes(content)
     assert f"{caption_file(root).relative_to(root)}: {problem}" in refusal(root, tmp_path)
 
 
-def test_all_problems_of_all_files_come_at_once(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_all_problems_of_all_files_come_at_once(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     change(caption_file(root), phase(0, labels=["9"], end_time="x"))
     change(caption_file(root), phase(1, caption_vehicle=""))
     change(question_file(root, "environment", 1), lambda data: data[0]["environment"][0].update(correct="z"))
@@ -135,15 +135,15 @@ def test_all_problems_of_all_files_come_at_once(twin, tmp_path):
         ({"image_id": -1}, "annotations[0].image_id: -1 is not the number of a frame"),
     ],
 )
-def test_a_bad_box_is_named_with_its_field(twin, tmp_path, fields, problem):
-    root = spoilt(twin, tmp_path)
+def test_a_bad_box_is_named_with_its_field(synthetic, tmp_path, fields, problem):
+    root = spoilt(synthetic, tmp_path)
     path = sorted((root / "annotations/bbox_annotated/pedestrian/train").rglob("*_bbox.json"))[0]
     change(path, lambda data: data["annotations"][0].update(fields))
     assert f"{path.relative_to(root)}: {problem}" in refusal(root, tmp_path)
 
 
-def test_a_view_with_captions_and_no_video_is_named(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_a_view_with_captions_and_no_video_is_named(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     name = scenario_names(root)[0]
     shutil.rmtree(root / "videos/train" / name / "vehicle_view")
     message = refusal(root, tmp_path)
@@ -169,8 +169,8 @@ def test_repeated_and_missing_question_ids_of_the_test_set_are_named(test_packag
     assert "[0].videos: 'gone.mp4' is not a video of this split" in message
 
 
-def test_bad_videos_are_named_together_and_left_out_only_when_asked(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_bad_videos_are_named_together_and_left_out_only_when_asked(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     first, second = sorted((root / "videos/train").rglob("*_vehicle_view.mp4"))[:2]
     first.write_text("not a video")
     second.write_bytes(b"")
@@ -184,8 +184,8 @@ def test_bad_videos_are_named_together_and_left_out_only_when_asked(twin, tmp_pa
     assert (first.parent.parent.name, "overhead_view") in views
 
 
-def test_a_video_that_breaks_off_is_found_when_it_is_decoded(twin, tmp_path):
-    root = spoilt(twin, tmp_path)
+def test_a_video_that_breaks_off_is_found_when_it_is_decoded(synthetic, tmp_path):
+    root = spoilt(synthetic, tmp_path)
     video = next((root / "external").rglob("video1000.mp4"))
     content = video.read_bytes()
     start = content.index(b"mdat")
@@ -206,7 +206,7 @@ def test_a_video_that_breaks_off_is_found_when_it_is_decoded(twin, tmp_path):
     assert "video1000" not in {one.scenario for one in read_dataset(tmp_path / "data")}
 
 
-def test_a_rerun_goes_on_after_an_interrupt_and_gives_the_same_data(twin, tmp_path):
+def test_a_rerun_goes_on_after_an_interrupt_and_gives_the_same_data(synthetic, tmp_path):
     seen = []
 
     def stop():
@@ -215,19 +215,19 @@ def test_a_rerun_goes_on_after_an_interrupt_and_gives_the_same_data(twin, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert_wts(twin, tmp_path / "data", REQUEST, workers=1, on_video=stop)
+        convert_wts(synthetic, tmp_path / "data", REQUEST, workers=1, on_video=stop)
     assert not (tmp_path / "data").exists()
-    report = convert_wts(twin, tmp_path / "data", REQUEST, workers=1)
+    report = convert_wts(synthetic, tmp_path / "data", REQUEST, workers=1)
     assert report.videos_kept >= 3
     assert report.videos > 0
-    whole = convert_wts(twin, tmp_path / "whole", REQUEST)
+    whole = convert_wts(synthetic, tmp_path / "whole", REQUEST)
     assert list(report.fingerprints.values()) == list(whole.fingerprints.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "whole"]  # the kept frames are gone
 
 
-def test_kept_frames_are_not_used_for_a_changed_video(twin, tmp_path):
+def test_kept_frames_are_not_used_for_a_changed_video(synthetic, tmp_path):
     video = tmp_path / "a.mp4"
-    source, other = sorted(twin.rglob("*_vehicle_view.mp4"))[:2]
+    source, other = sorted(synthetic.rglob("*_vehicle_view.mp4"))[:2]
     shot = Shot(video=video, moments=(At(seconds=0.5),))
     shutil.copy(source, video)
     first = take_shots({video: [shot]}, tmp_path / "work")
@@ -238,8 +238,8 @@ def test_kept_frames_are_not_used_for_a_changed_video(twin, tmp_path):
     assert again.taken != first.taken
 
 
-def test_frames_are_picked_by_index_and_by_time_in_one_pass(twin):
-    video = sorted(twin.rglob("*_vehicle_view.mp4"))[0]
+def test_frames_are_picked_by_index_and_by_time_in_one_pass(synthetic):
+    video = sorted(synthetic.rglob("*_vehicle_view.mp4"))[0]
     facts = probe(video)
     wanted = [At(index=5), At(seconds=2 / facts.fps), At(index=0), At(seconds=facts.seconds + 0.4)]
     decoded = []
@@ -268,8 +268,8 @@ def test_frames_must_be_a_number_or_a_video_of_a_number(tmp_path):
         assert f"--frames must be a number or video:N, not {wrong!r}" in str(refused.exception)
 
 
-def test_several_videos_and_images_stand_where_they_are_named(twin, tmp_path):
-    for name, video in zip("ab", sorted(twin.rglob("*_vehicle_view.mp4")), strict=False):
+def test_several_videos_and_images_stand_where_they_are_named(synthetic, tmp_path):
+    for name, video in zip("ab", sorted(synthetic.rglob("*_vehicle_view.mp4")), strict=False):
         shutil.copy(video, tmp_path / f"{name}.mp4")
     Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "c.png")
     said = "First <video> then <video>\nand <image> last."
@@ -286,13 +286,13 @@ def test_several_videos_and_images_stand_where_they_are_named(twin, tmp_path):
     assert len(set(example.images)) == 9
 
 
-def test_the_commands_make_and_convert_a_twin(tmp_path):
+def test_the_commands_make_and_convert_a_synthetic(tmp_path):
     def ran(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    made = ran("twin", tmp_path / "wts", "--scenarios", 2, "--seconds", 1, "--size", "96x64", "--split-fractions", "1,0,0")
+    made = ran("synthetic", tmp_path / "wts", "--scenarios", 2, "--seconds", 1, "--size", "96x64", "--split-fractions", "1,0,0")
     assert "2 scenarios" in made
     common = ("wts", tmp_path / "wts", "--split", "train", "--out", tmp_path / "data")
     found = json.loads(ran(*common, "--frames", "sheet", "--json"))
@@ -304,8 +304,8 @@ def test_the_commands_make_and_convert_a_twin(tmp_path):
     assert isinstance(refused.exception, UsageError)
 
 
-def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
-    video = sorted(twin.rglob("*_vehicle_view.mp4"))[0]
+def test_videos_in_a_conversations_file_become_frames(synthetic, tmp_path):
+    video = sorted(synthetic.rglob("*_vehicle_view.mp4"))[0]
     shutil.copy(video, tmp_path / "a.mp4")
     turns = [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "A car stops."}]
     part = [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What happens?"}]
@@ -337,9 +337,9 @@ def test_videos_in_a_conversations_file_become_frames(twin, tmp_path):
 
 
 @pytest.mark.parametrize("shots", [{"0": [[], [], []]}, {"0": ["a.jpg", 0.5]}, {"0": [7, 0.5, [0.5]]}, [], {"0": None}])
-def test_a_record_of_shots_that_is_none_is_made_again(twin, tmp_path, shots):
+def test_a_record_of_shots_that_is_none_is_made_again(synthetic, tmp_path, shots):
     video = tmp_path / "a.mp4"
-    shutil.copy(sorted(twin.rglob("*_vehicle_view.mp4"))[0], video)
+    shutil.copy(sorted(synthetic.rglob("*_vehicle_view.mp4"))[0], video)
     shot = Shot(video=video, moments=(At(seconds=0.5),))
     first = take_shots({video: [shot]}, tmp_path / "work")
     (record,) = (tmp_path / "work" / "done").glob("*.json")

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from patience import HANG_SECONDS
 
+from budgetft import __version__
 from budgetft.doctor.children import isolated, look
 from budgetft.doctor.examine import examine
 from budgetft.doctor.finding import EXIT_CODES, Finding, exit_code
@@ -232,7 +234,7 @@ def test_the_exit_code_is_of_the_class_to_mend_first():
         return Finding(kind=kind, level=level, text="x")
 
     assert exit_code([made("host", "problem"), made("libraries", "problem"), made("packages", "warning")]) == 11
-    assert exit_code([made("card", "warning"), made("driver", "note")]) == 0
+    assert exit_code([made("gpu", "warning"), made("driver", "note")]) == 0
     assert sorted(EXIT_CODES.values()) == list(EXIT_CODES.values())
 
 
@@ -249,6 +251,8 @@ def test_the_command_tells_what_a_v100_needs_without_one(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     told = json.loads(done.stdout)
     assert done.returncode == told["exit_code"]
+    assert told["budgetft"] == __version__
+    assert told["packages"]["torch"] == version("torch")
     builds = [each for each in told["findings"] if each["kind"] == "build"]
     assert builds[0]["fix"] == "pip install torch==2.10.0 torchvision==0.25.0"
     assert any("lacks bf16" in each["text"] for each in told["findings"])

@@ -4,7 +4,7 @@ import pytest
 from rounding import arithmetic
 
 from budgetft.cli.evaluate import describe
-from budgetft.data.wts_notes import phase_digit
+from budgetft.data.wts.notes import phase_digit
 from budgetft.errors import UsageError
 from budgetft.evaluate.aggregate import consensus, majority, middle
 from budgetft.evaluate.judge import evaluate, reduce_predictions, truth_of_examples

@@ -178,7 +178,7 @@ def trl() -> PeerTable:
     return peer_table(setup_of("trl", V100, MODEL), job(V100), micro_batch=8)
 
 
-def test_the_table_has_the_shipped_law_s_peaks_which_grow_with_the_micro_batch(trl):
+def test_the_table_has_the_shipped_memory_model_s_peaks_which_grow_with_the_micro_batch(trl):
     peaks = [row.estimate.process_peak_bytes for row in trl.rows]
     assert [row.micro_batch for row in trl.rows] == [1, 2, 4, 8, 16, 32]
     assert peaks == sorted(peaks)

@@ -55,7 +55,7 @@ def test_transformers_parses_its_file_and_means_the_same_batch(plan, tmp_path):
 
     path = tmp_path / "arguments.json"
     fields = json.loads(export_plan(plan, MODEL, "transformers").text)
-    fields |= {"fp16": False, "bf16": False}  # refused on a machine without a card
+    fields |= {"fp16": False, "bf16": False}  # refused on a machine without a GPU
     path.write_text(json.dumps(fields))
     (parsed,) = HfArgumentParser(TrainingArguments).parse_json_file(str(path))
     batch = parsed.per_device_train_batch_size * parsed.gradient_accumulation_steps

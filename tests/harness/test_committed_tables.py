@@ -12,7 +12,7 @@ from reported import REPORTS
 
 @pytest.fixture
 def script(monkeypatch):
-    """A script as a module, as ``python reports/FOLDER/SCRIPT.py`` would find its neighbours."""
+    """A script as a module, as ``python reports/FOLDER/SCRIPT.py`` would find its other processes."""
 
     def load(name: str) -> ModuleType:
         path = REPORTS / name
@@ -70,7 +70,7 @@ def test_what_plans_predicted_before_their_probes(printed):
     assert lines == page("prediction/planned.md")
 
 
-@pytest.mark.parametrize("name", ["card", "cpu", "cpu-bf16"])
+@pytest.mark.parametrize("name", ["gpu", "cpu", "cpu-bf16"])
 def test_loss_curves(printed, name):
     lines = printed("bench/curves.py", "--table", REPORTS / "bench" / f"curves-{name}.json")
     means = [line for line in tables(lines) if line[2].isdigit()]

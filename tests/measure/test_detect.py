@@ -1,4 +1,4 @@
-"""The card at hand as a profile. The figures themselves need a card; everything around them does not."""
+"""The GPU at hand as a profile. The figures themselves need a GPU; everything around them does not."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_a_written_profile_reads_back_as_it_was_measured(tmp_path):
     write_profile(gpu, path)
     assert load_gpu(str(path)) == gpu
     assert (gpu.fp16_tflops, gpu.memory_bandwidth_gb_per_s, gpu.context_mib, gpu.memory_mib) == (94.57, 812.3, 306, 16160)
-    assert gpu.is_card(V100.device_name, V100.memory_bytes)
+    assert gpu.is_gpu(V100.device_name, V100.memory_bytes)
     assert gpu.base_precision == "fp16"
 
 
@@ -56,7 +56,7 @@ def test_every_figure_says_that_it_was_measured_and_on_what():
     assert "fp32 14.1 TFLOP/s" in gpu.sources["fp16_tflops"]
 
 
-def test_a_card_with_bf16_has_it_natively():
+def test_a_gpu_with_bf16_has_it_natively():
     assert profile_of(V100.replace(matmul_flops={"fp16": 9e14, "bf16": 9e14, "fp32": 5e13})).native_bf16
 
 
@@ -71,13 +71,13 @@ def test_a_profile_is_never_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     ("device_name", "expected"),
-    [("NVIDIA GeForce RTX 3090", "geforce-rtx-3090"), ("Tesla V100-SXM2-16GB", "tesla-v100-sxm2-16gb"), ("NVIDIA", "card")],
+    [("NVIDIA GeForce RTX 3090", "geforce-rtx-3090"), ("Tesla V100-SXM2-16GB", "tesla-v100-sxm2-16gb"), ("NVIDIA", "gpu")],
 )
-def test_a_profile_is_named_after_the_card(device_name, expected):
+def test_a_profile_is_named_after_the_gpu(device_name, expected):
     assert slug(device_name) == expected
 
 
-def test_the_matrices_leave_room_on_a_small_card():
+def test_the_matrices_leave_room_on_a_small_gpu():
     assert matmul_size(80 * GIB) == MATMUL_SIZE
     small = matmul_size(2 * GIB)
     assert small % 256 == 0
@@ -103,8 +103,8 @@ def test_the_middle_of_the_runs_counts_and_the_first_does_not():
     assert reading([1.0, 9.0, 2.0]).seconds == 2.0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_without_a_card_the_command_says_where_to_look(capsys, tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_where_to_look(capsys, tmp_path):
     assert main(["gpus", "--detect", "--out", str(tmp_path / "mine.toml")]) == 2
     assert "budgetft doctor" in capsys.readouterr().err
     assert not (tmp_path / "mine.toml").exists()
@@ -116,7 +116,7 @@ def test_a_name_and_detect_exclude_each_other(capsys):
 
 
 @pytest.mark.gpu
-def test_a_card_is_what_its_driver_says_and_its_rates_are_plausible():
+def test_a_gpu_is_what_its_driver_says_and_its_rates_are_plausible():
     found = detect()
     assert found.memory_bytes > GIB
     assert 50 * MIB < found.context_bytes < 2 * GIB

@@ -12,7 +12,7 @@ from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
 from budgetft.workload import Shape, Workload
 
-STACK = Stack(card="a card", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
+STACK = Stack(gpu="a GPU", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_an_outcome_is_found_by_job_and_knobs_and_stack(ledger, make_job, make_k
     ledger.append(job, outcome)
     assert ledger.find(job, outcome.knobs, STACK) == outcome
     assert ledger.find(job, make_knobs(1), STACK) is None
-    for other in (None, STACK.replace(driver="580.2"), STACK.replace(torch="2.11"), STACK.replace(card="another")):
+    for other in (None, STACK.replace(driver="580.2"), STACK.replace(torch="2.11"), STACK.replace(gpu="another")):
         assert ledger.find(job, outcome.knobs, other) is None
 
 

@@ -48,7 +48,7 @@ def test_backward_is_counted_too():
         assert weight.grad is not None
 
 
-def test_going_over_the_cap_raises_what_a_card_would_and_the_process_goes_on():
+def test_going_over_the_cap_raises_what_a_gpu_would_and_the_process_goes_on():
     with LiveBytes(cap_bytes=10_000) as meter:
         kept = torch.zeros(2000)
         with pytest.raises(torch.OutOfMemoryError, match="the cap is 10000 bytes"):

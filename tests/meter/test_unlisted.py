@@ -14,8 +14,8 @@ CONTEXT = 500 * MIB
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """A 16 GiB card of which a desktop holds 1 GiB; ``reserved`` is what torch's allocator has, ``others`` all others."""
+def gpu(monkeypatch):
+    """A 16 GiB GPU of which a desktop holds 1 GiB; ``reserved`` is what torch's allocator has, ``others`` all others."""
     state = SimpleNamespace(reserved=0, others=GIB, context=0, fraction=None, listed=None)
 
     def make_context(*args, **kwargs):
@@ -25,10 +25,10 @@ def card(monkeypatch):
         return [] if state.listed is None else [SimpleNamespace(pid=state.listed, usedGpuMemory=state.context + state.reserved)]
 
     uuid = "GPU-1"
-    found = SimpleNamespace(uuid=uuid, handle="handle", name="a card")
-    monkeypatch.setattr("budgetft.meter.cuda.list_cards", lambda: [found])
-    monkeypatch.setattr("budgetft.meter.cuda.with_slices", lambda cards: cards)
-    monkeypatch.setattr("budgetft.meter.cuda.card_with", lambda cards, wanted: found)
+    found = SimpleNamespace(uuid=uuid, handle="handle", name="a GPU")
+    monkeypatch.setattr("budgetft.meter.cuda.list_gpus", lambda: [found])
+    monkeypatch.setattr("budgetft.meter.cuda.with_slices", lambda gpus: gpus)
+    monkeypatch.setattr("budgetft.meter.cuda.gpu_with", lambda gpus, wanted: found)
     monkeypatch.setattr(
         pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=state.others + state.context + state.reserved)
     )
@@ -50,82 +50,82 @@ def card(monkeypatch):
     return state
 
 
-def test_what_is_there_before_is_not_ones_own(card):
+def test_what_is_there_before_is_not_ones_own(gpu):
     meter = CudaMeter()
     assert meter.process_bytes() == CONTEXT + 2 * MIB
     assert meter.non_torch_bytes() == CONTEXT
 
 
-def test_a_neighbour_that_comes_does_not_count_and_one_that_goes_hides_nothing(card):
+def test_a_other_process_that_comes_does_not_count_and_one_that_goes_hides_nothing(gpu):
     meter = CudaMeter()
     cap = meter.set_cap(10 * GIB)
     assert cap == 10 * GIB - CONTEXT - SLACK_BYTES
-    card.reserved = 6 * GIB
+    gpu.reserved = 6 * GIB
     for others in (4 * GIB, 0):
-        card.others = others
+        gpu.others = others
         assert meter.process_bytes() == CONTEXT + 6 * GIB
 
 
-def test_kernels_that_are_loaded_after_the_cap_was_set_count_too(card):
+def test_kernels_that_are_loaded_after_the_cap_was_set_count_too(gpu):
     meter = CudaMeter()
     meter.set_cap(10 * GIB)
-    card.reserved = 6 * GIB
-    card.context += 40 * MIB
+    gpu.reserved = 6 * GIB
+    gpu.context += 40 * MIB
     assert meter.process_bytes() == CONTEXT + 40 * MIB + 6 * GIB
-    card.context += 30 * MIB
+    gpu.context += 30 * MIB
     assert [meter.process_bytes() for _ in range(READINGS)][-1] == CONTEXT + 70 * MIB + 6 * GIB
     assert meter.read().non_torch_bytes == CONTEXT + 70 * MIB
 
 
-def test_kernels_count_beside_a_neighbour_that_came_and_went(card):
+def test_kernels_count_beside_a_other_process_that_came_and_went(gpu):
     meter = CudaMeter()
     meter.set_cap(10 * GIB)
     held = []
     for others, context in ((4 * GIB, 20 * MIB), (5 * GIB, 20 * MIB), (GIB, 20 * MIB), (0, 20 * MIB), (0, 50 * MIB)):
-        card.others, card.context = others, CONTEXT + context
-        held.append([meter.process_bytes() - card.reserved - CONTEXT for _ in range(READINGS)][-1] // MIB)
+        gpu.others, gpu.context = others, CONTEXT + context
+        held.append([meter.process_bytes() - gpu.reserved - CONTEXT for _ in range(READINGS)][-1] // MIB)
     assert held == [0, 0, 20, 20, 50], "what was loaded while it was there counts when it has gone"
 
 
-def test_a_neighbour_that_comes_in_two_halves_between_readings_does_not_count(card):
+def test_a_other_process_that_comes_in_two_halves_between_readings_does_not_count(gpu):
     meter = CudaMeter()
     meter.set_cap(10 * GIB)
     meter.process_bytes()
     for others in (GIB + 200 * MIB, GIB + 500 * MIB, GIB + 500 * MIB, GIB + 500 * MIB, GIB + 510 * MIB):
-        card.others = others
-        assert meter.process_bytes() == CONTEXT + card.reserved
+        gpu.others = others
+        assert meter.process_bytes() == CONTEXT + gpu.reserved
 
 
-def test_a_neighbour_that_takes_and_gives_back_at_every_reading_does_not_add_up(card):
+def test_a_other_process_that_takes_and_gives_back_at_every_reading_does_not_add_up(gpu):
     meter = CudaMeter()
     meter.set_cap(10 * GIB)
     meter.process_bytes()
     for number in range(40):
-        card.others = GIB + (number % 2) * 60 * MIB
-        assert meter.process_bytes() == CONTEXT + card.reserved
+        gpu.others = GIB + (number % 2) * 60 * MIB
+        assert meter.process_bytes() == CONTEXT + gpu.reserved
 
 
-def test_a_neighbour_that_slowly_takes_more_counts_as_ones_own_and_never_as_less(card):
+def test_a_other_process_that_slowly_takes_more_counts_as_ones_own_and_never_as_less(gpu):
     """The bound is from above: who took it cannot be told."""
     meter = CudaMeter()
     meter.set_cap(10 * GIB)
     for _ in range(10):
-        card.others += 10 * MIB
-        assert meter.process_bytes() >= CONTEXT + card.reserved
-    assert [meter.process_bytes() for _ in range(READINGS)][-1] == CONTEXT + card.reserved + 100 * MIB
+        gpu.others += 10 * MIB
+        assert meter.process_bytes() >= CONTEXT + gpu.reserved
+    assert [meter.process_bytes() for _ in range(READINGS)][-1] == CONTEXT + gpu.reserved + 100 * MIB
 
 
-def test_kernels_that_were_loaded_count_from_the_next_cap_on(card):
+def test_kernels_that_were_loaded_count_from_the_next_cap_on(gpu):
     meter = CudaMeter()
-    card.context += 100 * MIB
+    gpu.context += 100 * MIB
     meter.set_cap(10 * GIB)
     assert meter.process_bytes() == CONTEXT + 100 * MIB + 2 * MIB
 
 
-def test_the_driver_s_list_goes_before_all_else(card, monkeypatch):
-    card.listed = 77
+def test_the_driver_s_list_goes_before_all_else(gpu, monkeypatch):
+    gpu.listed = 77
     monkeypatch.setattr("os.getpid", lambda: 77)
     meter = CudaMeter()
-    card.others, card.context, card.reserved = 9 * GIB, CONTEXT + 30 * MIB, GIB
+    gpu.others, gpu.context, gpu.reserved = 9 * GIB, CONTEXT + 30 * MIB, GIB
     assert meter.process_bytes() == CONTEXT + 30 * MIB + GIB
     assert meter.other_processes() == []

@@ -1,4 +1,4 @@
-"""The model of the caching allocator follows its rules, and replays what a card recorded."""
+"""The model of the caching allocator follows its rules, and replays what a GPU recorded."""
 
 import gzip
 import json
@@ -112,7 +112,7 @@ def recorded() -> list[dict]:
 
 
 @pytest.mark.parametrize("number", range(2), ids=["ours, default", "stock, expandable"])
-def test_a_recorded_step_of_a_card_is_replayed_to_half_a_percent(number):
+def test_a_recorded_step_of_a_gpu_is_replayed_to_half_a_percent(number):
     record = recorded()[number]
     allocator = CachingAllocator(record["knobs"]["allocator"])
     if record["held_before"]:

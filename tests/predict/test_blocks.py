@@ -1,4 +1,4 @@
-"""A law of a model some of whose blocks compute in fp32 is what a trace of that model says."""
+"""A memory model of a model some of whose blocks compute in fp32 is what a trace of that model says."""
 
 import numpy as np
 import pytest
@@ -45,11 +45,13 @@ def knobs_of(micro_batch, checkpointed, blocks=NAMES, precision="fp16"):
 
 
 @pytest.mark.parametrize(("micro_batch", "checkpointed"), [(2, 0), (8, 6), (4, 8)])
-def test_it_is_as_near_to_the_trace_of_the_whole_model_as_the_law_without_them(estimator, model, micro_batch, checkpointed):
+def test_it_is_as_near_to_the_trace_of_the_whole_model_as_the_memory_model_without_them(
+    estimator, model, micro_batch, checkpointed
+):
     """Sizes of this model are not all whole granules: some bytes of rounding are neither's."""
     apart, weights = [], []
     for knobs in (knobs_of(micro_batch, checkpointed), knobs_of(micro_batch, checkpointed, ())):
-        peak, terms = estimator.law(knobs).peak_bytes(micro_batch, checkpointed, accumulating=knobs.grad_accum > 1)
+        peak, terms = estimator.memory_model(knobs).peak_bytes(micro_batch, checkpointed, accumulating=knobs.grad_accum > 1)
         trace = trace_step(model, estimator.job.contract, knobs, [SHAPE] * micro_batch, gpu=estimator.job.gpu)
         apart.append(peak - trace.peak_bytes)
         assert terms["weights"] == trace.static_bytes["weights"]
@@ -61,10 +63,10 @@ def test_it_is_as_near_to_the_trace_of_the_whole_model_as_the_law_without_them(e
 
 def test_products_in_fp32_count_as_often_as_they_take_longer(estimator):
     knobs = knobs_of(4, 8)
-    laws = [estimator.law(each) for each in (knobs, knobs.replace(fp32_blocks=()))]
-    in_fp32 = [sum(segment.fp32_flops(4) for segment in law.sequence(8)) for law in laws]
+    memory_models = [estimator.memory_model(each) for each in (knobs, knobs.replace(fp32_blocks=()))]
+    in_fp32 = [sum(segment.fp32_flops(4) for segment in memory_model.sequence(8)) for memory_model in memory_models]
     assert in_fp32[0] > 100 * max(in_fp32[1], 1)  # rotary angles aside, there are none without them
-    products = [MicroWork.of(laws[0], 8, fp32_ratio=ratio).at(np.array([4.0]))[..., 0].sum() for ratio in (1, 5)]
+    products = [MicroWork.of(memory_models[0], 8, fp32_ratio=ratio).at(np.array([4.0]))[..., 0].sum() for ratio in (1, 5)]
     assert products[1] - products[0] == pytest.approx(4 * in_fp32[0])
     assert fp32_ratio(125.0, 0.68, 15.7) == pytest.approx(125 * 0.68 / (15.7 * 0.85))
     assert fp32_ratio(125.0, 0.68, None) == pytest.approx(8 * 0.8)

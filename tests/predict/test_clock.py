@@ -86,7 +86,7 @@ def test_a_micro_batch_takes_at_least_what_its_layers_take_to_come():
 
 
 @pytest.mark.parametrize("name", gpu_names())
-def test_every_card_has_beliefs_with_a_width_and_a_source(name):
+def test_every_gpu_has_beliefs_with_a_width_and_a_source(name):
     speeds = prior_speeds(load_gpu(name))
     for parameter in PARAMETERS:
         belief = getattr(speeds, parameter)

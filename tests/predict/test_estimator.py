@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from rounding import arithmetic
+from shipped import needs_shipped_recordings
 
 from budgetft.contract import Contract
 from budgetft.errors import UsageError
@@ -14,7 +15,7 @@ from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.store import find_foreign_law, find_recording, keep_law, recording_key
+from budgetft.predict.store import find_foreign_memory_model, find_recording, keep_memory_model, recording_key
 from budgetft.search.space import settings
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
@@ -38,7 +39,7 @@ def estimator(workload: Workload) -> Estimator:
 
 @pytest.fixture(scope="module")
 def ragged() -> Workload:
-    """From a fifth of the worst length up to it; the worst is the shape of a law that ships."""
+    """From a fifth of the worst length up to it; the worst is the shape of a memory model that ships."""
     small = WORST.replace(images=((56, 56),), text_tokens=100, supervised_tokens=20)
     return Workload(worst=(WORST,), typical=(WORST, *[small] * 7) * 4)
 
@@ -67,13 +68,13 @@ def test_short_examples_take_less_time_and_not_less_memory_than_the_worst(ragged
 
 @pytest.fixture
 def newer_transformers(monkeypatch):
-    """As after an upgrade: no law was traced on what is installed."""
+    """As after an upgrade: no memory model was traced on what is installed."""
     monkeypatch.setattr("budgetft.predict.store.version", lambda name: "99.1.0" if name == "transformers" else version(name))
 
 
-def test_an_estimate_at_once_takes_a_law_of_other_software_and_says_so(newer_transformers, monkeypatch, tmp_path):
+def test_an_estimate_at_once_takes_a_memory_model_of_other_software_and_says_so(newer_transformers, monkeypatch, tmp_path):
     monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
-    monkeypatch.setattr("budgetft.predict.estimator.fit_law", lambda *given, **named: pytest.fail("it traced"))
+    monkeypatch.setattr("budgetft.predict.estimator.fit_memory_model", lambda *given, **named: pytest.fail("it traced"))
     job = estimator(Workload.uniform(WORST)).job
     quick = Estimator(job, at_once=True)
     found = quick.estimate(KNOBS)
@@ -86,6 +87,7 @@ def test_an_estimate_at_once_takes_a_law_of_other_software_and_says_so(newer_tra
     assert not own.foreign
 
 
+@needs_shipped_recordings
 def test_a_model_without_a_recording_is_recorded_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
     job = estimator(Workload.uniform(WORST)).job
@@ -113,31 +115,31 @@ def test_nothing_is_recorded_where_other_software_has_a_recording(newer_transfor
 def test_planning_traces_what_is_installed(newer_transformers, monkeypatch, tmp_path):
     monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        "budgetft.predict.estimator.fit_law", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("traced"))
+        "budgetft.predict.estimator.fit_memory_model", lambda *given, **named: (_ for _ in ()).throw(RuntimeError("traced"))
     )
     with pytest.raises(RuntimeError, match="traced"):
         estimator(Workload.uniform(WORST)).estimate(KNOBS)
 
 
-def test_the_newest_of_several_foreign_laws_is_taken_and_a_damaged_one_left(monkeypatch, tmp_path):
+def test_the_newest_of_several_foreign_memory_models_is_taken_and_a_damaged_one_left(monkeypatch, tmp_path):
     monkeypatch.setenv("BUDGETFT_CACHE", str(tmp_path))
     made = estimator(Workload.uniform(WORST))
-    law = made.law(KNOBS)
+    memory_model = made.memory_model(KNOBS)
     for number in ("5.9.0", "5.10.0"):
         monkeypatch.setattr("budgetft.predict.store.version", lambda name, number=number: number)
-        keep_law("k", law)
-    assert find_foreign_law("k") == (law, "torch 5.10.0, transformers 5.10.0, peft 5.10.0")
-    newest = next((tmp_path / "laws").glob("k_*5.10.0.json"))
+        keep_memory_model("k", memory_model)
+    assert find_foreign_memory_model("k") == (memory_model, "torch 5.10.0, transformers 5.10.0, peft 5.10.0")
+    newest = next((tmp_path / "memory_models").glob("k_*5.10.0.json"))
     newest.write_text("{")
-    assert find_foreign_law("k") == (law, "torch 5.9.0, transformers 5.9.0, peft 5.9.0")
-    assert find_foreign_law("another") is None
+    assert find_foreign_memory_model("k") == (memory_model, "torch 5.9.0, transformers 5.9.0, peft 5.9.0")
+    assert find_foreign_memory_model("another") is None
 
 
-def job(device="cuda", card="h100-80g"):
+def job(device="cuda", gpu="h100-80g"):
     model = load_model("tiny-qwen2.5-vl")
     shape = Shape(images=((56, 56),), text_tokens=40, supervised_tokens=20)
     return Job(
-        gpu=load_gpu(card),
+        gpu=load_gpu(gpu),
         budget_bytes=GIB,
         model=model,
         contract=Contract(effective_batch=128),
@@ -158,23 +160,23 @@ def test_a_calibration_made_on_another_torch_has_a_wider_interval_and_a_name_tha
 
 
 def test_a_calibration_of_no_torch_in_particular_serves_every_torch():
-    assumed = load_calibration("no such card")
+    assumed = load_calibration("no such GPU")
     assert assumed.on_torch("99.1.0") == assumed
 
 
-def test_a_card_by_itself_and_one_that_stands_in_for_another_have_a_calibration_each():
+def test_a_gpu_by_itself_and_one_that_stands_in_for_another_have_a_calibration_each():
     own, in_place = load_calibration("h100-80g"), load_calibration("h100-80g", "emulated")
     assert (own.evidence, in_place.evidence) == ("measured", "emulated")
-    emulated = job(card="v100-16g").replace(host=load_gpu("h100-80g"), evidence="emulated")
+    emulated = job(gpu="v100-16g").replace(host=load_gpu("h100-80g"), evidence="emulated")
     assert Estimator(job()).calibration == own.on_torch(version("torch"))
     assert Estimator(emulated).calibration == in_place.on_torch(version("torch"))
-    assert load_calibration("v100-16g").card is None
+    assert load_calibration("v100-16g").gpu is None
 
 
-def test_the_math_kernel_on_a_card_is_less_certain_than_a_fused_one():
+def test_the_math_kernel_on_a_gpu_is_less_certain_than_a_fused_one():
     knobs = Knobs(micro_batch=2, grad_accum=64, checkpointed_layers=0)
-    on_card, on_cpu = Estimator(job()), Estimator(job("cpu"))
-    assert on_card.uncertainty_of(knobs.replace(attention="math")) >= 0.15 > on_card.uncertainty_of(knobs)
+    on_gpu, on_cpu = Estimator(job()), Estimator(job("cpu"))
+    assert on_gpu.uncertainty_of(knobs.replace(attention="math")) >= 0.15 > on_gpu.uncertainty_of(knobs)
     assert on_cpu.uncertainty_of(knobs.replace(attention="math")) == on_cpu.uncertainty_of(knobs)
 
 

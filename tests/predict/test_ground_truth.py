@@ -1,4 +1,4 @@
-"""What a card measured of the planner's grid, replayed: predictions that no probe of the job had a part in."""
+"""What a GPU measured of the planner's grid, replayed: predictions that no probe of the job had a part in."""
 
 import shutil
 from pathlib import Path

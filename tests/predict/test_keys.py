@@ -1,13 +1,14 @@
-"""Which laws and recordings serve which contracts: those whose steps take the same bytes share them."""
+"""Which memory models and recordings serve which contracts: those whose steps take the same bytes share them."""
 
 import pytest
+from shipped import needs_shipped_recordings
 
 from budgetft.contract import Contract
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model
-from budgetft.predict.store import find_recording, law_key, recording_key
+from budgetft.predict.store import find_recording, memory_model_key, recording_key
 from budgetft.workload import Shape, Workload
 
 MODEL, GPU = load_model("qwen2.5-vl-3b"), load_gpu("v100-16g")
@@ -17,7 +18,7 @@ KNOBS = Knobs(micro_batch=1, grad_accum=1, checkpointed_layers=0, pointwise="fus
 
 def keys(**contract) -> tuple[str, str]:
     made = Contract(**contract)
-    return law_key(MODEL, made, KNOBS, SHAPE, GPU, ("plain",)), recording_key(MODEL, made, KNOBS, GPU)
+    return memory_model_key(MODEL, made, KNOBS, SHAPE, GPU, ("plain",)), recording_key(MODEL, made, KNOBS, GPU)
 
 
 @pytest.mark.parametrize(
@@ -34,16 +35,17 @@ def keys(**contract) -> tuple[str, str]:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_takes_no_other_bytes_shares_the_law_and_the_recording(changes):
+def test_what_takes_no_other_bytes_shares_the_memory_model_and_the_recording(changes):
     assert keys(**changes) == keys()
 
 
-def test_dropout_and_dora_have_laws_of_their_own_and_every_rate_of_dropout_the_same():
+def test_dropout_and_dora_have_memory_models_of_their_own_and_every_rate_of_dropout_the_same():
     found = [keys(), keys(lora_dropout=0.1), keys(use_dora=True), keys(use_dora=True, lora_dropout=0.1)]
-    assert len({law for law, _ in found}) == len({recording for _, recording in found}) == 4
+    assert len({memory_model for memory_model, _ in found}) == len({recording for _, recording in found}) == 4
     assert keys(lora_dropout=0.1) == keys(lora_dropout=0.5)
 
 
+@needs_shipped_recordings
 def test_the_recordings_that_ship_serve_contracts_as_they_were():
     assert find_recording(keys()[1]) is not None
     assert find_recording(keys(use_dora=True)[1]) is None

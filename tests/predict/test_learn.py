@@ -30,7 +30,7 @@ def grid():
         workload=Workload.uniform(shape),
         evidence="measured",
     )
-    estimator = Estimator(job, calibration=load_calibration("no such card"))
+    estimator = Estimator(job, calibration=load_calibration("no such GPU"))
     knobs = settings(job)
     return estimator, knobs, estimator.clock(knobs)
 

@@ -15,7 +15,7 @@ from budgetft.predict.machine import Machine, keep_machine, known_machine, measu
 from budgetft.profiles import profiles_folder
 from budgetft.value import read_json
 
-STACK = Stack(card="NVIDIA H200", driver="580.1", torch="2.11.0", transformers="5.17", peft="0.21", python="3.12")
+STACK = Stack(gpu="NVIDIA H200", driver="580.1", torch="2.11.0", transformers="5.17", peft="0.21", python="3.12")
 H200 = load_gpu("h200-141g")
 FIRST, SECOND = (
     Machine.read(read_json(profiles_folder().parent / "reports/prediction/machines" / name), source=name)
@@ -34,7 +34,7 @@ def here(monkeypatch, tmp_path):
 def test_it_is_kept_for_the_same_gpu_driver_torch_and_host_alone(here, monkeypatch):
     keep_machine(here, STACK)
     assert known_machine(STACK) == here
-    for other in ({"driver": "590.1"}, {"torch": "2.12.0"}, {"card": "NVIDIA H100"}):
+    for other in ({"driver": "590.1"}, {"torch": "2.12.0"}, {"gpu": "NVIDIA H100"}):
         assert known_machine(STACK.replace(**other)) is None
     monkeypatch.setattr(module, "processor_name", lambda: "another processor")
     assert known_machine(STACK) is None
@@ -109,11 +109,11 @@ def test_without_the_gpu_at_hand_nothing_is_taken_from_the_cache(here, monkeypat
 
 def test_with_it_at_hand_an_estimate_knows_what_was_measured(here, monkeypatch):
     keep_machine(here, STACK)
-    card = type("Card", (), {"name": "NVIDIA H200"})
-    monkeypatch.setattr(module, "first_visible", lambda environment: card)
-    monkeypatch.setattr(module, "memory_of", lambda card: H200.memory_bytes)
+    gpu = type("Card", (), {"name": "NVIDIA H200"})
+    monkeypatch.setattr(module, "first_visible", lambda environment: gpu)
+    monkeypatch.setattr(module, "memory_of", lambda gpu: H200.memory_bytes)
     monkeypatch.setattr(module, "driver_version", lambda: "580.1")
-    monkeypatch.setattr(module.Stack, "here", classmethod(lambda cls, card, driver: STACK))
+    monkeypatch.setattr(module.Stack, "here", classmethod(lambda cls, gpu, driver: STACK))
     prior = prior_speeds(H200)
     assert speeds_here(prior, H200, kernels_of=H200) == here.teach(prior, H200)
-    assert speeds_here(prior, load_gpu("v100-16g"), kernels_of=H200) == prior, "another card is not at hand"
+    assert speeds_here(prior, load_gpu("v100-16g"), kernels_of=H200) == prior, "another GPU is not at hand"

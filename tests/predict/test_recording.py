@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from shipped import OTHER_SOFTWARE, SOFTWARE
 from tiny import FAMILIES
 
 from budgetft.contract import Contract
@@ -17,7 +18,7 @@ from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model, model_names
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.fit import compose_law
+from budgetft.predict.fit import compose_memory_model
 from budgetft.predict.record import _formula
 from budgetft.predict.recording import (
     Point,
@@ -30,7 +31,7 @@ from budgetft.predict.recording import (
     write_recording,
 )
 from budgetft.predict.short import Short, static_sizes
-from budgetft.predict.store import find_recording, recording_key
+from budgetft.predict.store import find_recording, recording_key, software
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
 
@@ -52,10 +53,10 @@ SHIPPED = [
 
 
 def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
-    card = load_gpu(gpu)
+    profile = load_gpu(gpu)
     return Job(
-        gpu=card,
-        budget_bytes=card.budget_bytes,
+        gpu=profile,
+        budget_bytes=profile.budget_bytes,
         model=load_model(name),
         contract=Contract(rank=rank, max_length=16384),
         workload=Workload.uniform(shape),
@@ -66,7 +67,9 @@ def job_of(name: str, gpu: str, shape: Shape, rank: int = 16) -> Job:
 def shipped(job: Job, vision="frozen", **change) -> tuple[Recording, Knobs]:
     knobs = Estimator.combined(settings(job, vision)[0].replace(**change))
     recording = find_recording(recording_key(job.model, job.contract, knobs, job.gpu))
-    assert recording is not None, "reports/prediction/ship_laws.py has to be run again"
+    if software() not in SOFTWARE:
+        pytest.skip(OTHER_SOFTWARE)
+    assert recording is not None, "reports/prediction/ship_memory_models.py has to be run again"
     return recording, knobs
 
 
@@ -80,7 +83,7 @@ def drawn_shape(draw: random.Random, step: int, *, largest: int, longest: int, m
 
 
 def agree(name: str, gpu: str, vision: str, change: dict, *, seed: int, largest: int, longest: int) -> None:
-    """Peaks, work and what the allocator adds are those of a law that is traced now."""
+    """Peaks, work and what the allocator adds are those of a memory model that is traced now."""
     draw = random.Random(f"{name} {gpu} {vision} {change} {seed}")
     model = load_model(name)
     shape, rank = (
@@ -94,20 +97,20 @@ def agree(name: str, gpu: str, vision: str, change: dict, *, seed: int, largest:
     recorded = Recorded(recording=recording, model=model, shape=shape, rank=rank, loss_chunk=knobs.loss_chunk)
     short = Short(model=model, contract=job.contract, knobs=knobs, shape=shape, gpu=job.gpu)
     static = static_sizes(model, job.contract, knobs)
-    ours = compose_law(recorded, model, knobs, shape, static=recorded.at(1).static("adamw"), layouts=layouts)
-    fresh = compose_law(short, model, knobs, shape, static=static, layouts=layouts)
-    assert ours.law.static == fresh.law.static
-    assert ours.law.vision_group == fresh.law.vision_group
+    ours = compose_memory_model(recorded, model, knobs, shape, static=recorded.at(1).static("adamw"), layouts=layouts)
+    fresh = compose_memory_model(short, model, knobs, shape, static=static, layouts=layouts)
+    assert ours.memory_model.static == fresh.memory_model.static
+    assert ours.memory_model.vision_group == fresh.memory_model.vision_group
     for size, share in ((1, 1), (3, 1), (3, 0)):
         count = model.layers * share
-        (peak, _), (true, _) = (each.law.peak_bytes(size, count, accumulating=True) for each in (ours, fresh))
+        (peak, _), (true, _) = (each.memory_model.peak_bytes(size, count, accumulating=True) for each in (ours, fresh))
         assert peak == pytest.approx(true, rel=1e-4)  # tensors of a few KiB are rounded up one by one
-        for done, wanted in zip(ours.law.work(size, count), fresh.law.work(size, count), strict=True):
+        for done, wanted in zip(ours.memory_model.work(size, count), fresh.memory_model.work(size, count), strict=True):
             assert done.phase == wanted.phase
             for field in WORK:
                 assert getattr(done, field) == pytest.approx(getattr(wanted, field), rel=1e-4, abs=16)
     added, truly = (each.at("expandable", 2, model.layers) for each in (ours, fresh))
-    assert added == pytest.approx(truly, abs=0.002 * fresh.law.peak_bytes(2, model.layers, accumulating=True)[0])
+    assert added == pytest.approx(truly, abs=0.002 * fresh.memory_model.peak_bytes(2, model.layers, accumulating=True)[0])
 
 
 @pytest.mark.parametrize("vision", VISIONS)

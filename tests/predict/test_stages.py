@@ -87,7 +87,7 @@ def test_so_it_is_with_the_real_vocabulary(name, setting):
     assert planned == metered
 
 
-def test_on_a_card_context_and_blocks_count_too_and_evaluation_needs_less_than_training():
+def test_on_a_gpu_context_and_blocks_count_too_and_evaluation_needs_less_than_training():
     shape = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
     job = job_of(load_model("tiny-qwen2.5-vl"), shape, device="cuda")
     knobs = Knobs(micro_batch=2, grad_accum=2, checkpointed_layers=0, allocator="expandable")

@@ -144,7 +144,7 @@ def test_flops_of_the_language_model_are_those_of_the_formula():
     assert recomputed - plain == pytest.approx(forward, rel=adapters / forward)
 
 
-def test_a_card_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
+def test_a_gpu_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
     model = load_model("qwen2.5-vl-3b")
     shape = Shape(images=((448, 448),), text_tokens=1500, supervised_tokens=160)
     knobs = stock_knobs(micro_batch=1, effective_batch=4, layers=0, base_precision="fp16")
@@ -156,19 +156,19 @@ def test_a_card_without_flash_pays_for_grouped_heads_in_the_stock_recipe():
     assert peaks["v100-16g"] - peaks["rtx3090"] > scores
 
 
-def test_on_a_card_the_math_kernel_needs_one_more_score_matrix_in_backward():
+def test_on_a_gpu_the_math_kernel_needs_one_more_score_matrix_in_backward():
     """CUDA's softmax backward multiplies gradient and output into a buffer; the CPU's does not."""
     model = load_model("tiny-qwen2.5-vl")
     knobs = OURS.replace(attention="math", micro_batch=1, grad_accum=4, checkpointed_layers=model.layers)
     shape = Shape(images=((56, 56),), text_tokens=1000, supervised_tokens=1)
     tokens = shape.total_tokens(model.pixel_step)
     scores = 4 * tokens**2 * 4  # four heads, fp32
-    on_card, on_cpu = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu).peak_bytes for gpu in (load_gpu("v100-16g"), None))
+    on_gpu, on_cpu = (trace_step(model, CONTRACT, knobs, [shape], gpu=gpu).peak_bytes for gpu in (load_gpu("v100-16g"), None))
     # Elsewhere at the peak the two differ by a few tensors that have no N x N: of 4 heads, less than N / 100 of them.
-    assert on_card - on_cpu == pytest.approx(scores, rel=0.01)
+    assert on_gpu - on_cpu == pytest.approx(scores, rel=0.01)
 
 
-def test_on_a_card_dropout_keeps_a_byte_for_each_number_and_on_the_cpu_four():
+def test_on_a_gpu_dropout_keeps_a_byte_for_each_number_and_on_the_cpu_four():
     """The inputs of a layer's seven linears, each dropped by itself; what its adapters read is as large on both."""
     model = load_model("tiny-qwen2.5-vl")
     knobs = OURS.replace(micro_batch=1, grad_accum=4, lora="stock", checkpointed_layers=0)
@@ -178,10 +178,10 @@ def test_on_a_card_dropout_keeps_a_byte_for_each_number_and_on_the_cpu_four():
         for dropout in (0.5, 0.0):
             trace = trace_step(model, CONTRACT.replace(lora_dropout=dropout), knobs, [shape], gpu=gpu)
             kept[gpu is None, dropout] = sum(segment.net_bytes for segment in trace.segments if segment.label[0] == "forward")
-    on_card, on_cpu = (kept[cpu, 0.5] - kept[cpu, 0.0] for cpu in (False, True))
+    on_gpu, on_cpu = (kept[cpu, 0.5] - kept[cpu, 0.0] for cpu in (False, True))
     tokens, hidden, inner = shape.total_tokens(model.pixel_step), model.text["hidden_size"], model.text["intermediate_size"]
     numbers = tokens * (model.layers * (3 * hidden + hidden + 2 * hidden + inner) - 3 * hidden)  # embeddings need no gradient
-    assert on_cpu - on_card == pytest.approx(3 * numbers, rel=0.01)  # but for rounding up to the allocator's blocks
+    assert on_cpu - on_gpu == pytest.approx(3 * numbers, rel=0.01)  # but for rounding up to the allocator's blocks
 
 
 def test_a_trace_takes_no_memory_to_speak_of():
@@ -202,7 +202,7 @@ def test_a_trace_takes_no_memory_to_speak_of():
     assert grown < 2**30
 
 
-def test_layer_inputs_on_the_host_leave_the_card_and_are_fetched_once_in_backward():
+def test_layer_inputs_on_the_host_leave_the_gpu_and_are_fetched_once_in_backward():
     model = load_model("qwen2.5-vl-3b")
     shape = Shape(images=((448, 448),), text_tokens=258, supervised_tokens=160)
     knobs = Knobs(micro_batch=4, grad_accum=2, checkpointed_layers=6)

@@ -1,4 +1,4 @@
-"""A real plan with its laws, the same as if it had been predicted or measured, and a browser where there is one."""
+"""A real plan with its memory models, the same as if it had been predicted or measured, and a browser where there is one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +10,8 @@ from budgetft.measure.job import Job
 from budgetft.outcome import Outcome
 from budgetft.plan import Plan, load_planned_model, read_plan
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.law import Law
-from budgetft.predict.store import keep_law, law_key
+from budgetft.predict.memory_model import MemoryModel
+from budgetft.predict.store import keep_memory_model, memory_model_key
 from budgetft.report.gather import Story, gather
 from budgetft.value import read_json
 
@@ -35,8 +35,10 @@ def plan() -> Plan:
 
 
 @pytest.fixture(scope="session")
-def _laws(plan, tmp_path_factory) -> Path:
-    """A cache with laws of the plan, of its baseline and of two frames as they were once traced: a page needs no newer ones."""
+def _memory_models(plan, tmp_path_factory) -> Path:
+    """A cache with memory models of the plan, of its baseline and of two frames as they were once traced: a page needs no
+    newer ones.
+    """
     cache = tmp_path_factory.mktemp("cache")
     job = Job(
         gpu=plan.gpu.profile,
@@ -49,16 +51,16 @@ def _laws(plan, tmp_path_factory) -> Path:
     estimator = Estimator(job)
     (one,), (two,) = plan.workload.worst, plan.workload.with_frames(2, job.model, video=False).worst
     for name, knobs, shape in (("plan", plan.knobs, one), ("stock", plan.baseline.knobs, one), ("frames", plan.knobs, two)):
-        path, combination = Path(__file__).with_name(f"law-{name}.json"), estimator.combination(knobs)
+        path, combination = Path(__file__).with_name(f"memory model-{name}.json"), estimator.combination(knobs)
         layouts = estimator.layouts(combination)
-        key = law_key(job.model, plan.contract, combination, shape, job.gpu, layouts)
-        keep_law(key, Law.read(read_json(path), source=str(path)), cache / "laws")
+        key = memory_model_key(job.model, plan.contract, combination, shape, job.gpu, layouts)
+        keep_memory_model(key, MemoryModel.read(read_json(path), source=str(path)), cache / "memory_models")
     return cache
 
 
 @pytest.fixture(autouse=True)
-def _traced_before(_laws, monkeypatch):
-    monkeypatch.setenv("BUDGETFT_CACHE", str(_laws))
+def _traced_before(_memory_models, monkeypatch):
+    monkeypatch.setenv("BUDGETFT_CACHE", str(_memory_models))
 
 
 @pytest.fixture
@@ -74,14 +76,14 @@ def tell(tmp_path) -> Callable[..., Story]:
 
 @pytest.fixture(scope="session")
 def unprobed(plan) -> Plan:
-    """The same job planned without a card."""
+    """The same job planned without a GPU."""
     proof = plan.evidence.replace(kind="predicted", outcomes=(), confirmed=None, statement="traced, +- 4%; no GPU was used")
     return plan.replace(evidence=proof, estimate=plan.estimate.replace(evidence="predicted"), baseline=None, runners_up=())
 
 
 @pytest.fixture(scope="session")
-def on_the_card(plan) -> Plan:
-    """The same outcomes, as if the card itself had made them."""
+def on_the_gpu(plan) -> Plan:
+    """The same outcomes, as if the GPU itself had made them."""
 
     def measured(outcome: Outcome) -> Outcome:
         return outcome.replace(evidence="measured")

@@ -11,6 +11,7 @@ from rounding import arithmetic
 from budgetft.errors import UsageError
 from budgetft.report.gather import gather
 from budgetft.report.page import html_page
+from budgetft.report.verdict import headline
 
 SPINE = Path(__file__).parents[2] / "reports" / "spine"
 LEDGER = SPINE / "ledger-shapes.sqlite3"
@@ -31,7 +32,7 @@ def test_a_plan_without_its_predictions_gets_them_again_and_says_so(plan, tell):
     story = tell(plan)
     assert len(story.probes) == 7
     assert all(abs(probe.peak_residual) < 0.05 for probe in story.probes)
-    assert "computed again by this version" in story.prediction_note
+    assert "made again by this version" in story.prediction_note
 
 
 def test_predictions_that_the_plan_holds_are_taken_as_they_are(plan, tell):
@@ -39,10 +40,10 @@ def test_predictions_that_the_plan_holds_are_taken_as_they_are(plan, tell):
     story = tell(plan.replace(evidence=plan.evidence.replace(predictions=(held,) * 7)))
     assert [probe.prediction for probe in story.probes] == [held] * 7
     assert story.probes[-1].peak_residual == arithmetic(1.0)
-    assert story.prediction_note == "Predictions are those made before each probe."
+    assert story.prediction_note == "Predictions were made before each trial."
 
 
-def test_the_timeline_peaks_where_the_law_does(plan, tell):
+def test_the_timeline_peaks_where_the_memory_model_does(plan, tell):
     story = tell(plan)
     top = max(moment.peak_bytes for moment in story.moments)
     known = {term.name: term.memory_bytes for term in story.predicted.terms}
@@ -72,13 +73,13 @@ def test_probes_of_the_job_from_other_plans_are_told_apart(plan, tell, tmp_path)
     path = tmp_path / "ledger.sqlite3"
     shutil.copy(LEDGER, path)
     fewer = plan.replace(evidence=plan.evidence.replace(outcomes=plan.evidence.outcomes[:-1]))
-    assert "7 more probes" not in tell(plan, ledger=path).ledger_note
+    assert "more trials" not in tell(plan, ledger=path).ledger_note
     with sqlite3.connect(path) as db:
         keys = {row[0] for row in db.execute("SELECT job_key FROM outcomes")}
     assert len(keys) == 2, "the ledger holds another job too"
     story = tell(fewer, ledger=path)
     assert story.earlier == (plan.evidence.outcomes[-1],)
-    assert "1 more probes" in story.ledger_note
+    assert "1 more trial of this job" in story.ledger_note
 
 
 def test_a_plan_of_a_model_that_has_changed_still_gets_its_page(tell):
@@ -86,15 +87,17 @@ def test_a_plan_of_a_model_that_has_changed_still_gets_its_page(tell):
     assert story.moments == ()
     page = html_page(story)
     assert "another configuration" in page
-    assert "25.01 examples/s (emulated)" in page
+    assert "25.01 examples/s on the H100 80GB HBM3 (emulated)" in page
 
 
 def test_a_run_shows_its_curves_and_its_peak(run):
     story = gather(run, ledger=LEDGER)
     assert len(story.records) == 200
     page = html_page(story)
-    assert "The run peaked at 12.53 GiB in 200 steps, inside its budget of 14.00 GiB (emulated)" in page
-    assert "Loss, speed and memory over the steps of the run" in page
+    assert "Finished: 200 steps in 1 min 40 s, peak 12.53 of 14.00 GiB (emulated)." in page
+    assert "Loss, learning rate, speed and peak memory over the steps of the run" in page
+    assert "Not yet run" not in page
+    assert "Nothing yet" not in page
 
 
 def test_damaged_lines_of_a_log_are_counted_and_the_rest_is_shown(run):
@@ -103,7 +106,9 @@ def test_damaged_lines_of_a_log_are_counted_and_the_rest_is_shown(run):
     (run / "summary.json").unlink()
     story = gather(run, ledger=LEDGER)
     assert len(story.records) == 150
-    assert story.run_note == "3 lines of log.jsonl cannot be read and are left out. The run has not finished."
+    assert story.run_note == "3 lines of log.jsonl cannot be read and left out."
+    assert headline(story).kind == "close"
+    assert headline(story).text.startswith("Not finished: 150 of 200 steps in ")
 
 
 def test_ids_with_line_separators_of_unicode_damage_no_line_of_a_log(run):
@@ -122,8 +127,9 @@ def test_a_step_that_was_not_done_is_no_damaged_line_and_is_told(run):
     (run / "summary.json").unlink()
     story = gather(run, ledger=LEDGER)
     assert len(story.records) == 200
-    told = "Step 201 was not done: memory ran out in phase 'backward' with examples a, b."
-    assert story.run_note == f"The run has not finished. {told}"
+    assert story.stopped == "Step 201 was not done: out of memory in phase 'backward' with examples a, b."
+    assert headline(story).kind == "bad"
+    assert headline(story).text.endswith(story.stopped)
 
 
 def test_a_run_without_a_log_says_so(run):

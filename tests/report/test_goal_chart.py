@@ -46,7 +46,7 @@ def section(page: str) -> str:
 def test_the_section_has_the_choice_every_row_and_the_chart_for_a_page_and_a_phone(unprobed, goal, tell):
     told = section(html_page(tell(unprobed.replace(goal=goal))))
     assert "What ends within 10 h" in told
-    assert "max pixels 802816, rank 16" in told
+    assert "Chosen: images up to 896x896, rank 16." in told
     assert "10 min once for the feature cache" in told
     assert "--sure" in told
     assert told.count("<svg") == 2
@@ -59,8 +59,9 @@ def test_the_chart_has_a_mark_for_every_contract_with_a_time_and_the_line_at_the
     drawn = goal_chart(tell(unprobed.replace(goal=goal)), width)
     assert drawn is not None
     svg = drawn.svg()
-    assert svg.count("<circle") == 4
-    assert svg.count("too much memory<") == 1
+    legend = 3
+    assert svg.count("<circle") == 4 + legend
+    assert svg.count("too much memory</title>") == 1
     assert svg.count("10 h asked for") == 2  # beside the line, and in the title
     assert 'stroke-dasharray="6 4"' in svg
     assert ">31 h<" in svg, "what is far above is drawn at the edge with its time"

@@ -9,13 +9,15 @@ from calls import calls_of
 
 from budgetft.knobs import Knobs
 from budgetft.outcome import Outcome
-from budgetft.report.charts import bytes_chart, thinned
 from budgetft.report.gather import gather
-from budgetft.report.page import html_page, lesson, write_report
+from budgetft.report.memory_charts import bytes_chart
+from budgetft.report.page import html_page, write_report
+from budgetft.report.run_charts import thinned
+from budgetft.report.sections import lesson
 from budgetft.train.record import Record
 from budgetft.units import GIB
 
-SECTIONS = ["verdict", "bytes", "probes", "taught", "frontier", "stock", "training", "setup"]
+PLANNED = ["bytes", "frontier", "stock", "probes", "verdict", "setup"]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>\'"&'
 
 
@@ -30,7 +32,7 @@ def record(step: int, steps: int) -> Record:
 
 @pytest.fixture
 def long_run(plan, tmp_path) -> Path:
-    """Thirty probes and ten thousand steps."""
+    """Thirty trials and ten thousand steps."""
     folder = tmp_path / "long"
     folder.mkdir()
     outcomes = tuple(plan.evidence.outcomes[i % 7] for i in range(30))
@@ -60,15 +62,22 @@ class Tags(HTMLParser):
 
 def test_every_section_is_there_in_order_and_every_element_is_closed(plan, tell):
     tags = Tags(html_page(tell(plan)))
-    assert [attributes["id"] for tag, attributes in tags.found if tag == "section"] == SECTIONS
+    assert [attributes["id"] for tag, attributes in tags.found if tag == "section"] == PLANNED
     assert tags.open == []
 
 
-def test_a_predicted_plan_has_every_section_too(unprobed, tell):
-    page = html_page(tell(unprobed))
-    assert [attributes["id"] for tag, attributes in Tags(page).found if tag == "section"] == SECTIONS
-    assert "Nothing was probed: every number here is predicted" in page
-    assert "The stock recipe does not fit at any micro-batch" in page
+def test_what_there_is_nothing_to_say_of_is_absent_from_the_page_and_its_contents(unprobed, tell):
+    tags = Tags(html_page(tell(unprobed)))
+    there = [attributes["id"] for tag, attributes in tags.found if tag == "section"]
+    assert there == ["bytes", "verdict", "setup"]
+    links = [attributes["href"] for tag, attributes in tags.found if tag == "a"]
+    assert links[: len(there)] == [f"#{name}" for name in there]
+
+
+def test_that_nothing_was_run_is_said_once(unprobed, tell):
+    words = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]+>", " ", html_page(tell(unprobed)), flags=re.S)
+    assert words.count("predicted") == 1
+    assert words.count("no GPU was used") == 0
 
 
 def test_a_budget_far_above_the_peak_does_not_flatten_the_chart(plan, tell):
@@ -87,14 +96,15 @@ def test_a_budget_far_above_the_peak_does_not_flatten_the_chart(plan, tell):
 
 def test_hostile_names_stay_text(plan, tell):
     model = plan.model.replace(name=HOSTILE)
-    stack = plan.evidence.outcomes[0].stack.replace(card=HOSTILE)
+    profile = plan.gpu.profile.replace(title=HOSTILE)
+    stack = plan.evidence.outcomes[0].stack.replace(gpu=HOSTILE)
     outcomes = tuple(
         outcome.replace(stack=stack, status="crash", detail=HOSTILE, phase="loss") for outcome in plan.evidence.outcomes
     )
     proof = plan.evidence.replace(statement=HOSTILE, outcomes=outcomes)
     hostile = plan.replace(
-        model=model, evidence=proof, environment={HOSTILE: HOSTILE, "card": HOSTILE}, data=f"/data/{HOSTILE}",
-        gpu=plan.gpu.replace(name=HOSTILE),
+        model=model, evidence=proof, environment={HOSTILE: HOSTILE, "gpu": HOSTILE}, data=f"/data/{HOSTILE}",
+        gpu=plan.gpu.replace(name=HOSTILE, profile=profile),
     )  # fmt: skip
     page = html_page(tell(hostile))
     tags = Tags(page)
@@ -110,11 +120,12 @@ def test_the_page_names_no_address_to_load_from(plan, tell):
     assert "default-src 'none'" in page
 
 
-def test_thirty_probes_and_ten_thousand_steps_take_few_looks_at_each_step_no_trace_and_three_megabytes(
+def test_thirty_trials_and_ten_thousand_steps_take_few_looks_at_each_step_no_trace_and_three_megabytes(
     long_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "budgetft.predict.estimator.fit_law", lambda *given, **options: pytest.fail("a stored law was traced again")
+        "budgetft.predict.estimator.fit_memory_model",
+        lambda *given, **options: pytest.fail("a stored memory model was traced again"),
     )
     written: list[Path] = []
     story = gather(long_run, ledger=tmp_path / "none.sqlite3")
@@ -147,11 +158,11 @@ def test_a_curve_of_many_steps_keeps_its_extremes():
     assert all(low <= mean <= high for _, low, mean, high in points)
 
 
-def test_each_probe_tells_what_it_taught(plan, tell):
+def test_each_trial_tells_what_it_taught(plan, tell):
     story = tell(plan)
     said = [lesson(story, index) for index in range(7)]
-    assert "the stock recipe, as the baseline" in said[0]
-    assert "the first setting to be compared with" in said[2]
+    assert "the baseline" in said[0]
+    assert "the first setting to compare with" in said[2]
     assert "best so far, 1.36x" in said[5]
     assert "confirmed in a fresh process" in said[6]
     assert all(re.match(r"peak [+-]\d", text) for text in said)
@@ -165,7 +176,7 @@ def test_an_out_of_memory_says_whether_it_was_foreseen(plan, tell):
     story = tell(plan.replace(evidence=proof))
     assert lesson(story, 0) == "does not fit: out of memory in backward, although it was predicted to (13.00 GiB predicted)"
     assert lesson(story, 1) == "does not fit: out of memory in backward, as predicted (15.00 GiB predicted)"
-    assert ">oom</span>" in html_page(story)
+    assert ">ran out of memory</span>" in html_page(story)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -179,7 +190,7 @@ def test_in_a_browser_nothing_overflows_fails_or_is_loaded(browser, long_run, tm
     asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
     assert asked == [(tmp_path / "report.html").as_uri()]
     shown = browser.evaluate("[...document.querySelectorAll('section')].filter(s => s.offsetHeight > 40).map(s => s.id)")
-    assert shown == SECTIONS
+    assert shown == ["training", *(name for name in PLANNED if name != "verdict")]
     visible = browser.evaluate("[...document.querySelectorAll('svg')].filter(s => s.clientHeight > 0).map(s => s.classList[0])")
     assert visible == ["narrow" if width == 390 else "wide"] * 6
     ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -1,4 +1,4 @@
-"""A card, a job on it, and what the settings of that job "really" need: everything that a search asks, without torch."""
+"""A GPU, a job on it, and what the settings of that job "really" need: everything that a search asks, without torch."""
 
 import math
 from collections.abc import Callable
@@ -44,11 +44,11 @@ def formula() -> "type[Formula]":
 
 
 class Formula:
-    """An estimator of the law's shape, by formula: affine in the micro-batch, linear in the checkpointed layers."""
+    """An estimator of the memory model's shape, by formula: affine in the micro-batch, linear in the checkpointed layers."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.calibration = load_calibration("no such card")
+        self.calibration = load_calibration("no such GPU")
 
     def clock(self, grid) -> None:
         """Nothing is known of what its seconds depend on."""
@@ -57,7 +57,7 @@ class Formula:
         layers = self.job.model.layers
         plain = layers - knobs.checkpointed_layers
         stock = is_stock(knobs)
-        fixed = int((1.2 + 6 / self.job.cards) * GIB)
+        fixed = int((1.2 + 6 / self.job.gpus) * GIB)
         moving = knobs.micro_batch * (90 * MIB + 45 * MIB * plain + 2 * MIB * knobs.checkpointed_layers)
         moving += knobs.micro_batch * 600 * MIB * stock
         fragmentation = int((0.04 if knobs.allocator == "default" else 0.015) * moving)

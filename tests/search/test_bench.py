@@ -38,7 +38,7 @@ ESTIMATE = Estimate(
     fits=True,
     terms=(),
 )
-STACK = Stack(card="NVIDIA Some Card", driver="1", python="3", torch="2", transformers="5", peft="0")
+STACK = Stack(gpu="NVIDIA Some GPU", driver="1", python="3", torch="2", transformers="5", peft="0")
 
 
 def outcome(knobs: Knobs, speed: float, peak: int = GIB, status: str = "ok") -> Outcome:
@@ -51,7 +51,7 @@ def outcome(knobs: Knobs, speed: float, peak: int = GIB, status: str = "ok") -> 
         allocated_peak_bytes=peak,
         reserved_peak_bytes=peak,
         samples_per_second=speed,
-        detail="the card said no" if status != "ok" else "",
+        detail="the GPU said no" if status != "ok" else "",
         phase="backward" if status != "ok" else None,
     )
 
@@ -136,7 +136,7 @@ def test_a_row_says_by_itself_what_was_run_and_on_what():
     _, row = json.loads(bench.model_dump_json())["rows"]
     assert [row[name] for name in ("path", "width", "height", "micro_batch")] == ["planned", 448, 448, 4]
     assert (row["samples_per_second"], row["ratio_to_stock"], row["process_peak_bytes"]) == (10.0, 5.0, GIB)
-    for name in ("torch", "transformers", "peft", "driver", "card"):
+    for name in ("torch", "transformers", "peft", "driver", "gpu"):
         assert row[name] == getattr(bench.stack, name)
 
 
@@ -172,12 +172,12 @@ def test_a_failed_probe_has_no_speed_and_a_path_without_any_is_an_error():
     (row,) = _rows(SIZE, {"planned": OURS}, outcomes)
     assert (row.samples_per_second, row.ratio_to_stock) == (9.0, None)
     assert row.contract == SIZE.contract
-    with pytest.raises(BudgetftError, match="no probe of planned succeeded: the card said no"):
+    with pytest.raises(BudgetftError, match="no probe of planned succeeded: the GPU said no"):
         _rows(SIZE, {"planned": OURS}, {"planned": [outcome(OURS, 1.0, status="oom")]})
 
 
-def test_without_a_card_nothing_is_measured():
-    with pytest.raises(UsageError, match="no CUDA card"):
+def test_without_a_gpu_nothing_is_measured():
+    with pytest.raises(UsageError, match="no CUDA GPU"):
         run_bench(request(probe="never"), [SIZE], cached=False, rounds=1)
 
 

@@ -22,7 +22,7 @@ from budgetft.units import GIB
 from budgetft.value import read_json
 
 H200 = load_gpu("h200-141g")
-STACK = Stack(card="NVIDIA H200", driver="580.1", torch="2.11.0+cu130", transformers="5.17", peft="0.21", python="3.12")
+STACK = Stack(gpu="NVIDIA H200", driver="580.1", torch="2.11.0+cu130", transformers="5.17", peft="0.21", python="3.12")
 REPORTS = profiles_folder().parent / "reports"
 MACHINE = Machine.read(read_json(REPORTS / "prediction/machines/h200-first.json"), source="h200-first.json")
 SHIPPED = sorted((profiles_folder() / "calibrations").glob("*.json"))
@@ -79,7 +79,7 @@ def test_the_probes_are_few_fixed_and_cover_the_corners():
     assert sum(map(is_stock, chosen)) == 1
 
 
-def test_a_card_of_eight_gigabytes_has_probes_too():
+def test_a_gpu_of_eight_gigabytes_has_probes_too():
     assert len(calibration_settings(Estimator(calibration_job(load_gpu("rtx3070-8g"))))) >= 4
 
 
@@ -118,10 +118,10 @@ def test_no_probe_is_begun_when_the_time_is_up():
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_calibration_of_a_card_can_be_true(path):
+def test_every_shipped_calibration_of_a_gpu_can_be_true(path):
     found = Calibration.read(read_json(path), source=path.name)
-    if found.card not in (None, "cpu"):
-        check_calibration(found, load_gpu(found.card))
+    if found.gpu not in (None, "cpu"):
+        check_calibration(found, load_gpu(found.gpu))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_file_that_claims_the_impossible_is_refused_with_the_number(made, tmp_
     assert load_calibration("h200-141g").source != made.source
 
 
-def test_a_context_as_large_as_the_gpu_and_another_card_are_refused(made):
+def test_a_context_as_large_as_the_gpu_and_another_gpu_are_refused(made):
     with pytest.raises(UsageError, match="a context of"):
         check_calibration(made.replace(context_bytes=100 * GIB), H200)
     with pytest.raises(UsageError, match="not of t4"):
@@ -152,16 +152,16 @@ def test_a_context_as_large_as_the_gpu_and_another_card_are_refused(made):
 
 def test_a_calibration_that_can_be_true_is_used_from_then_on(made, tmp_path, capsys):
     path = tmp_path / "theirs.json"
-    write_calibration(made.replace(card="t4", name="t4", speeds=None), path)
+    write_calibration(made.replace(gpu="t4", name="t4", speeds=None), path)
     assert main(["gpus", "--add", str(path)]) == 0
     assert "is used from now on" in capsys.readouterr().out
     assert load_calibration("t4").context_bytes == CONTEXT
-    assert add_calibration(path).card == "t4"
+    assert add_calibration(path).gpu == "t4"
 
 
-def test_without_a_card_it_says_so(capsys):
+def test_without_a_gpu_it_says_so(capsys):
     assert main(["gpus", "--calibrate"]) == 2
-    assert "no CUDA card" in capsys.readouterr().err
+    assert "no CUDA GPU" in capsys.readouterr().err
     assert main(["gpus", "--calibrate", "--detect"]) == 2
     assert "give one of them" in capsys.readouterr().err
 
@@ -170,7 +170,7 @@ def test_an_older_calibration_with_three_speeds_is_still_read():
     older = Calibration(
         name="t4",
         evidence="measured",
-        card="t4",
+        gpu="t4",
         torch="2.10.0",
         context_bytes=GIB // 2,
         workspace_bytes=2**24,

@@ -31,8 +31,8 @@ from budgetft.workload import Shape, Workload
 RANGES = {"max_pixels": [401_408, 802_816, 1_605_632], "rank": [16, 32, 64], "frames_per_example": [1, 2, 4]}
 LOW = Contract(max_pixels=200_704, rank=8, alpha=16, epochs=3)
 EXAMPLES = 10_000
-STACK = Stack(card="a card", driver="550", torch="2.14", transformers="5.23", peft="0.21", python="3.12")
-MEASURED = Place(device="cuda", evidence="measured", stack=STACK, statement="measured on a card")
+STACK = Stack(gpu="a GPU", driver="550", torch="2.14", transformers="5.23", peft="0.21", python="3.12")
+MEASURED = Place(device="cuda", evidence="measured", stack=STACK, statement="measured on a GPU")
 
 
 class Clock:
@@ -47,7 +47,7 @@ class Fake:
     """An estimator by formula: seconds and bytes rise with pixels, frames and rank; ``wobble`` is the allocator's."""
 
     speeds = None
-    calibration = load_calibration("no such card")
+    calibration = load_calibration("no such GPU")
 
     def __init__(self, job, wobble: float = 0.0) -> None:
         self.job, self._wobble = job, wobble

@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where laws are kept: traced once for all tests here."""
+    """Where memory models are kept: traced once for all tests here."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -93,16 +93,16 @@ def forgotten(cache):
 def test_the_plan_has_them_in_its_knobs_and_a_run_finds_the_same(plan, request_of, tmp_path):
     assert set(plan.knobs.fp32_blocks) == set(BLOCKS)
     assert plan.precision is not None
-    assert set(plan.precision.islands) == set(BLOCKS)
+    assert set(plan.precision.fp32_blocks) == set(BLOCKS)
     assert plan.model.base is not None
     assert any("looking for blocks" in text for text in request_of.told)
     notes = []
     summary = train_plan(plan, tmp_path / "run", weights=None, steps=2, on_note=notes.append)
-    assert set(summary.islands) == set(BLOCKS)
+    assert set(summary.fp32_blocks) == set(BLOCKS)
     assert any("as planned" in note for note in notes)
     assert not any("does not know of" in note for note in notes)
     found = Precision.read(read_json(RunFolder(tmp_path / "run").precision), source="run")
-    assert set(found.islands) == set(BLOCKS)
+    assert set(found.fp32_blocks) == set(BLOCKS)
 
 
 def search_of(weights, plan, data):
@@ -114,13 +114,13 @@ def search_of(weights, plan, data):
 
 def test_what_was_found_is_not_looked_for_again_but_in_other_weights(plan, weights, data, tmp_path, monkeypatch):
     monkeypatch.setattr("budgetft.search.overflows.look", lambda search: pytest.fail("looked again"))
-    assert set(planned_precision(search_of(weights, plan, data), lambda text: None).islands) == set(BLOCKS)
+    assert set(planned_precision(search_of(weights, plan, data), lambda text: None).fp32_blocks) == set(BLOCKS)
     sound = save_overflowing(MODEL, tmp_path / "sound", (), factor=1.0)
     for path in (profiles_folder() / "models" / MODEL).iterdir():
         if not (sound / path.name).exists():
             (sound / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr("budgetft.search.overflows.look", lambda search: Precision())
-    assert planned_precision(search_of(sound, plan, data), lambda text: None).islands == ()
+    assert planned_precision(search_of(sound, plan, data), lambda text: None).fp32_blocks == ()
 
 
 def test_a_run_says_which_blocks_its_plan_did_not_know_of(plan, tmp_path):

@@ -19,7 +19,7 @@ from budgetft.search.run import _cost_of_determinism
 from budgetft.search.space import settings, stock_settings
 from budgetft.units import GIB, MIB, format_gib
 
-STACK = Stack(card="a card", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
+STACK = Stack(gpu="a GPU", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
 
 
 class LookedUp:
@@ -54,7 +54,7 @@ def make_planner(make_truth):
 
 
 @pytest.mark.parametrize("probe_baseline", [True, False])
-def test_a_type_that_is_not_the_card_s_own_is_searched_as_well(make_planner, probe_baseline):
+def test_a_type_that_is_not_the_gpu_s_own_is_searched_as_well(make_planner, probe_baseline):
     planner, prober, _ = make_planner(base_precision="bf16", probe_baseline=probe_baseline)
     assert planner.job.gpu.base_precision == "fp16"
     assert planner.plan().confirmed.fits

@@ -1,4 +1,4 @@
-"""Porting plans of a tiny model, probed on the CPU's byte meter, to other budgets and cards."""
+"""Porting plans of a tiny model, probed on the CPU's byte meter, to other budgets and GPUs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,16 @@ from budgetft.search.port import MOST_PROBES
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 MODEL = "tiny-qwen2.5-vl"
-WORK = ["--model", MODEL, "--image", "56x56", "--text-tokens", "40", "--supervised-tokens", "8"]  # other files have its laws
+WORK = [
+    "--model",
+    MODEL,
+    "--image",
+    "56x56",
+    "--text-tokens",
+    "40",
+    "--supervised-tokens",
+    "8",
+]  # other files have its memory models
 WORK += ["--rank", "4..8", "--effective-batch", "8", "--quiet"]
 SMALL = "100MiB"
 
@@ -111,12 +120,12 @@ def test_where_nothing_fits_it_says_what_to_give_up(ported):
     error = ported("--gpu", "t4", "--budget", "40MiB", "--probe", "never", code=3)
     assert "the plan for v100-16g cannot be ported" in error
     assert "half the rank would free" in error
-    assert "cards with a default budget that is enough" in error
+    assert "GPUs with a default budget that is enough" in error
 
 
 @pytest.fixture
-def unpriced(way):
-    """The plan without its prices, its probes and its small chunks, for each of which laws would be traced as well."""
+def without_cost(way):
+    """The plan without its prices, its probes and its small chunks, for each of which memory models would be traced as well."""
     plan = read_plan(way / "old.json").replace(price_list=())
     plan = plan.replace(evidence=plan.evidence.replace(outcomes=(), confirmed=None))
     plan = plan.replace(knobs=plan.knobs.replace(loss_chunk=LOSS_CHUNK, vision_group=VISION_GROUP))
@@ -125,17 +134,17 @@ def unpriced(way):
 
 
 @pytest.mark.sweep
-def test_a_port_to_the_native_type_of_a_newer_card_computes_in_it(unpriced, tmp_path):
-    (tmp_path / "old.json").write_text(unpriced.model_dump_json())
+def test_a_port_to_the_native_type_of_a_newer_gpu_computes_in_it(without_cost, tmp_path):
+    (tmp_path / "old.json").write_text(without_cost.model_dump_json())
     native = ["--gpu", "rtx3060-12g", "--precision", "native", "--probe", "never", "--quiet"]
     assert run("port", "--plan", tmp_path / "old.json", *native, "--out", tmp_path / "bf16.json") == 0
     assert read_plan(tmp_path / "bf16.json").knobs.base_precision == "bf16"
 
 
-def test_a_type_that_the_card_only_emulates_is_not_replaced_in_silence(unpriced, tmp_path, capsys):
-    """To the type of an older card; to that of a newer one in the sweep: both by the same few lines."""
-    ampere = unpriced.gpu.replace(name="rtx3060-12g", profile=load_gpu("rtx3060-12g"))
-    bf16 = unpriced.replace(gpu=ampere, knobs=unpriced.knobs.replace(base_precision="bf16"))
+def test_a_type_that_the_gpu_only_emulates_is_not_replaced_in_silence(without_cost, tmp_path, capsys):
+    """To the type of an older GPU; to that of a newer one in the sweep: both by the same few lines."""
+    ampere = without_cost.gpu.replace(name="rtx3060-12g", profile=load_gpu("rtx3060-12g"))
+    bf16 = without_cost.replace(gpu=ampere, knobs=without_cost.knobs.replace(base_precision="bf16"))
     (tmp_path / "bf16.json").write_text(bf16.model_dump_json())
     port = ["port", "--plan", tmp_path / "bf16.json", "--gpu", "t4", "--probe", "never", "--out", tmp_path / "t4.json"]
     assert run(*port) == 2

@@ -33,7 +33,7 @@ from budgetft.search.sampler import TRIES, ResidualSampler, distributions
 from budgetft.search.space import settings, stock_settings
 from budgetft.search.study import open_study, told
 
-STACK = Stack(card="a card", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
+STACK = Stack(gpu="a GPU", driver="570.1", torch="2.10", transformers="5.17", peft="0.19", python="3.12")
 quick = partial(Claims, beat_seconds=0.1, dead_seconds=HANG_SECONDS)
 """On a busy machine a worker that lives may be silent for long."""
 

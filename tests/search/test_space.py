@@ -1,4 +1,4 @@
-"""What may be tried: only what the contract and the card allow, and all of that."""
+"""What may be tried: only what the contract and the GPU allow, and all of that."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ CONTRACTS = [
 @pytest.mark.parametrize(
     "contract", CONTRACTS, ids=lambda c: f"batch {c.effective_batch}, dropout {c.lora_dropout}" + c.use_dora * ", DoRA"
 )
-def test_every_setting_can_be_run_under_the_contract_on_the_card(make_job, gpu, contract):
+def test_every_setting_can_be_run_under_the_contract_on_the_gpu(make_job, gpu, contract):
     job = make_job(gpu=load_gpu(gpu), contract=contract)
     grid, stock = settings(job), stock_settings(job)
     assert grid
@@ -95,7 +95,7 @@ def test_layer_inputs_go_to_the_host_only_where_they_weigh(make_job):
     assert len({layers for offload, layers in tried if offload == "none"}) > 5
 
 
-def test_a_card_without_any_fused_kernel_gets_the_math_kernel(make_job):
+def test_a_gpu_without_any_fused_kernel_gets_the_math_kernel(make_job):
     gpu = load_gpu("v100-16g").replace(efficient_attention=False)
     assert {knobs.attention for knobs in settings(make_job(gpu=gpu))} == {"math"}
 

@@ -55,7 +55,7 @@ def test_on_four_made_up_gpus_little_is_lost_within_twelve_probes(reports, seed)
 def test_on_a_measured_grid_the_plan_is_within_five_percent_of_the_best(reports, number, flat):
     _, replay, replaying = reports
     _, job, measured, allocator = [replay.h100_grid(), *replay.h200_grids()][number]
-    estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+    estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
     found = replaying.search(
         estimator,
         replay.truths(measured, flat=flat),
@@ -72,7 +72,7 @@ def test_on_a_measured_grid_the_plan_is_within_five_percent_of_the_best(reports,
 def test_few_probes_still_give_the_best_of_what_was_seen(reports, most):
     _, replay, replaying = reports
     _, job, measured, allocator = replay.h200_grids()[0]
-    estimator = Estimator(job, calibration=load_calibration("no card has this name"))
+    estimator = Estimator(job, calibration=load_calibration("no GPU has this name"))
     truth, seen = replay.truths(measured, flat=False), []
     found = replaying.search(
         estimator,

@@ -6,15 +6,15 @@ from rounding import arithmetic
 pytest.importorskip("optuna", reason="optuna is not installed: a search is a study of it")
 
 from budgetft.contract import Contract
-from budgetft.data.sample import write_sample
 from budgetft.data.stats import workload_of
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
 from budgetft.model import load_model
 from budgetft.predict.calibrate import load_calibration
-from budgetft.predict.law import Work
+from budgetft.predict.memory_model import Work
 from budgetft.search.features import chosen_features, survey, weigh
 from budgetft.search.space import settings
 from budgetft.workload import Shape, Workload
@@ -22,11 +22,11 @@ from budgetft.workload import Shape, Workload
 SHAPE = Shape(images=((448, 448),), text_tokens=256, supervised_tokens=160)
 
 
-class Law:
+class MemoryModel:
     """The tower takes 0.1 s for the eight images of eight examples; the rest of a step does not matter here."""
 
     def work(self, micro_batch, checkpointed_layers):
-        gpu, known = load_gpu("v100-16g"), load_calibration("no such card")
+        gpu, known = load_gpu("v100-16g"), load_calibration("no such GPU")
         flops = 0.1 * gpu.fp16_tflops * 1e12 * known.speeds_of(gpu).product_share.value * micro_batch / 8
         return [
             Work(phase="vision", flops=flops, moved_bytes=0, kernels=0),
@@ -38,12 +38,12 @@ class Rated:
     """An estimator with given seconds of a step; settings above ``most`` examples at a time do not fit."""
 
     def __init__(self, truth, seconds: dict[str, float], most: int = 8) -> None:
-        self.calibration = load_calibration("no such card")
+        self.calibration = load_calibration("no such GPU")
         self._formula, self._seconds, self._most = truth.formula, seconds, most
 
-    def law(self, knobs: Knobs) -> Law:
+    def memory_model(self, knobs: Knobs) -> MemoryModel:
         assert knobs.vision == "frozen"
-        return Law()
+        return MemoryModel()
 
     def estimate(self, knobs: Knobs):
         made = self._formula.estimate(knobs)
@@ -77,7 +77,7 @@ def test_the_cost_is_that_of_the_distinct_images(make_case, sample, tmp_path):
     assert f"{len(distinct)} of {len(distinct)} images to compute" in features.describe()
 
 
-def test_a_plan_with_four_bit_weights_on_a_bf16_card_has_features_of_fp16(make_case, sample, tmp_path):
+def test_a_plan_with_four_bit_weights_on_a_bf16_gpu_has_features_of_fp16(make_case, sample, tmp_path):
     job, estimator = make_case()
     modern = job.replace(gpu=load_gpu("rtx3090"))
     weighed = weigh("auto", modern, estimator, str(sample.folder))

@@ -15,7 +15,7 @@ from budgetft.contract import Contract
 from budgetft.data.collate import collate, encode
 from budgetft.data.features import FeatureCache, find_pictures
 from budgetft.data.processor import load_processor
-from budgetft.data.sample import write_sample
+from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError
 from budgetft.model import load_model
 from budgetft.step import vision

@@ -16,7 +16,7 @@ from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs, parse_knob, stock_knobs
 from budgetft.model import load_model
 from budgetft.step.build import build_model, trainable
-from budgetft.step.islands import blocks_of, is_island, matching_blocks
+from budgetft.step.fp32_blocks import blocks_of, is_fp32_block, matching_blocks
 from budgetft.step.overflow import find_overflows
 from budgetft.step.step import Step
 from budgetft.workload import Shape
@@ -51,7 +51,7 @@ def test_the_blocks_that_overflow_are_found_with_one_module_s_weights_in_memory_
         sizes.append((done, layers))
 
     found = find_overflows(model, Contract(), folders[name], batch_of(model), on_layer=watch)
-    assert found.islands == (MLP,)
+    assert found.fp32_blocks == (MLP,)
     assert found.stream is not None
     assert not found.stream.overflows
     assert sizes == [(number + 1, model.layers) for number in range(model.layers)]
@@ -92,7 +92,7 @@ def test_its_magnitudes_are_those_of_the_model_as_it_runs(folders, name):
 def test_a_tower_s_block_and_hidden_states_that_leave_fp16_are_seen(tmp_path):
     model = load_model("tiny-qwen2.5-vl")
     folder = save_overflowing(model.name, tmp_path / "w", [TOWER[model.family]], factor=4000.0)
-    assert find_overflows(model, Contract(), folder, batch_of(model)).islands == (TOWER[model.family],)
+    assert find_overflows(model, Contract(), folder, batch_of(model)).fp32_blocks == (TOWER[model.family],)
     loud = save_overflowing(model.name, tmp_path / "loud", [], factor=1.0)
     from safetensors.torch import load_file, save_file
 
@@ -155,7 +155,7 @@ def test_blocks_in_fp32_come_and_go_and_leave_the_step_as_it_was(half, pointwise
     types = {name: parameter.dtype for name, parameter in step.base.named_parameters()}
     chosen = knobs.replace(fp32_blocks=(MLP, ATTENTION, "model.visual.blocks.0.mlp"))
     within = gradients(step, chosen, model)
-    assert {name for name, module in step.base.named_modules() if is_island(module)} == set(chosen.fp32_blocks)
+    assert {name for name, module in step.base.named_modules() if is_fp32_block(module)} == set(chosen.fp32_blocks)
     assert not torch.equal(within, before)
     assert float((within - before).norm() / before.norm()) < 0.05
     seen = []

@@ -118,14 +118,14 @@ def test_four_bit_layers_are_shared_as_they_are():
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "nf4"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_on_a_card_gathering_beside_the_computing_layer_changes_nothing(settings, precision):
+def test_on_a_gpu_gathering_beside_the_computing_layer_changes_nothing(settings, precision):
     if precision == "nf4":
         pytest.importorskip("bitsandbytes")
     options = {"precision": precision, "device": torch.device("cuda", 0)}
     expected_loss, expected = gradients(*made_step("tiny-qwen2.5-vl", settings, share=False, **options))
     step, inputs = made_step("tiny-qwen2.5-vl", settings, **options)
     assert all(tensor.is_cuda for tensor in step.shared.tensors())
-    # Kernels on a card may add in another order: some 200 roundings in a row are then others, and add like their root.
+    # Kernels on a GPU may add in another order: some 200 roundings in a row are then others, and add like their root.
     bound = math.sqrt(200) * UNITS["fp32" if precision == "fp32" else "fp16"]
     for _ in range(3):
         poison(step.shared)

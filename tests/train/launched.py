@@ -1,8 +1,8 @@
 """``budgetft`` in one of several processes, as a test starts it: in fp64 when ``IN_DOUBLES`` is set, with faults by ``FAULTY``.
 
-``FAULTY`` is "step phase count" for each allocation, by commas, that is refused in process ``FAULTY_RANK``. ``NEIGHBOUR`` is
-"first last room": in these steps process ``NEIGHBOUR_RANK`` has room for so many examples beside another. ``DIFFERS`` is
-what the second process has of its own: another "adapter", or another "folder" of checkpoints.
+``FAULTY`` is "step phase count" for each allocation, by commas, that is refused in process ``FAULTY_RANK``. ``OTHER_PROCESS``
+is "first last room": in these steps process ``OTHER_PROCESS_RANK`` has room for so many examples beside another. ``DIFFERS``
+is what the second process has of its own: another "adapter", or another "folder" of checkpoints.
 
 Fails where something of the connection to the others outlives the run: its threads may abort the interpreter's end. None
 ends before the others have come to their end too: the launcher would end them then, and nobody would see that one waits.
@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from beside_another_process import PLANNED, beside
 from doubles import in_doubles
-from neighboured import PLANNED, beside
 from patience import HANG_SECONDS, until
 from refusing import refusing
 
@@ -30,11 +30,11 @@ def wanted() -> list[tuple[int, str, int]]:
     return [(int(step), phase, int(count)) for step, phase, count in fields]
 
 
-def neighboured() -> AbstractContextManager[object]:
-    """The block in which this process has its neighbour, if it has one."""
-    if os.environ.get("NEIGHBOUR_RANK") != os.environ["RANK"]:
+def beside_another_process() -> AbstractContextManager[object]:
+    """The block in which this process has its other process, if it has one."""
+    if os.environ.get("OTHER_PROCESS_RANK") != os.environ["RANK"]:
         return nullcontext()
-    first, last, room = map(int, os.environ["NEIGHBOUR"].split())
+    first, last, room = map(int, os.environ["OTHER_PROCESS"].split())
     return beside(lambda step: room if first <= step <= last else PLANNED)
 
 
@@ -81,7 +81,7 @@ def wait_for_the_others() -> None:
 if __name__ == "__main__":
     refused = wanted()
     in_fp64 = in_doubles() if "IN_DOUBLES" in os.environ else nullcontext()
-    with in_fp64, neighboured(), differing(), refusing(*refused) if refused else nullcontext():
+    with in_fp64, beside_another_process(), differing(), refusing(*refused) if refused else nullcontext():
         status = main()
     left = connection_threads()
     wait_for_the_others()

@@ -1,4 +1,4 @@
-"""A byte meter that refuses chosen allocations, as a card without a byte left does: at any step, phase and depth."""
+"""A byte meter that refuses chosen allocations, as a GPU without a byte left does: at any step, phase and depth."""
 
 from collections import Counter
 from collections.abc import Iterator

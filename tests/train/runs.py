@@ -31,7 +31,7 @@ def plan_of(
     dataset: Examples,
     *,
     budget_bytes: int = GIB,
-    cards: int = 1,
+    gpus: int = 1,
     micro_batch: int = 2,
     knobs: dict | None = None,
     data: Path | None = None,
@@ -54,7 +54,7 @@ def plan_of(
         **(knobs or {}),
     }
     return Plan(
-        gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g"), cards=cards, shared=cards > 1),
+        gpu=Target(name="v100-16g", budget_bytes=budget_bytes, profile=load_gpu("v100-16g"), gpus=gpus, shared=gpus > 1),
         model=refer(_model()),
         contract=agreed,
         knobs=Knobs(**chosen),

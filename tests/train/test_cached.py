@@ -166,12 +166,12 @@ def test_a_tower_that_overflows_fp16_is_cached_with_that_block_in_fp32(make_plan
     frozen = train(make_plan(knobs=half), steps=2, weights=overflowing, out=tmp_path / "frozen")
     plan = make_plan(knobs={**CACHED, **half}).replace(features=Features(folder=str(tmp_path / "features")))
     cached = train(plan, steps=2, weights=overflowing, out=tmp_path / "cached")
-    assert frozen.islands == cached.islands == (OVERFLOWS,)  # what predicts with the adapter makes them again
+    assert frozen.fp32_blocks == cached.fp32_blocks == (OVERFLOWS,)  # what predicts with the adapter makes them again
     assert cached.skipped_steps == 0
     # A feature's rounding to fp16 moves a loss by some units of fp16; the cache groups the images otherwise than the step.
     assert farthest(losses_of(tmp_path / "cached"), losses_of(tmp_path / "frozen")) < 4 * UNITS["fp16"]
     again = train(plan, steps=1, weights=overflowing, out=tmp_path / "again")
-    assert again.islands == (OVERFLOWS,)
+    assert again.fp32_blocks == (OVERFLOWS,)
 
 
 def test_features_that_are_not_finite_are_refused_by_name(cached_plan, train, weights, tmp_path):

@@ -130,10 +130,11 @@ def test_the_adapter_says_what_it_is_of_and_how_it_came_to_be(run, weights):
     assert found.last_loss == losses_of(run)[-1]
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(weights)
-    card = (run / "adapter" / "README.md").read_text()
+    gpu = (run / "adapter" / "README.md").read_text()
     identity = json.loads((run / "run.json").read_text())
-    for told in (str(weights), base.fingerprint, identity["plan_fingerprint"], identity["data_fingerprint"], "rank 4"):
-        assert told in card
+    hashes = (base.fingerprint, identity["plan_fingerprint"], identity["data_fingerprint"])
+    for told in (str(weights), "rank 4", *(f"`{whole[:12]}`" for whole in hashes)):
+        assert told in gpu
 
 
 def test_only_its_own_base_takes_an_adapter_and_only_once(run, weights, bases, tmp_path):

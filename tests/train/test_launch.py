@@ -85,9 +85,9 @@ def time_limit(code: int, saves: str = SAVES) -> str:
     return MEETS_THE_TIME_LIMIT.format(code=code, saves=saves)
 
 
-@pytest.mark.parametrize(("cards", "code"), [("1", 143), ("2", 1)])  # accelerate makes a 1 of it
-def test_after_its_time_limit_the_job_is_queued_again_once_and_goes_on(script, cluster, cards, code):
-    job = script("--gpus", cards)
+@pytest.mark.parametrize(("gpus", "code"), [("1", 143), ("2", 1)])  # accelerate makes a 1 of it
+def test_after_its_time_limit_the_job_is_queued_again_once_and_goes_on(script, cluster, gpus, code):
+    job = script("--gpus", gpus)
     first = cluster(job, time_limit(code))
     assert "--resume" not in first.of("srun")[0]
     assert first.of("scancel") == [["--signal=TERM", "7"]]
@@ -97,16 +97,16 @@ def test_after_its_time_limit_the_job_is_queued_again_once_and_goes_on(script, c
     assert (second.code, second.of("scontrol")) == (0, [])
 
 
-@pytest.mark.parametrize("cards", ["1", "2"])
+@pytest.mark.parametrize("gpus", ["1", "2"])
 @pytest.mark.parametrize("failing", [FAILS, FAILS_AFTER_A_CHECKPOINT])
-def test_a_run_that_fails_by_itself_is_not_queued_again(script, cluster, cards, failing):
-    ended = cluster(script("--gpus", cards), failing)
+def test_a_run_that_fails_by_itself_is_not_queued_again(script, cluster, gpus, failing):
+    ended = cluster(script("--gpus", gpus), failing)
     assert (ended.code, ended.of("scontrol")) == (1, [])
 
 
-@pytest.mark.parametrize("cards", ["1", "2"])
-def test_a_run_that_succeeds_is_not_queued_again_even_where_the_time_limit_is_near(script, cluster, cards):
-    job = script("--gpus", cards)
+@pytest.mark.parametrize("gpus", ["1", "2"])
+def test_a_run_that_succeeds_is_not_queued_again_even_where_the_time_limit_is_near(script, cluster, gpus):
+    job = script("--gpus", gpus)
     ended = cluster(job, FINISHES)
     assert (ended.code, ended.of("scontrol")) == (0, [])
     ended = cluster(job, time_limit(0, SAVES + ' touch "$RUN/summary.json";'))
@@ -124,12 +124,12 @@ def test_a_job_that_is_cancelled_stays_cancelled(script, cluster):
     assert ended.of("scontrol") == []
 
 
-def test_one_card_runs_the_program_itself(script, cluster, tmp_path):
+def test_one_gpu_runs_the_program_itself(script, cluster, tmp_path):
     ended = cluster(script(), FINISHES)
     assert ended.of("srun") == [["budgetft", "train", "--plan", f"{tmp_path}/plan.json", "--out", f"{tmp_path}/my run"]]
 
 
-def test_several_cards_share_the_step_through_accelerate(script, cluster):
+def test_several_gpus_share_the_step_through_accelerate(script, cluster):
     called = "|".join(cluster(script("--gpus", "2"), FAILS).of("srun")[0])
     assert called.startswith("accelerate|launch|--num_processes|2|")
     assert "|--multi_gpu|" in called
@@ -139,9 +139,9 @@ def test_several_cards_share_the_step_through_accelerate(script, cluster):
     assert "multi_gpu" not in called
 
 
-def test_a_plan_for_several_cards_is_launched_on_them(script, cluster, make_plan, tmp_path, capsys):
+def test_a_plan_for_several_gpus_is_launched_on_them(script, cluster, make_plan, tmp_path, capsys):
     job = script()
-    write_plan(make_plan(micro_batch=1, cards=2), tmp_path / "plan.json")
+    write_plan(make_plan(micro_batch=1, gpus=2), tmp_path / "plan.json")
     called = "|".join(cluster(script(), FAILS).of("srun")[0])
     assert called.startswith("accelerate|launch|--num_processes|2|")
     assert "|--use_fsdp|--fsdp_version|2|" in called
@@ -195,14 +195,14 @@ def test_the_script_needs_no_newer_bash_than_a_cluster_has(script):
     assert "[@]" not in script().read_text()  # bash before 4.4 calls an empty array unset under set -u
 
 
-def test_one_card_has_nobody_to_share_the_base_with(make_plan, tmp_path, capsys):
+def test_one_gpu_has_nobody_to_share_the_base_with(make_plan, tmp_path, capsys):
     write_plan(make_plan(micro_batch=1), tmp_path / "plan.json")
     options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
     assert main(["launch", *options, "--share"]) == 2
     assert "nothing to share with" in capsys.readouterr().err
 
 
-def test_more_cards_than_micro_batches_are_refused(make_plan, tmp_path, capsys):
+def test_more_gpus_than_micro_batches_are_refused(make_plan, tmp_path, capsys):
     write_plan(make_plan(micro_batch=4), tmp_path / "plan.json")
     options = ["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "run"), "--slurm", str(tmp_path / "job.sh")]
     assert main(["launch", *options, "--gpus", "2"]) == 2

@@ -39,14 +39,14 @@ def test_blocks_that_overflow_run_in_fp32_and_the_run_is_finite_also_after_a_res
     monkeypatch.setattr(opening, "build_model", scaled([VISION, TEXT], INNER))
     notes = []
     summary = train(half, steps=3, on_note=notes.append)
-    assert summary.islands == (VISION, TEXT) or summary.islands == (TEXT, VISION)
+    assert summary.fp32_blocks == (VISION, TEXT) or summary.fp32_blocks == (TEXT, VISION)
     assert summary.skipped_steps == 0
     assert any("2 blocks exceed 30000" in note and TEXT in note for note in notes)
     (tmp_path / "run" / "summary.json").unlink()
-    assert train(half, resume=True).islands == summary.islands
+    assert train(half, resume=True).fp32_blocks == summary.fp32_blocks
 
 
-def test_four_bit_weights_compute_in_fp16_and_get_islands_too(make_plan, train, monkeypatch, tmp_path):
+def test_four_bit_weights_compute_in_fp16_and_get_fp32_blocks_too(make_plan, train, monkeypatch, tmp_path):
     plan = make_plan(knobs={"base_precision": "nf4"}, allow_nf4=True, learning_rate=1e-4)
     from budgetft.step import build
 
@@ -62,7 +62,7 @@ def test_four_bit_weights_compute_in_fp16_and_get_islands_too(make_plan, train, 
 
     monkeypatch.setattr(build, "quantise_layers", scaled_first)
     summary = train(plan, steps=2)
-    assert summary.islands == (TEXT,)
+    assert summary.fp32_blocks == (TEXT,)
     assert summary.skipped_steps == 0
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_has_nothing_to_probe_writes_no_findings(make_plan, train, tm
     assert not (tmp_path / "run" / "precision.json").exists()
 
 
-def test_what_no_island_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
+def test_what_no_fp32_block_can_save_is_refused_before_the_first_step_by_name(half, train, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "build_model", scaled([TEXT], OUTER))
     with pytest.raises(BudgetftError, match=rf"not finite in fp16 even with 1 blocks in fp32: first in {TEXT} .*example-"):
         train(half, steps=1)

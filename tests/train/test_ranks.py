@@ -55,27 +55,27 @@ def test_more_processes_than_micro_batches_are_refused(make_plan, train, monkeyp
 
 
 @pytest.mark.parametrize(("world", "shared", "said"), [("1", "1", "as 1 process;"), ("2", "0", "each with the whole model")])
-def test_a_plan_for_cards_that_share_is_refused_where_they_do_not(make_plan, train, monkeypatch, tmp_path, world, shared, said):
+def test_a_plan_for_gpus_that_share_is_refused_where_they_do_not(make_plan, train, monkeypatch, tmp_path, world, shared, said):
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", shared)
-    with pytest.raises(UsageError, match="this plan is for 2 cards") as caught:
-        train(make_plan(micro_batch=1, cards=2))
+    with pytest.raises(UsageError, match="this plan is for 2 GPUs") as caught:
+        train(make_plan(micro_batch=1, gpus=2))
     assert said in caught.value.message
     assert "--num_processes 2" in (caught.value.hint or "")
     assert "--use_fsdp" in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("cards", "held"), [(1, 300), (2, 150 + 2 * 100)])  # of three layers all, or parts and two whole
-def test_the_peak_of_a_process_has_what_it_holds_in_place_of_what_was_planned(make_plan, cards, held):
+@pytest.mark.parametrize(("gpus", "held"), [(1, 300), (2, 150 + 2 * 100)])  # of three layers all, or parts and two whole
+def test_the_peak_of_a_process_has_what_it_holds_in_place_of_what_was_planned(make_plan, gpus, held):
     unit = ALIGNMENT * 2
     layers = SharedLayers(rank=0, world=2, device=torch.device("cpu"), layer_bytes=[100 * unit] * 3)
-    plan = make_plan(micro_batch=1, cards=cards)
-    terms = (Term(name=CONNECTION, memory_bytes=7 * unit),) * (cards - 1)
+    plan = make_plan(micro_batch=1, gpus=gpus)
+    terms = (Term(name=CONNECTION, memory_bytes=7 * unit),) * (gpus - 1)
     plan = plan.replace(estimate=plan.estimate.replace(process_peak_bytes=1000 * unit, terms=terms))
     step: Any = SimpleNamespace(shared=layers)
     found = tell_peak(step, plan, Ranks(rank=0, world=2, shared=True), 11 * unit, lambda note: None)
-    assert found == (1000 - held + 350 - 7 * (cards - 1) + 11) * unit
+    assert found == (1000 - held + 350 - 7 * (gpus - 1) + 11) * unit
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])

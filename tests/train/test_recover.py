@@ -13,8 +13,8 @@ from runs import log_of, plan_of, train_plan
 
 from budgetft.errors import BudgetftError
 from budgetft.train.guard import Interrupted
-from budgetft.train.neighbours import Neighbours
-from budgetft.train.record import Neighbour
+from budgetft.train.other_processes import OtherProcesses
+from budgetft.train.readings import OtherProcess
 
 STEPS = 4
 PHASES = ("load", "vision", "forward", "loss", "backward", "optimizer")
@@ -164,18 +164,18 @@ def test_an_image_that_goes_missing_ends_the_run_with_its_finished_steps_saved(m
     assert f"--resume goes on after step {finished}" in (caught.value.hint or "")
 
 
-def test_a_neighbour_is_told_once_and_kept_with_its_largest_bytes():
-    a, b = Neighbour(pid=1, name="python", memory_bytes=2**30), Neighbour(pid=2, name="jupyter", memory_bytes=None)
+def test_a_other_process_is_told_once_and_kept_with_its_largest_bytes():
+    a, b = OtherProcess(pid=1, name="python", memory_bytes=2**30), OtherProcess(pid=2, name="jupyter", memory_bytes=None)
     here, notes = [[a], [a, b], [a.replace(memory_bytes=2**31)], []], []
     looks = iter(here)
-    neighbours = Neighbours(lambda: next(looks), notes.append)
+    other_processes = OtherProcesses(lambda: next(looks), notes.append)
     for number in range(4):
-        neighbours.look(f"since step {number}")
+        other_processes.look(f"since step {number}")
     assert [note.split(";")[0] for note in notes] == [
-        "warning: process 1 (python, 1.00 GiB) is on the card since step 0",
-        "warning: process 2 (jupyter, an unknown number of bytes) is on the card since step 1",
+        "warning: process 1 (python, 1.00 GiB) is on the GPU since step 0",
+        "warning: process 2 (jupyter, an unknown number of bytes) is on the GPU since step 1",
     ]
-    assert neighbours.seen == (a.replace(memory_bytes=2**31), b)
+    assert other_processes.seen == (a.replace(memory_bytes=2**31), b)
 
 
 def test_data_of_equal_ids_is_made_again_from_the_same_examples(make_plan, train, doubles, tmp_path, same_run):
@@ -214,8 +214,12 @@ def test_memory_that_others_hold_is_not_blamed_on_the_setting(plan, train):
     outcomes = []
     with pytest.MonkeyPatch.context() as patch, refusing((1, "loss", 1)):
         patch.setattr(CpuMemory, "crowded", lambda self: True)
-        patch.setattr(CpuMemory, "neighbours", lambda self: (Neighbour(pid=7, name="python", memory_bytes=5 * 2**30),))
+        patch.setattr(CpuMemory, "other_processes", lambda self: (OtherProcess(pid=7, name="python", memory_bytes=5 * 2**30),))
         summary = train(plan, steps=1, on_refused=outcomes.append)
     assert outcomes == []
     assert summary.fallbacks[0].crowded
-    assert summary.fallbacks[0].neighbours == summary.neighbours == (Neighbour(pid=7, name="python", memory_bytes=5 * 2**30),)
+    assert (
+        summary.fallbacks[0].other_processes
+        == summary.other_processes
+        == (OtherProcess(pid=7, name="python", memory_bytes=5 * 2**30),)
+    )

@@ -58,7 +58,7 @@ def test_a_shared_base_gives_the_run_of_a_whole_one_and_holds_what_was_predicted
     plan = make_deep_plan(micro_batch=1, effective_batch=3)
     held = draw_examples(tmp_path / "held", 3, answer="one {colour} shape").folder
     alone = train(plan, steps=3, out=tmp_path / "alone", weights=str(deep), heldout=held, heldout_every=2)
-    planned = plan.replace(gpu=plan.gpu.replace(cards=2, shared=True))
+    planned = plan.replace(gpu=plan.gpu.replace(gpus=2, shared=True))
     saved = saved_bytes(planned_job(planned, device="cpu", evidence="predicted", model=load_model(str(deep))), "fp32")
     planned = planned.replace(estimate=plan.estimate.replace(process_peak_bytes=alone.preflight_peak_bytes - saved))
     options = ("--steps", "3", "--eval-data", str(held), "--eval-every", "2")

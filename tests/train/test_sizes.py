@@ -1,4 +1,4 @@
-"""A process that lastingly holds the card's memory: steps begin with what has room, and the planned size is tried again."""
+"""A process that lastingly holds the GPU's memory: steps begin with what has room, and the planned size is tried again."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from neighboured import PLANNED, beside
+from beside_another_process import PLANNED, beside
 from rounding import farthest
 from runs import log_of
 
@@ -49,8 +49,8 @@ class LinearStep:
 
 
 @dataclass
-class Card:
-    """A card with room for ``room`` examples at a time; ``told``: what is known of that; ``heavy``: what one counts for."""
+class HostGpu:
+    """A GPU with room for ``room`` examples at a time; ``told``: what is known of that; ``heavy``: what one counts for."""
 
     room: int = PLANNED
     heavy: int = 1
@@ -67,22 +67,22 @@ class Card:
     def working(self) -> Any:
         return nullcontext()
 
-    def neighbours(self) -> tuple[()]:
+    def other_processes(self) -> tuple[()]:
         return ()
 
     def release(self) -> None: ...
 
 
 class Steps:
-    """Steps over random examples on ``card``."""
+    """Steps over random examples on ``gpu``."""
 
     def __init__(self) -> None:
-        self.card, self.step, self.notes = Card(), LinearStep(), []
+        self.gpu, self.step, self.notes = HostGpu(), LinearStep(), []
         self.fallbacks: list[Any] = []
         self.made: list[tuple[int, ...]] = []
         draw = torch.Generator().manual_seed(1)
         self.inputs, self.targets = torch.randn(64, 16, generator=draw), torch.randn(64, 1, generator=draw)
-        given: dict[str, Any] = {"step": self.step, "memory": self.card}
+        given: dict[str, Any] = {"step": self.step, "memory": self.gpu}
         self.recovery = Recovery(
             **given, run_micro=self.micro, make=self.make, on_fallback=self.fallbacks.append, ranks=Ranks(),
             planned=self.planned, on_note=self.notes.append,
@@ -101,7 +101,7 @@ class Steps:
 
     def micro(self, micro: Any, total: float) -> torch.Tensor:
         places = list(micro.indices)
-        if len(places) * self.card.heavy > self.card.room:
+        if len(places) * self.gpu.heavy > self.gpu.room:
             raise torch.OutOfMemoryError("no room")
         loss = (self.step.model(self.inputs[places]) - self.targets[places]).square().sum() / total
         loss.backward()
@@ -117,12 +117,12 @@ class Steps:
         return [fallback.step for fallback in self.fallbacks]
 
 
-def test_of_two_hundred_steps_beside_a_lasting_neighbour_few_are_tried_in_vain_and_all_losses_stay():
+def test_of_two_hundred_steps_beside_a_lasting_other_process_few_are_tried_in_vain_and_all_losses_stay():
     alone, crowded = Steps(), Steps()
     expected = [alone.run(number).loss for number in range(1, STEPS + 1)]
     found = []
     for number in range(1, STEPS + 1):
-        crowded.card.room = PLANNED // 2 if number > 3 else PLANNED
+        crowded.gpu.room = PLANNED // 2 if number > 3 else PLANNED
         found.append(crowded.run(number).loss)
     assert crowded.failed == [4, *range(4 + LONGEST_WAIT, STEPS + 1, LONGEST_WAIT)]
     assert farthest(found, expected) <= 1e-6
@@ -130,11 +130,11 @@ def test_of_two_hundred_steps_beside_a_lasting_neighbour_few_are_tried_in_vain_a
 
 def test_where_free_memory_is_not_what_can_be_had_each_try_in_vain_is_followed_by_twice_as_many_steps():
     steps = Steps()
-    steps.card.room, steps.card.told = PLANNED // 2, PLANNED - 1
+    steps.gpu.room, steps.gpu.told = PLANNED // 2, PLANNED - 1
     crowded = iter(range(PLANNED - 1, PLANNED - 1 + STEPS))
-    steps.card.cap_bytes = 2 * STEPS  # crowded at all times, and at every look more of it seems free
+    steps.gpu.cap_bytes = 2 * STEPS  # crowded at all times, and at every look more of it seems free
     for number in range(1, STEPS + 1):
-        steps.card.told = next(crowded)
+        steps.gpu.told = next(crowded)
         steps.run(number)
     assert steps.failed == [1, 2, 4, 8, 16, 32, 64, 128, 192]
 
@@ -144,12 +144,12 @@ def test_the_planned_size_is_tried_in_the_first_step_that_has_room_again_and_tha
     rooms = [PLANNED, PLANNED // 2, PLANNED // 2, PLANNED // 2, PLANNED, PLANNED]
     began = []
     for number, room in enumerate(rooms, start=1):
-        steps.card.room = room
+        steps.gpu.room = room
         began.append(steps.run(number).began_with)
     assert began == [None, None, PLANNED // 2, PLANNED // 2, None, None]
     assert steps.failed == [2]
     assert steps.notes == [
-        "other processes hold the card's memory: steps begin with 2 examples at a time until the planned micro-batches"
+        "other processes hold the GPU's memory: steps begin with 2 examples at a time until the planned micro-batches"
         " fit again",
         "the planned micro-batches fit again from step 5",
     ]
@@ -157,36 +157,36 @@ def test_the_planned_size_is_tried_in_the_first_step_that_has_room_again_and_tha
 
 def test_a_retry_in_vain_goes_back_at_once_to_the_size_that_is_known_to_have_room():
     steps = Steps()
-    steps.card.room = 1
+    steps.gpu.room = 1
     steps.run(1)
     assert steps.failed == [1, 1], "halved twice: nothing was known"
-    steps.card.told = 2  # a little more is free, but one cannot have it
+    steps.gpu.told = 2  # a little more is free, but one cannot have it
     assert steps.run(2).began_with is None
     assert [(one.step, one.micro_batch, one.reduced_to) for one in steps.fallbacks[2:]] == [(2, PLANNED, 1)]
 
 
-def test_a_neighbour_that_takes_more_makes_the_next_steps_smaller_still():
+def test_a_other_process_that_takes_more_makes_the_next_steps_smaller_still():
     steps = Steps()
     for number, room in enumerate((2, 1, 1), start=1):
-        steps.card.room = room
+        steps.gpu.room = room
         steps.run(number)
     assert steps.failed == [1, 2]
     assert steps.recovery.sizes.most == 1
 
 
-def test_a_neighbour_that_comes_and_goes_is_not_run_into_at_every_visit():
+def test_a_other_process_that_comes_and_goes_is_not_run_into_at_every_visit():
     steps = Steps()
     for number in range(1, STEPS + 1):
-        steps.card.room = PLANNED // 2 if number % 2 else PLANNED
+        steps.gpu.room = PLANNED // 2 if number % 2 else PLANNED
         steps.run(number)
     assert steps.failed == [1, 3, 7, 13, 23, 41, 75, 139]
 
 
-def test_a_heavy_batch_alone_on_the_card_leaves_the_next_step_its_planned_size():
+def test_a_heavy_batch_alone_on_the_gpu_leaves_the_next_step_its_planned_size():
     steps = Steps()
-    steps.card.heavy = 2
+    steps.gpu.heavy = 2
     assert steps.run(1).began_with is None
-    steps.card.heavy = 1
+    steps.gpu.heavy = 1
     assert steps.run(2).began_with is None
     assert steps.failed == [1]
     assert steps.notes == []
@@ -194,10 +194,10 @@ def test_a_heavy_batch_alone_on_the_card_leaves_the_next_step_its_planned_size()
 
 def test_every_example_of_a_step_is_in_it_once_at_whatever_size_it_was_made_ahead():
     steps = Steps()
-    steps.card.room = PLANNED // 2
+    steps.gpu.room = PLANNED // 2
     steps.run(1)
     ahead = [steps.make(part) for part in steps.recovery.sizes.cut(steps.planned(2))]
-    steps.card.room = PLANNED
+    steps.gpu.room = PLANNED
     steps.made.clear()
     assert steps.recovery.run(2, ahead, begin=lambda: None, learning_rate=1e-2).began_with is None
     assert steps.made == steps.planned(2), "made ahead in halves, and again as planned"
@@ -228,7 +228,7 @@ def test_a_run_keeps_which_steps_began_smaller_and_makes_their_batches_ahead(
     assert state.failed == [2]
     assert [line.get("began_with") for line in log_of(tmp_path / "run")] == [None, None, 2, 2, 2, 2, 2, None, None]
     assert summary.reduced_steps == 5
-    assert "; 5 steps began smaller, beside others on the card. Other processes held" in _fallbacks(summary)
+    assert "; 5 steps began smaller, beside others on the GPU. Other processes held" in _fallbacks(summary)
     assert "the planned micro-batches fit again from step 8" in notes
     assert same_run.losses(tmp_path / "run", tmp_path / "undisturbed")
     assert {step for step in made_late if step} == {2, 3, 4, 8, 9}, "the others came from the loader at their size"
@@ -242,13 +242,13 @@ def test_a_record_and_a_summary_without_a_smaller_step_are_written_as_ever(plan,
     assert Record.read_text(line, source="line").began_with is None
 
 
-def test_both_processes_begin_smaller_where_one_has_a_neighbour(
+def test_both_processes_begin_smaller_where_one_has_a_other_process(
     make_plan, train, launch, doubles, same_run, tmp_path, monkeypatch
 ):
     plan = make_plan(micro_batch=4, effective_batch=8, learning_rate=1e-4)
     train(plan, steps=6, out=tmp_path / "alone")
-    monkeypatch.setenv("NEIGHBOUR_RANK", "1")
-    monkeypatch.setenv("NEIGHBOUR", "2 4 2")
+    monkeypatch.setenv("OTHER_PROCESS_RANK", "1")
+    monkeypatch.setenv("OTHER_PROCESS", "2 4 2")
     done = launch(plan, "--steps", "6", doubles=True)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -84,7 +84,7 @@ def test_the_demo_is_a_workflow_of_every_stage(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo"), "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [one["stage"] for one in result["stages"]] == [
-        "twin",
+        "synthetic",
         "data",
         "test",
         "stats",

@@ -1,16 +1,16 @@
-"""Ask the driver about itself and its cards, through NVML alone: no CUDA context is made."""
+"""Ask the driver about itself and its GPUs, through NVML alone: no CUDA context is made."""
 
 import json
 import os
 
-answer: dict[str, object] = {"cards": [], "nodes": os.path.exists("/dev/nvidiactl") or os.path.exists("/proc/driver/nvidia")}
+answer: dict[str, object] = {"gpus": [], "nodes": os.path.exists("/dev/nvidiactl") or os.path.exists("/proc/driver/nvidia")}
 
 
 def text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def card(index: int) -> dict[str, object]:
+def gpu(index: int) -> dict[str, object]:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     facts: dict[str, object] = {
@@ -36,7 +36,7 @@ def card(index: int) -> dict[str, object]:
     for name, ask in optional.items():
         try:
             facts[name] = ask()
-        except pynvml.NVMLError:  # not every card has every setting
+        except pynvml.NVMLError:  # not every GPU has every setting
             facts[name] = None
     return facts
 
@@ -46,7 +46,7 @@ try:
 
     pynvml.nvmlInit()
     answer["driver"] = text(pynvml.nvmlSystemGetDriverVersion())
-    answer["cards"] = [card(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    answer["gpus"] = [gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
 except Exception as error:
     answer["error"] = f"{type(error).__name__}: {error}"
 print("@@" + json.dumps({"driver": answer}), flush=True)

@@ -1,4 +1,4 @@
-"""Triton compiles for the first visible card, and its fp16 product is right: on Volta it was zero (pytorch/pytorch#127157)."""
+"""Triton compiles for the first visible GPU, and its fp16 product is right: on Volta it was zero (pytorch/pytorch#127157)."""
 
 import json
 

@@ -1,0 +1,1 @@
+"""The WTS traffic videos of the AI City Challenge as examples."""
