@@ -284,13 +284,13 @@ def keep(label: str, result: Result, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Of every fault that was tried, in their order."""
-    rows = [head("fault", "in", *results)]
-    for fault in FAULTS:
-        found = [results[suite].get(fault.name) for suite in results]
-        if any(found):
-            cells = ("" if one is None else _cell(one) for one in found)
-            rows.append(row(fault.name, fault.file.removeprefix("budgetft/"), *cells))
+    """Of every fault that was tried, as it was called then."""
+    rows, order = [head("fault", "in", *results)], [fault.name for fault in FAULTS]
+    names = dict.fromkeys(name for suite in results.values() for name in suite)
+    for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
+        found = [suite.get(name) for suite in results.values()]
+        file = next(one["file"] for one in found if one)
+        rows.append(row(name, file.removeprefix("budgetft/"), *("" if one is None else _cell(one) for one in found)))
     return "\n".join(rows)
 
 

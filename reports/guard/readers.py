@@ -43,7 +43,7 @@ CHAT = {"messages": [_USER, {"role": "assistant", "content": "Red."}]}
 
 def smallest(pattern: str) -> Path:
     """Of what ships to predict from."""
-    return min((PROFILES / "laws").glob(pattern), key=lambda path: path.stat().st_size)
+    return min((PROFILES / "memory_models").glob(pattern), key=lambda path: path.stat().st_size)
 
 
 def _model_folder(folder: Path) -> None:

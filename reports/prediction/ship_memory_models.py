@@ -38,7 +38,7 @@ from budgetft.profiles import profiles_folder
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
 
-FOLDER = profiles_folder() / "laws"
+FOLDER = profiles_folder() / "memory_models"
 GPUS = ("v100-16g", "rtx3090")
 
 

@@ -70,18 +70,18 @@ def test_what_plans_predicted_before_their_probes(printed):
     assert lines == page("prediction/planned.md")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu", "cpu-bf16"])
+@pytest.mark.parametrize("name", ["curves-card.json", "curves-cpu.json", "curves-cpu-bf16.json"])
 def test_loss_curves(printed, name):
-    lines = printed("bench/curves.py", "--table", REPORTS / "bench" / f"curves-{name}.json")
+    lines = printed("bench/curves.py", "--table", REPORTS / "bench" / name)
     means = [line for line in tables(lines) if line[2].isdigit()]
     assert len(means) == 5
-    if name != "cpu":
+    if name != "curves-cpu.json":
         assert set(means) <= set(page("bench/README.md"))
 
 
 def test_seeded_faults(script):
     results = json.loads((REPORTS / "checks" / "faults.json").read_text())
-    assert script("checks/faults.py").table(results).splitlines() == page("checks/faults.md")
+    assert sorted(script("checks/faults.py").table(results).splitlines()) == sorted(page("checks/faults.md"))
 
 
 def test_a_run_that_learns(script):

@@ -1,6 +1,11 @@
 """Planning problems of the scripts, and plans made by hand."""
 
+import json
+
+import numpy as np
+import pytest
 from reported import harness
+from safetensors.numpy import save_file
 
 from budgetft.contract import Contract
 from budgetft.knobs import Knobs
@@ -43,3 +48,15 @@ def test_hidden_files_do_not_count_as_contents_of_a_folder(tmp_path):
     (tmp_path / "a" / "x.txt").write_text("x")
     (tmp_path / ".lock").write_text("y")
     assert small.contents(tmp_path) == {"a/x.txt": b"x"}
+
+
+def test_two_runs_are_apart_by_their_losses_and_by_a_tensors_norm(tmp_path):
+    for name, loss, value in (("one", 2.2, 1.5), ("other", 2.0, 1.0)):
+        run = tmp_path / name
+        small.adapter(run).parent.mkdir(parents=True)
+        save_file({"a": np.full(4, value, np.float32), "b": np.ones(2, np.float32)}, small.adapter(run))
+        rows = [{"step": 1, "loss": 1.0}, {"during": "evaluation"}, {"step": 2, "loss": loss}]
+        (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert small.losses(tmp_path / "other") == [(1, 1.0), (2, 2.0)]
+    assert small.apart(tmp_path / "one", tmp_path / "other") == pytest.approx((0.1, 0.5))
+    assert small.apart(tmp_path / "one", tmp_path / "one") == (0, 0)

@@ -12,8 +12,8 @@ from budgetft.profiles import profiles_folder
 
 REPORTS = profiles_folder().parent / "reports"
 SCRIPTS = sorted(path for path in REPORTS.rglob("*.py") if "__main__" in path.read_text() and path.parent.name != "harness")
-NEEDS = {"rivals_child.py"}
-"""Not started by hand."""
+NEEDS = {"rivals_child.py", "versions.py", "shots.py"}
+"""Not started by hand, or with a command line of its own."""
 SAID = {"evidence": "predicted|emulated|measured", "time": r"second|minute|hour|\d s\b", "GPU": "gpu"}
 
 
