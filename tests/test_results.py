@@ -96,7 +96,7 @@ def test_results_print_in_a_line_and_in_a_few(found, made):
         assert len(str(each).splitlines()) <= 14
         assert max(map(len, str(each).splitlines())) <= 100
     assert str(found).startswith("qwen2.5-vl-3b on rtx3060-12g: fits, ")
-    assert "(emulated)" in repr(made)
+    assert "(emulated; " in repr(made)
 
 
 def test_a_table_escapes_every_text_and_brings_no_colours_of_its_own(found):

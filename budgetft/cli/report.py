@@ -12,6 +12,25 @@ from budgetft.cli import options
 if TYPE_CHECKING:
     from budgetft.report.story import Story
 
+Predictions = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default="the run's own captions",
+        help="Show the first of these, from budgetft predict.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        show_default="the plan's",
+        help="Dataset with the pictures of --predictions.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+
 
 def report(
     source: Annotated[
@@ -24,14 +43,8 @@ def report(
             "--out", "-o", metavar="FILE", help="The page; its charts go beside it as PNG.", rich_help_panel=options.OUTPUT
         ),
     ] = Path("report.html"),
-    predictions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Show the first of these, from budgetft predict.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Dataset with the pictures of --predictions.", rich_help_panel=options.OUTPUT),
-    ] = None,
+    predictions: Predictions = None,
+    data: Pictures = None,
     ledger: options.Ledger = None,
     quiet: options.Quiet = False,
     json_output: options.Json = False,

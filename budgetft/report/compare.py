@@ -80,7 +80,12 @@ def _figures(runs: Named) -> str:
         f"<p>{swatch(SERIES[place])}<b>{escape(name)}</b>: {escape(headline(story).text)}</p>"
         for place, (name, story) in enumerate(runs)
     )
-    return heads + table(["", *(name for name, _ in runs)], rows, numbers=range(1, 1 + len(runs)))
+    return heads + _wide(table(["", *(name for name, _ in runs)], rows, numbers=range(1, 1 + len(runs))))
+
+
+def _wide(body: str) -> str:
+    """A table that moves sideways within the page where it has no room."""
+    return f'<div class="scroll">{body}</div>'
 
 
 def _tag(story: Story) -> str:
@@ -105,15 +110,11 @@ def _time(story: Story) -> str:
 
 
 def _speed(story: Story) -> float:
-    if story.summary:
-        return story.summary.samples_per_second
-    if story.records:
-        return story.plan.contract.effective_batch * len(story.records) / max(story.train_seconds, 1e-9)
-    return story.plan.estimate.samples_per_second or 0.0
+    return story.run_speed if story.records else story.plan.estimate.samples_per_second or 0.0
 
 
 def _speed_text(story: Story) -> str:
-    return f"{_speed(story):.2f}" if story.records or story.summary else story.plan.estimate.speed_text("")
+    return f"{_speed(story):.2f}" if story.records else story.plan.estimate.speed_text("")
 
 
 def _eval_loss(story: Story) -> str:
@@ -152,7 +153,7 @@ def _settings(runs: Named) -> str:
     different = [[escape(cell) for cell in row] for row in rows if len(set(row[1:])) > 1]
     if not different:
         return note("None: they are of the same settings and the same data.")
-    return table(["setting", *(name for name, _ in runs)], different)
+    return _wide(table(["setting", *(name for name, _ in runs)], different))
 
 
 def _data(story: Story) -> str:

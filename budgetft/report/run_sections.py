@@ -23,10 +23,9 @@ def _beside_plan(story: Story) -> str:
     plan, done, seconds = story.plan, story.summary, story.train_seconds
     peak, time, steps = story.run_peak_bytes, plan.run_time(), len(story.records)
     ours = HOW[done.evidence] if done else "so far"
-    speed = done.samples_per_second if done else plan.contract.effective_batch * steps / max(seconds, 1e-9)
     rows = [
         ["peak GPU memory, GiB", f"{(peak or 0) / GIB:.2f}", f"{plan.estimate.process_peak_bytes / GIB:.2f}"],
-        ["examples/s", f"{speed:.2f}", plan.estimate.speed_text("")],
+        ["examples/s", f"{story.run_speed:.2f}", plan.estimate.speed_text("")],
     ]
     if time is not None:
         planned = duration_text(time.seconds / time.steps * steps)

@@ -88,7 +88,7 @@ def points_of(story: Story) -> list[Point]:
     for knobs, estimate in (*candidates, (plan.knobs, plan.estimate)):
         if speed := estimate.samples_per_second:
             found[knobs] = estimate.process_peak_bytes / GIB, speed, estimate.speed_text(""), estimate.evidence
-    known: dict[Any, str] = {plan.knobs: "plan"}
+    known = dict[Any, str]([(plan.knobs, "plan")])
     if plan.baseline is not None and plan.baseline.knobs != plan.knobs:
         known[plan.baseline.knobs] = "baseline"
     ordered = sorted(found, key=lambda knobs: (list(known).index(knobs) if knobs in known else len(known), found[knobs][0]))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan
@@ -82,6 +83,13 @@ class Story:
     def train_seconds(self) -> float:
         """Of the steps that are done."""
         return self.summary.train_seconds if self.summary else sum(record.seconds for record in self.records)
+
+    @property
+    def run_speed(self) -> float:
+        """Examples per second at the median step, of a run that has one."""
+        if self.summary:
+            return self.summary.samples_per_second
+        return self.plan.contract.effective_batch / max(median(record.seconds for record in self.records), 1e-9)
 
     @property
     def run_peak_bytes(self) -> int | None:

@@ -144,14 +144,13 @@ def _images(plan: Plan) -> str:
 
 
 def _run_tiles(story: Story) -> list[tuple[str, str, str]]:
-    done, records, plan = story.summary, story.records, story.plan
+    records, plan = story.records, story.plan
     peak, time = story.run_peak_bytes, plan.run_time()
     found = [("Peak GPU memory", format_gib(peak), f"of {format_gib(plan.gpu.budget_bytes)}")]
     per_step = time.seconds / time.steps if time else None
     said = f"; {duration_text(per_step * len(records))} planned" if per_step and plan.estimate.evidence != "predicted" else ""
     found.append(("Time", duration_text(story.train_seconds), f"for {counted(len(records), 'step')}{said}"))
-    speed = done.samples_per_second if done else fmean(record.samples_per_second for record in records)
-    found.append(("Speed", f"{speed:.2f}", f"examples/s{', median step' if done else ', mean'}"))
+    found.append(("Speed", f"{story.run_speed:.2f}", "examples/s, median step"))
     found.append(_loss_tile(story))
     return found
 

@@ -93,8 +93,9 @@ def test_the_command_takes_several(runs, tmp_path, capsys):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_nothing_overflows_or_is_loaded(browser, runs, tmp_path, width, scheme):
     path = tmp_path / "page.html"
-    path.write_text(compare_page([glance(run) for run in runs]), encoding="utf-8")
+    path.write_text(compare_page([glance(run) for run in (*runs, *runs)]), encoding="utf-8")
     browser.open(path, width=width, scheme=scheme)
     assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.evaluate("[...document.querySelectorAll('section')].every(s => s.scrollWidth <= s.clientWidth)")
     asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
     assert asked == [path.as_uri()]
