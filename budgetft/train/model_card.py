@@ -1,4 +1,4 @@
-"""The model card of an adapter, as people and the Hugging Face Hub read it: what, on what, how, how to use it, and its limits."""
+"""The model card of an adapter, as people and the Hugging Face Hub read it: what, on what, how, how to use it, and limits."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from budgetft.train.model_card import card_text
 from huggingface_hub import ModelCard
 
 from budgetft.contract import Contract
@@ -13,6 +12,7 @@ from budgetft.data.given import Given
 from budgetft.knobs import Knobs
 from budgetft.model import load_model, model_names
 from budgetft.outcome import Stack
+from budgetft.train.model_card import card_text
 from budgetft.train.provenance import Provenance
 from budgetft.units import GIB
 from budgetft.weights import BaseWeights
