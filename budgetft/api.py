@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from budgetft.export.merge import Merged
     from budgetft.export.trainers import Exported, Trainer
     from budgetft.report.view import Figure, Page
-    from budgetft.search.planner import Event
+    from budgetft.search.events import Event
     from budgetft.search.port import Port
     from budgetft.train.record import Record, Summary
 
@@ -295,7 +295,7 @@ def train(
     on_progress: "Callable[[Record], None] | None" = None,
     progress: bool | None = None,
 ) -> "Summary":
-    """Run ``plan`` into the folder ``out``; see :func:`budgetft.train.loop.run_training`. ``progress`` as of :func:`plan`."""
+    """Run ``plan`` into the folder ``out``; see :func:`budgetft.train.run.run_training`. ``progress`` as of :func:`plan`."""
     counts = {"steps": steps, "save_every": save_every, "heldout_every": heldout_every}
     zeros = {"early_stopping": early_stopping, "sample_captions": sample_captions}
     flags = {"keep_best": keep_best, "deterministic": deterministic}
@@ -313,7 +313,7 @@ def train(
     made, used = as_plan(plan), None if data is None else asked.as_path("data", data)
     listen = asked.callback("on_progress", on_progress)
     with telling(progress, "train") as tell:
-        from budgetft.train.loop import run_training
+        from budgetft.train.run import run_training
 
         if used is not None:
             options["data"] = opened(used, tell)

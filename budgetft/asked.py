@@ -133,7 +133,7 @@ def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list
             values = sorted({whole(name, value) for value in fields[name]})
             if not values:
                 raise UsageError(f"{name} is an empty list")
-            if name == "frames_per_example":  # the data settles it, so there is no floor to plan
+            if name == "frames_per_example":  # the data settles it, so there is no minimum to plan
                 del fixed[name]
                 ranges[name] = values
                 continue

@@ -122,22 +122,24 @@ def parse_knob(text: str) -> tuple[str, Any]:
     """``name=value`` from the command line, checked against the fields of :class:`Knobs`."""
     name, equals, raw = text.partition("=")
     if not equals:
-        raise UsageError(f"cannot read knob {text!r}", hint="write --knob name=value, for example --knob micro_batch=8")
+        raise UsageError(
+            f"cannot read setting {text!r}", hint="write --setting name=value, for example --setting micro_batch=8"
+        )
     if name not in Knobs.model_fields:
-        raise unknown_name("knob", name, Knobs.model_fields)
+        raise unknown_name("setting", name, Knobs.model_fields)
     if name == "deterministic":
         if raw not in ("true", "false"):
-            raise UsageError(f"knob deterministic must be true or false, not {raw!r}")
+            raise UsageError(f"setting deterministic must be true or false, not {raw!r}")
         return name, raw == "true"
     if name == "fp32_blocks":
         return name, tuple(part.strip() for part in raw.split(",") if part.strip())
     choices = get_args(Knobs.model_fields[name].annotation)
     if choices:
         if raw not in choices:
-            raise unknown_name(f"value for knob {name}:", raw, choices)
+            raise unknown_name(f"value for setting {name}:", raw, choices)
         return name, raw
     if not (raw.isascii() and raw.isdigit()):
-        raise UsageError(f"knob {name} must be a whole number, not {raw!r}")
+        raise UsageError(f"setting {name} must be a whole number, not {raw!r}")
     return name, int(raw)
 
 

@@ -11,7 +11,7 @@ from budgetft.errors import UsageError
 from budgetft.units import format_gib
 
 if TYPE_CHECKING:
-    from budgetft.search.planner import Event
+    from budgetft.search.events import Event
     from budgetft.train.record import Record
 
 Tell = Callable[[str], None]

@@ -16,7 +16,8 @@ from budgetft.host_gpus import HostGpu, first_visible, gpu_with, list_gpus, pinn
 from budgetft.knobs import Knobs
 from budgetft.measure.child import current_stack
 from budgetft.measure.probe import Prober
-from budgetft.search.run import find_place, make_job
+from budgetft.search.place import find_place
+from budgetft.search.run import make_job
 
 SLOW = HostGpu(uuid="GPU-aa11", name="Tesla P4", speed=2e6)
 FAST = HostGpu(uuid="GPU-ab22", name="Tesla V100-SXM2-16GB", speed=8e6)
@@ -254,7 +255,7 @@ def test_a_plan_takes_the_allocator_that_the_platform_has_and_says_when_it_is_th
 ):
     driver(Driver())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ab22")
-    monkeypatch.setattr("budgetft.search.run.takes_expandable_segments", lambda: taken)
+    monkeypatch.setattr("budgetft.search.place.takes_expandable_segments", lambda: taken)
     place = find_place(make_request("v100-16g"))
     assert place is not None
     assert place.allocator == ("expandable" if taken else "default")

@@ -184,15 +184,19 @@ def test_a_knob_is_read_as_what_it_is():
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("micro_batch", "cannot read knob 'micro_batch'", "--knob micro_batch=8"),
-        ("micro_bach=8", "unknown knob 'micro_bach'", "did you mean 'micro_batch'?"),
-        ("loss=chunky", "unknown value for knob loss: 'chunky'; known: chunked, full, supervised", "did you mean 'chunked'?"),
-        ("attention=Flash", "unknown value for knob attention: 'Flash'", "did you mean 'flash'?"),
-        ("micro_batch=four", "knob micro_batch must be a whole number, not 'four'", None),
-        ("micro_batch=-4", "knob micro_batch must be a whole number, not '-4'", None),
-        ("micro_batch=4.5", "knob micro_batch must be a whole number, not '4.5'", None),
-        ("micro_batch=", "knob micro_batch must be a whole number, not ''", None),
-        ("=4", "unknown knob ''", None),
+        ("micro_batch", "cannot read setting 'micro_batch'", "--setting micro_batch=8"),
+        ("micro_bach=8", "unknown setting 'micro_bach'", "did you mean 'micro_batch'?"),
+        (
+            "loss=chunky",
+            "unknown value for setting loss: 'chunky'; known: chunked, full, supervised",
+            "did you mean 'chunked'?",
+        ),
+        ("attention=Flash", "unknown value for setting attention: 'Flash'", "did you mean 'flash'?"),
+        ("micro_batch=four", "setting micro_batch must be a whole number, not 'four'", None),
+        ("micro_batch=-4", "setting micro_batch must be a whole number, not '-4'", None),
+        ("micro_batch=4.5", "setting micro_batch must be a whole number, not '4.5'", None),
+        ("micro_batch=", "setting micro_batch must be a whole number, not ''", None),
+        ("=4", "unknown setting ''", None),
     ],
 )
 def test_a_knob_that_cannot_be_read_is_refused_by_name(text, message, hint):

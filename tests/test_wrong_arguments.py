@@ -163,8 +163,8 @@ TRAINED = ["steps", "resume", "save_every", "heldout_every", "keep_best", "early
 @many
 @given(name=st.sampled_from(TRAINED), value=anything)
 def test_train(monkeypatch, tmp_path, name, value):
-    loop = pytest.importorskip("budgetft.train.loop", reason="torch is not installed")
-    monkeypatch.setattr(loop, "run_training", lambda plan, **options: options)
+    run = pytest.importorskip("budgetft.train.run", reason="torch is not installed")
+    monkeypatch.setattr(run, "run_training", lambda plan, **options: options)
     refused_or_done(api.train, PLAN, tmp_path / "run", **{name: value})
 
 

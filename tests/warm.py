@@ -31,7 +31,7 @@ from typing import Any
 
 LOADED = (
     *("accelerate.commands.launch", "datasets", "qwen_vl_utils", "tensorboardX", "torch._dynamo", "torch.distributed.nn"),
-    *("torch.distributed.run", "torch.utils.flop_counter", "budgetft.cli.train", "budgetft.cli.data", "budgetft.train.loop"),
+    *("torch.distributed.run", "torch.utils.flop_counter", "budgetft.cli.train", "budgetft.cli.data", "budgetft.train.run"),
     *("budgetft.meter.live", "budgetft.predict.trace", "budgetft.measure.job"),
 )
 """Imported by the server before the first fork; what transformers loads as it is asked for comes with ``_warm_up``."""

@@ -27,21 +27,21 @@ KEPT = {
     "port": _TRIALS,
     "bench": _TRIALS,
     **dict.fromkeys(("estimate", "fit"), "nothing was lost: run the same command again"),
-    "run": "finished stages are kept: the same command goes on from them",
-    "demo": "finished stages are kept: the same command goes on from them",
-    "predict": "texts that were written are kept: the same command goes on after them",
+    "run": "finished stages are kept: the same command resumes from them",
+    "demo": "finished stages are kept: the same command resumes from them",
+    "predict": "texts that were written are kept: the same command resumes after them",
 }
 """What is true of each command after an interrupt."""
 ENDING = """budgetft COMMAND -h explains a command. --install-completion makes Tab complete commands, options, GPUs and models.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 nothing fits, 130 interrupted; those of doctor are in its help.
+Exit codes: 0 done, 1 failed, 2 usage error, 3 nothing fits, 130 interrupted; those of doctor are in its help.
 
 Trials, memory models and converted data are kept in $BUDGETFT_CACHE, else $XDG_CACHE_HOME/budgetft, else
 ~/.cache/budgetft; budgetft doctor shows the folder and its size."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong use, 3 nothing fits, 130 interrupted)."""
+    """Run one command; returns the exit code (0 done, 1 failed, 2 usage error, 3 nothing fits, 130 interrupted)."""
     import typer
 
     usage_error: Any = typer.BadParameter.__base__  # click's UsageError; newer Typer carries a click of its own

@@ -42,10 +42,15 @@ def bench(
     rounds: Annotated[
         int, typer.Option(min=1, help="Further trials of each, in turn, after planning.", rich_help_panel=options.SEARCH)
     ] = 2,
-    max_probes: Annotated[int, typer.Option(min=5, help="Most trials of each plan.", rich_help_panel=options.SEARCH)] = 20,
+    max_probes: Annotated[
+        int,
+        typer.Option("--max-trials", "--max-probes", min=5, help="Most trials of each plan.", rich_help_panel=options.SEARCH),
+    ] = 20,
     probe: Annotated[
         options.Probe,
-        typer.Option(help="auto: on a CUDA GPU; always: on the CPU too.", rich_help_panel=options.SEARCH),
+        typer.Option(
+            "--trials", "--probe", help="auto: on a CUDA GPU; always: on the CPU too.", rich_help_panel=options.SEARCH
+        ),
     ] = "auto",
     ledger: options.Ledger = None,
     out: Annotated[

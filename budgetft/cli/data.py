@@ -109,7 +109,7 @@ def wts(
 ) -> None:
     """Convert a split of the WTS data, one frame per example or in another format.
 
-    After an interrupt the same command goes on.
+    After an interrupt the same command resumes.
     """
     from budgetft.data.wts.convert import Request, convert_wts
     from budgetft.data.wts.reformat import Format

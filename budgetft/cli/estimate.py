@@ -44,6 +44,7 @@ def estimate(
     knob: Annotated[
         list[str] | None,
         typer.Option(
+            "--setting",
             "--knob",
             metavar="NAME=VALUE",
             show_default="the fastest that fits",
@@ -62,7 +63,7 @@ def estimate(
 ) -> None:
     """Estimate the memory and speed of one setting, without a GPU and without running anything.
 
-    Settings that --knob does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
+    Settings that --setting does not fix are the fastest that are predicted to fit. Exit code 3: it does not fit.
     """
     from budgetft.cli.datasets import dataset
     from budgetft.cli.progress import waiting

@@ -18,7 +18,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def knobs(incomplete: str) -> list[str]:
-    """Settings of ``--knob``, and after the equals sign their values."""
+    """Settings of ``--setting``, and after the equals sign their values."""
     from typing import get_args
 
     from budgetft.knobs import Knobs

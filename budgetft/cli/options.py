@@ -184,7 +184,14 @@ TextTokens = Annotated[
     int, typer.Option(min=2, help="With --image: text tokens per example, prompt and answer.", rich_help_panel=DATA)
 ]
 SupervisedTokens = Annotated[
-    int, typer.Option(min=1, help="With --image: label (answer) tokens per example.", rich_help_panel=DATA)
+    int,
+    typer.Option(
+        "--label-tokens",
+        "--supervised-tokens",
+        min=1,
+        help="With --image: label (answer) tokens per example.",
+        rich_help_panel=DATA,
+    ),
 ]
 PlansModel = Annotated[
     str | None,
@@ -194,7 +201,12 @@ CACHED = "in the cache folder"
 Ledger = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", show_default=CACHED, help="Database of all trials, read and added to.", rich_help_panel=OUTPUT
+        "--trial-database",
+        "--ledger",
+        metavar="FILE",
+        show_default=CACHED,
+        help="Database of all trials, read and added to.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", rich_help_panel=GPU)]
@@ -261,7 +273,7 @@ def pixels_of(image: str) -> str:
 
 
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
-    """The contract with its ranges at their floor, and the further values of each range: doublings up to its end.
+    """The contract with its ranges at their minimum, and the further values of each range: doublings up to its end.
 
     ``lora_alpha`` is the contract's alpha; twice the rank when left out.
     """
@@ -276,7 +288,7 @@ def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
             chosen[name] = low
             if steps:
                 ranges[name] = steps
-        elif name == "frames_per_example":  # the data settles it, so there is no floor to plan
+        elif name == "frames_per_example":  # the data settles it, so there is no minimum to plan
             low, steps = _range(name, value)
             ranges[name] = [low, *steps]
         elif name == "targets":

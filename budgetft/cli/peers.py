@@ -68,11 +68,13 @@ class Asked(Value):
             given += [name for name in ("gradient_checkpointing", "load_in_4bit") if getattr(self, name) is False]
             if given:
                 option = f"--{given[0].replace('_', '-')}"
-                raise UsageError(f"{option} is of another trainer's step", hint="give --trainer, or --knob for budgetft's own")
+                raise UsageError(
+                    f"{option} is of another trainer's step", hint="give --trainer, or --setting for budgetft's own"
+                )
             return
         if knobs:
             raise UsageError(
-                "--knob sets budgetft's own step, --trainer takes another's",
+                "--setting sets budgetft's own step, --trainer takes another's",
                 hint="with --trainer give --micro-batch, --attn, --liger, --gradient-checkpointing or --load-in-4bit",
             )
         if allow_adamw8bit:

@@ -83,10 +83,22 @@ def plan(
     allow_adamw8bit: options.AllowAdamw8bit = False,
     probe: Annotated[
         options.Probe,
-        typer.Option(help="Measure settings in trials: auto where a CUDA GPU is here.", rich_help_panel=options.SEARCH),
+        typer.Option(
+            "--trials",
+            "--probe",
+            help="Measure settings in trials: auto where a CUDA GPU is here.",
+            rich_help_panel=options.SEARCH,
+        ),
     ] = "auto",
     max_probes: Annotated[
-        int, typer.Option(min=5, help="Most trials, baseline and confirmation included.", rich_help_panel=options.SEARCH)
+        int,
+        typer.Option(
+            "--max-trials",
+            "--max-probes",
+            min=5,
+            help="Most trials, baseline and confirmation included.",
+            rich_help_panel=options.SEARCH,
+        ),
     ] = 20,
     sampler: Annotated[
         Literal["residual", "tpe", "gp"],
@@ -110,7 +122,7 @@ def plan(
 ) -> None:
     """Plan the fastest LoRA run that stays inside the memory budget, without changing a training setting.
 
-    Without --data and --image it plans for a sample of drawn images. After an interrupt the same command goes on.
+    Without --data and --image it plans for a sample of drawn images. After an interrupt the same command resumes.
     """
     read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cache import cache_folder

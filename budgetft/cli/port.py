@@ -23,6 +23,8 @@ def port(
     probe: Annotated[
         Literal["auto", "always", "never"],
         typer.Option(
+            "--trials",
+            "--probe",
             help="Confirm in a few trials: auto where a CUDA GPU is here (emulated if it is another).",
             rich_help_panel=options.SEARCH,
         ),

@@ -15,7 +15,7 @@ from budgetft.units import format_gib
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from budgetft.search.planner import Event
+    from budgetft.search.events import Event
 
 Say = Callable[[str], None]
 

@@ -78,7 +78,7 @@ def train(
     planned = read_plan(plan)
     read_settings(os.environ)  # torch would abort as it is loaded
     from budgetft.cli.datasets import dataset
-    from budgetft.train.loop import run_training
+    from budgetft.train.run import run_training
 
     data = None if data is None else dataset(data, quiet=quiet)
     eval_data = eval_data if eval_data is None or str(eval_data) == "none" else dataset(eval_data, quiet=quiet)

@@ -65,7 +65,7 @@ class Ledger:
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise BudgetftError(
                 f"the ledger {self.path} could not be {what}: {error}",
-                hint="free some disk or end the other process that holds it; or name another with --ledger",
+                hint="free some disk or end the other process that holds it; or name another with --trial-database",
             ) from None
 
     def find(self, job: Job, knobs: Knobs, stack: Stack | None) -> Outcome | None:

@@ -143,7 +143,7 @@ def trace_step(
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise BudgetftError(
             f"{model.name} cannot be traced without a GPU: {type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="probe it on a GPU instead: --probe always",
+            hint="probe it on a GPU instead: --trials always",
         ) from error
     finally:
         if previous is None:

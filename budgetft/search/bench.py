@@ -15,9 +15,10 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Evidence, Outcome, Stack
 from budgetft.plan import Plan
-from budgetft.search.planner import Event
+from budgetft.search.events import Event
+from budgetft.search.place import Place, find_place
 from budgetft.search.predicted import expected_text
-from budgetft.search.run import Place, PlanRequest, find_place, make_job, make_plan
+from budgetft.search.run import PlanRequest, make_job, make_plan
 from budgetft.value import Value
 from budgetft.workload import Workload
 
@@ -96,7 +97,7 @@ def run_bench(
         raise UsageError(f"{rounds} rounds: a path may have been probed in earlier runs only", hint="make at least one")
     place = find_place(request)
     if place is None or place.stack is None:
-        raise UsageError("no CUDA GPU here: there is nothing to measure", hint="--probe always measures on the CPU")
+        raise UsageError("no CUDA GPU here: there is nothing to measure", hint="--trials always measures on the CPU")
     started = time.monotonic()
     rows: list[Row] = []
     expected: list[str] = []

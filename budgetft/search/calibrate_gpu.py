@@ -14,7 +14,7 @@ from budgetft.predict.calibrate import Calibration, Observation, check_calibrati
 from budgetft.predict.clock import prior_speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.machine import Machine
-from budgetft.search.planner import Event
+from budgetft.search.events import Event
 from budgetft.search.space import settings, stock_settings
 from budgetft.workload import Shape, Workload
 

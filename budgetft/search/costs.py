@@ -14,7 +14,8 @@ from budgetft.outcome import Estimate, Evidence
 from budgetft.plan import FRAMES, Candidate, CostRow
 from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
-from budgetft.search.planner import Choice, Event, Planner
+from budgetft.search.events import Event
+from budgetft.search.planner import Choice, Planner
 from budgetft.search.ranking import settle
 from budgetft.search.study import held
 from budgetft.workload import Workload, frames_label

@@ -14,10 +14,11 @@ from budgetft.errors import NothingFits, UsageError
 from budgetft.goal import AXES, MOST_ROWS, Goal, GoalRow, Values, preferred, values_text
 from budgetft.measure.probe import Prober
 from budgetft.plan import FRAMES, Plan
+from budgetft.search.events import Event
 from budgetft.search.goal_probes import FEWEST_PROBES, Probing, Tried
 from budgetft.search.looks import NEVER, Look, Looks, MakeEstimator, miss, planned_time, traced_estimator
-from budgetft.search.planner import Event
-from budgetft.search.run import Place, PlanRequest, find_place, make_plan, precision_of
+from budgetft.search.place import Place, find_place
+from budgetft.search.run import PlanRequest, make_plan, precision_of
 from budgetft.search.storage import is_shared
 from budgetft.units import format_gib
 from budgetft.weights import base_here
@@ -338,7 +339,7 @@ class _Search:
         name, took = values_text(self.looks.named(values)), self.refuted[values].seconds(sure=self.request.sure)
         return NothingFits(
             f"no probe is left: {name} turned out to take {duration_text(took)}",
-            hint="the same command goes on from these probes; or give --max-probes more",
+            hint="the same command resumes from these probes; or give --max-trials more",
         )
 
 

@@ -21,11 +21,12 @@ from budgetft.measure.ledger import Ledger
 from budgetft.measure.probe import Prober
 from budgetft.outcome import Evidence, Outcome
 from budgetft.plan import Candidate
+from budgetft.search.events import Event
 from budgetft.search.looks import NEVER, Looks
-from budgetft.search.planner import Event
+from budgetft.search.place import Place
 from budgetft.search.predicted import fastest_of
 from budgetft.search.ranking import settle
-from budgetft.search.run import Place, make_job, measure_first
+from budgetft.search.run import make_job, measure_first
 from budgetft.search.storage import held_study
 from budgetft.search.study import CONSTRAINT, held, open_study
 

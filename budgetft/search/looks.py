@@ -11,11 +11,12 @@ from budgetft.knobs import Knobs, Vision
 from budgetft.measure.job import Job
 from budgetft.plan import FRAMES, Candidate, Features
 from budgetft.predict.estimator import Estimator
+from budgetft.search.events import Event
 from budgetft.search.features import survey, tower_seconds
-from budgetft.search.planner import Event
+from budgetft.search.place import Place
 from budgetft.search.predicted import fastest_of
 from budgetft.search.ranking import speed
-from budgetft.search.run import WORTH_SHARING, Place, PlanRequest, make_job
+from budgetft.search.run import WORTH_SHARING, PlanRequest, make_job
 from budgetft.search.space import settings
 from budgetft.workload import Workload
 

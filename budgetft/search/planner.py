@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from optuna.study import Study
 from optuna.trial import Trial
@@ -18,6 +17,7 @@ from budgetft.predict.clock import Speeds
 from budgetft.predict.estimator import Estimator
 from budgetft.predict.learn import FREE_OFFSET, OFFSET, Learner, learned_speeds
 from budgetft.search.claims import Claims
+from budgetft.search.events import Event, Stage
 from budgetft.search.minimum import nothing_fits
 from budgetft.search.ranking import measured_speed, predicted_baseline, ranked_by_speed, settled, smallest, speed
 from budgetft.search.sampler import AGAIN, CONFIRM, TRIES, ResidualSampler, distributions, log_seconds, places
@@ -29,24 +29,6 @@ from budgetft.search.ways_out import Alternatives
 
 LEFT_FOR_SEARCH = 2
 """Probes that the baseline leaves, besides the one that confirms."""
-Stage = Literal["trace", "baseline", "search", "confirm", "cost"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Progress, for whoever shows it."""
-
-    stage: Stage
-    text: str = ""
-    number: int = 0
-    """Of the probe, from 1."""
-    most: int = 0
-    """Probes that planning may make in all."""
-    knobs: Knobs | None = None
-    """What is probed; None when the event is not of a probe."""
-    estimate: Estimate | None = None
-    outcome: Outcome | None = None
-    from_ledger: bool = False
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,9 @@ from budgetft.model import Model
 from budgetft.outcome import Estimate, Outcome
 from budgetft.plan import Plan
 from budgetft.predict.estimator import Estimator
-from budgetft.search.planner import Event
-from budgetft.search.run import PlanRequest, find_place, make_estimator, make_job, make_plan
+from budgetft.search.events import Event
+from budgetft.search.place import find_place
+from budgetft.search.run import PlanRequest, make_estimator, make_job, make_plan
 from budgetft.search.space import in_precision, settings
 from budgetft.search.transfer import Transferred, describe_lessons, learn, plan_evidence
 from budgetft.units import MIB, format_gib

@@ -98,7 +98,7 @@ def ways_out(job: Job, given: dict[str, Any], *, on_trace: Callable[[str], None]
     if given:
         other = fastest(make(job), {})
         if other.estimate.fits:
-            return [WayOut(offer=Offer(change="without --knob", job=job), best=other).text()]
+            return [WayOut(offer=Offer(change="without --setting", job=job), best=other).text()]
     found = Alternatives(job=job, grid=settings, make_estimator=make).find()
     return [way.text() for way in found]
 

@@ -125,7 +125,7 @@ def _perform(workflow: Workflow, task: Task, record: Record | None, state: _Stat
         text = run(argv)
     except BudgetftError as error:
         error.message = f"[{task.stage.name}] {error.message}"
-        onward = f"earlier stages are kept: the same command goes on from [{task.stage.name}], as {workflow.path} then has it"
+        onward = f"earlier stages are kept: the same command resumes from [{task.stage.name}], as {workflow.path} then has it"
         error.hint = f"{error.hint}; {onward}" if error.hint else onward
         raise
     finally:

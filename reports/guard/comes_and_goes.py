@@ -32,7 +32,7 @@ from budgetft.data.synthetic.sample import write_sample
 from budgetft.errors import BudgetftError
 from budgetft.knobs import Knobs
 from budgetft.plan import Plan
-from budgetft.train.loop import run_training
+from budgetft.train.run import run_training
 from budgetft.units import GIB
 
 GIVEN_BACK = 5

@@ -21,7 +21,7 @@ from harness.small import TINY, draw_examples, hand_made, tests
 from budgetft.contract import Contract
 from budgetft.knobs import Knobs
 from budgetft.model import load_model
-from budgetft.train.loop import run_training
+from budgetft.train.run import run_training
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
 

@@ -147,8 +147,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 def print_table(folder: Path) -> None:
     """Markdown: a line per GPU with the ported plan beside the fresh search."""
-    columns = ("card", "model", "budget, GiB", "peak: predicted, then found, GiB", "error", "probes: ported, fresh")
-    print(head(*columns, "samples/s: ported, fresh", "ratio", "as confirmed"))
+    columns = ("GPU", "model", "budget, GiB", "peak: predicted, then found, GiB", "error", "probes: ported, fresh")
+    print(head(*columns, "examples/s: ported, fresh", "ratio", "as confirmed"))
     for each in evidence.read_lines(folder / RESULTS):
         if "skipped" in each or "error" in each:
             why = each.get("error") or each["skipped"]

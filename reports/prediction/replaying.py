@@ -22,7 +22,8 @@ from budgetft.measure.child import MOST_READINGS, PRECISE, standard_error
 from budgetft.measure.job import Job
 from budgetft.outcome import Outcome, Stack
 from budgetft.predict.estimator import Estimator
-from budgetft.search.planner import Event, Planner
+from budgetft.search.events import Event
+from budgetft.search.planner import Planner
 from budgetft.search.study import SamplerName
 
 TIMED_STEPS = 3

@@ -43,7 +43,7 @@ def predicted_and_measured(transcript: Path) -> list[tuple[float, float]]:
 
 def main() -> None:
     options.parse_args()
-    names = ("job", "stock, samples/s", "plan, samples/s", "ratio", "plan's process peak, GiB")
+    names = ("job", "baseline, examples/s", "plan, examples/s", "ratio", "plan's peak GPU memory, GiB")
     print(head(*names, "probes", "of them OOM", "seconds probing"))
     jobs = {"448": "448x448", "448-first": "448x448, earlier run", "1288": "1288x728", "real": "video frames"}
     for name, title in jobs.items():

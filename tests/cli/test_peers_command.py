@@ -61,7 +61,11 @@ def test_where_none_fits_the_ways_on_are_named(capsys):
     [
         (["--micro-batch", "4"], "--micro-batch is of another trainer's step", "give --trainer"),
         (["--no-gradient-checkpointing"], "--gradient-checkpointing is of another", "give --trainer"),
-        (["--trainer", "trl", "--knob", "loss=full"], "--knob sets budgetft's own step", "with --trainer give --micro-batch"),
+        (
+            ["--trainer", "trl", "--knob", "loss=full"],
+            "--setting sets budgetft's own step",
+            "with --trainer give --micro-batch",
+        ),
         (["--trainer", "trl", "--allow-adamw8bit"], "--allow-adamw8bit", ""),
         (["--trainer", "tlr"], "unknown trainer 'tlr'", "did you mean 'trl'?"),
         (["--trainer", "trl", "--micro-batch", "0"], "at least 1, not 0", ""),

@@ -7,7 +7,7 @@ pytest.importorskip("optuna", reason="optuna is not installed: a search is a stu
 from budgetft.cli.progress import ProbeLines, planning
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.outcome import Estimate, Outcome
-from budgetft.search.planner import Event
+from budgetft.search.events import Event
 from budgetft.units import GIB
 
 OURS = Knobs(micro_batch=8, grad_accum=4, checkpointed_layers=30)

@@ -85,7 +85,7 @@ def make_plan(examples, **knobs):
 @pytest.fixture(scope="module")
 def run(examples, tmp_path_factory):
     """A run of three steps that changes what the model says."""
-    from budgetft.train.loop import run_training
+    from budgetft.train.run import run_training
 
     out = tmp_path_factory.mktemp("runs") / "run"
     run_training(make_plan(examples), out=out, weights="random", steps=3, device="cpu")

@@ -18,7 +18,7 @@ from budgetft.model import load_model
 from budgetft.outcome import Estimate, Outcome, Stack
 from budgetft.plan import Candidate, Plan, Proof, Target, refer
 from budgetft.search.bench import Bench, Size, _rows, run_bench
-from budgetft.search.planner import Event
+from budgetft.search.events import Event
 from budgetft.search.run import PlanRequest
 from budgetft.units import GIB
 from budgetft.value import read_json

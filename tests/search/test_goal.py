@@ -22,7 +22,8 @@ from budgetft.plan import Plan, Proof, Target, refer
 from budgetft.predict.calibrate import load_calibration
 from budgetft.search.goal import NEAR, GoalRequest, largest, others, plan_goal
 from budgetft.search.goal_probes import GOAL_PROBES, TIME_CONSTRAINT
-from budgetft.search.run import Place, PlanRequest
+from budgetft.search.place import Place
+from budgetft.search.run import PlanRequest
 from budgetft.search.space import settings
 from budgetft.search.study import CONSTRAINT
 from budgetft.units import GIB

@@ -69,7 +69,7 @@ def plan_of(
 
 def train_plan(plan: Plan, out: Path, **options: Any) -> Summary:
     """``run_training`` on the CPU with random weights."""
-    from budgetft.train.loop import run_training
+    from budgetft.train.run import run_training
 
     # A step that is slow on a busy machine would be saved by itself: no checkpoint unless a test asks for one.
     fixed = {"weights": "random", "device": "cpu", "save_every": 50}

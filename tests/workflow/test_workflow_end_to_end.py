@@ -76,7 +76,7 @@ def test_a_command_that_refuses_ends_the_workflow_with_its_own_exit_code(tmp_pat
     told = capsys.readouterr().err
     assert "error: [data] " in told
     assert "none.jsonl" in told
-    assert "the same command goes on from [data]" in told
+    assert "the same command resumes from [data]" in told
 
 
 def test_the_demo_is_a_workflow_of_every_stage(tmp_path, capsys):
