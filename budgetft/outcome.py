@@ -34,6 +34,18 @@ def _two_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+_FORMER = (('"stack":{"gpu":', '"stack":{"card":'), ('"gpus":', '"cards":'), (CONNECTION, "connection to the other cards"))
+
+
+def in_former_names(text: str) -> str:
+    """JSON ``text`` of values with the keys of before 0.2: what fingerprints are of, so that they stay as they were."""
+    if text.startswith('{"gpu":"') and '"driver":' in text:  # a stack by itself
+        text = text.replace('{"gpu":', '{"card":', 1)
+    for now, before in _FORMER:
+        text = text.replace(now, before)
+    return text
+
+
 class Term(Value):
     """One named part of an estimate."""
 
@@ -44,7 +56,7 @@ class Term(Value):
     @classmethod
     def _as_now(cls, name: str) -> str:
         """Plans of before 0.2 have the former name of one term."""
-        return CONNECTION if name == "connection to the other cards" else name
+        return CONNECTION if name == _FORMER[-1][1] else name
 
 
 class Estimate(Value):

@@ -250,6 +250,11 @@ class Plan(Shown, Value):
         rows.append(("evidence", said if said.startswith(kind) else f"{kind}: {said}"))
         return rows
 
+    @property
+    def made_on(self) -> str | None:
+        """The GPU on which it was tried, as its driver calls it; None where nothing was run on one."""
+        return self.environment.get("gpu", self.environment.get("card"))  # the second as before 0.2
+
     def is_own(self, row: CostRow) -> bool:
         """Whether ``row`` of the price list is the plan itself."""
         if row.axis == FRAMES:

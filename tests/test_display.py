@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from budgetft import display, gpus
+from budgetft import display, host_gpus
 from budgetft.cli import main, options
 from budgetft.display import DESKTOP_BYTES, WINDOWS_BYTES, display_reserve, is_wsl
 from budgetft.errors import UsageError
@@ -52,7 +52,7 @@ def here(monkeypatch):
 
 @pytest.fixture
 def nothing_here(monkeypatch):
-    monkeypatch.setattr(gpus, "list_gpus", list)
+    monkeypatch.setattr(host_gpus, "list_gpus", list)
 
 
 def test_a_display_on_the_gpu_at_hand_is_found(here):

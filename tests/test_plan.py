@@ -11,7 +11,7 @@ from budgetft.errors import UsageError
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.model import load_model
-from budgetft.outcome import Estimate, Outcome, Stack, Term
+from budgetft.outcome import CONNECTION, Estimate, Outcome, Stack, Term, in_former_names
 from budgetft.plan import (
     Candidate,
     CostRow,
@@ -326,3 +326,13 @@ def test_a_stage_that_needs_more_than_the_budget_says_so():
     assert "over the budget: it goes through fewer examples at a time" in stage.describe(GIB)
     merge = StagePeak(stage="merge", process_peak_bytes=0, host_peak_bytes=GIB // 2, evidence="predicted")
     assert merge.describe(GIB) == "merge no GPU, 0.50 GiB of host memory (predicted)"
+
+
+def test_fingerprints_are_of_the_names_that_keys_had_before():
+    stack = Stack(gpu='an "H100", "gpus": 2', driver="1", torch="2", transformers="5", peft="0", python="3")
+    text = in_former_names(stack.model_dump_json())
+    assert json.loads(text) == {("card" if key == "gpu" else key): value for key, value in stack.model_dump().items()}
+    assert Stack.read(json.loads(text), source="a ledger of before") == stack
+    whole = in_former_names('{"stack":' + stack.model_dump_json() + ',"gpus":4}')
+    assert json.loads(whole) == {"stack": json.loads(text), "cards": 4}
+    assert Term(name="connection to the other cards", memory_bytes=1).name == CONNECTION

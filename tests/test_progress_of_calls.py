@@ -46,7 +46,7 @@ def test_a_notebook_sees_one_line_that_changes_and_is_gone_at_the_end(notebook, 
     with telling(None, "plan") as tell:
         tell("probe 1")
         tell("x" * 500)
-    assert notebook.shown[0] == "plan: probe 1 (0 s)"
+    assert notebook.shown[0] == "plan: probe 1 (under 1 s)"
     assert len(notebook.shown[1]) < 200
     assert notebook.shown[2:] == [""]
     assert capsys.readouterr() == ("", "")

@@ -11,7 +11,7 @@ from budgetft.data.bucket import Ceiling, micro_batches
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs, Precision, Vision, computed_in
 from budgetft.model import Model
-from budgetft.outcome import Evidence
+from budgetft.outcome import Evidence, in_former_names
 from budgetft.plan import Plan, config_fingerprint, load_planned_model
 from budgetft.precision import TOWER
 from budgetft.value import Value
@@ -95,7 +95,7 @@ class Job(Value):
             "workload": {"fingerprint"},
             "contract": LEAVES,
         }
-        text = self.model_dump_json(exclude=aside)
+        text = in_former_names(self.model_dump_json(exclude=aside))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Every outcome ever paid for, in one append-only SQLite file."""
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
-from budgetft.outcome import Outcome, Stack
+from budgetft.outcome import Outcome, Stack, in_former_names
 
 SCHEMA_VERSION = 1
 _CREATE = """
@@ -114,8 +113,5 @@ def outcomes_of(path: Path, job_key: str) -> list[Outcome]:
 
 
 def _stack_key(stack: Stack | None) -> str:
-    """The stack as a key of a row; ``card`` is the first name of its ``gpu``, by which older rows are found."""
-    if stack is None:
-        return ""
-    facts = {"card" if name == "gpu" else name: value for name, value in stack.model_dump(mode="json").items()}
-    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+    """The stack as a key of a row, by which older rows are found too."""
+    return "" if stack is None else in_former_names(stack.model_dump_json())

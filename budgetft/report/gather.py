@@ -135,7 +135,7 @@ def _estimator(plan: Plan, on_trace: Callable[[str], None]) -> Estimator:
 
 def _host(plan: Plan) -> Gpu | None:
     """The GPU that stood in, if a profile knows its name."""
-    gpu = plan.environment.get("gpu")
+    gpu = plan.made_on
     if plan.evidence.kind != "emulated" or gpu is None:
         return None
     return gpu_of_device(gpu)

@@ -31,6 +31,8 @@ NO_CALIBRATION = "none of this GPU: budgetft gpus --calibrate makes one there"
 FEW = 8
 """Rows of a table that stands open; longer ones are folded."""
 
+_SHOWN_AS = {"gpu": "GPU", "card": "GPU"}
+
 
 def memory(story: Story) -> str:
     """The timeline of one micro-batch, and the parts of the peak in the words of its legend."""
@@ -308,7 +310,7 @@ def details(story: Story) -> str:
         ("Base model", f"{plan.model.base.describe()}: train takes no others" if plan.model.base else ""),
         ("Precision", plan.precision.describe() if plan.precision else ""),
         ("Calibration", NO_CALIBRATION if is_uncalibrated(plan.evidence.calibration) else plan.evidence.calibration or ""),
-        ("Made with", ", ".join(f"{name} {value}" for name, value in plan.environment.items())),
+        ("Made with", ", ".join(f"{_SHOWN_AS.get(name, name)} {value}" for name, value in plan.environment.items())),
     ]
     return definitions(facts)
 

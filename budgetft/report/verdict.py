@@ -105,7 +105,7 @@ def gpu_title(plan: Plan) -> str:
 
 
 def _host(plan: Plan) -> str:
-    return plan.environment.get("gpu", "another GPU").removeprefix("NVIDIA ")
+    return (plan.made_on or "another GPU").removeprefix("NVIDIA ")
 
 
 def marked(evidence: Evidence, plan: Plan) -> str:

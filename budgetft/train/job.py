@@ -8,6 +8,7 @@ from typing import Any
 from budgetft.data.examples import Examples, read_dataset
 from budgetft.errors import UsageError
 from budgetft.model import Model
+from budgetft.outcome import in_former_names
 from budgetft.plan import Plan, load_planned_model
 from budgetft.train.folder import Identity
 from budgetft.train.schedule import total_steps
@@ -43,7 +44,7 @@ class Job:
 
 def plan_fingerprint(plan: Plan) -> str:
     """SHA-256 of the whole plan; the same as ever for a plan from before there were features."""
-    text = plan.model_dump_json(exclude=None if plan.features else {"features"})
+    text = in_former_names(plan.model_dump_json(exclude=None if plan.features else {"features"}))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -203,7 +203,7 @@ def test_a_weight_must_be_positive(example):
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    names = ["examples", "convert", "tokens", "processor", "collate", "stats", "sample"]
+    names = ["examples", "read.convert", "tokens", "processor", "collate", "stats", "synthetic.sample"]
     heavy = {"torch", "torchvision", "transformers", "datasets", "qwen_vl_utils", "PIL", "numpy"}
     code = (
         f"import sys, importlib; [importlib.import_module('budgetft.data.' + name) for name in {names}];"

@@ -61,7 +61,7 @@ ROWS = {
             "id": "whole",
             "images": ["a.png", "b.png"],
             "prompt": "What?\n  Be brief.",
-            "answer": "  A GPU,\n\tred.\n",
+            "answer": "  A card,\n\tred.\n",
             "source_id": "s",
             "weight": 0.5,
             "scenario": "one",

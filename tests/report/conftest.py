@@ -51,7 +51,7 @@ def _memory_models(plan, tmp_path_factory) -> Path:
     estimator = Estimator(job)
     (one,), (two,) = plan.workload.worst, plan.workload.with_frames(2, job.model, video=False).worst
     for name, knobs, shape in (("plan", plan.knobs, one), ("stock", plan.baseline.knobs, one), ("frames", plan.knobs, two)):
-        path, combination = Path(__file__).with_name(f"memory model-{name}.json"), estimator.combination(knobs)
+        path, combination = Path(__file__).with_name(f"law-{name}.json"), estimator.combination(knobs)
         layouts = estimator.layouts(combination)
         key = memory_model_key(job.model, plan.contract, combination, shape, job.gpu, layouts)
         keep_memory_model(key, MemoryModel.read(read_json(path), source=str(path)), cache / "memory_models")

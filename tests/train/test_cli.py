@@ -87,7 +87,7 @@ def test_a_log_file_gets_plain_lines_with_the_time_left(capsys):
     assert lines[0] == "loading"
     assert lines[1] == "step 1/100  loss 2.0000  4.00 examples/s  1.00 GiB, peak 2.00 GiB of 8.00 GiB, 5 min left"
     assert lines[2].startswith("step 2/100")
-    assert lines[2].endswith("3 min left")
+    assert lines[2].endswith("3 min 20 s left")
     assert lines[3].startswith("step 100/100"), "step 3 is not due"
     assert "left" not in lines[3]
 
