@@ -69,7 +69,8 @@ class Row:
         """Install ``wheel`` with the row's packages for ``python``; what uv says goes to standard error."""
         command = [*uv, "pip", "install", "--quiet", "--python", str(python), f"budgetft[nf4] @ {wheel.as_uri()}"]
         if self.packages == "lowest":
-            command += ["--resolution", "lowest-direct"]
+            # The project file makes them direct: what only the wheel asks for would be as new as it is.
+            command += ["--resolution", "lowest-direct", "--requirements", str(ROOT / "pyproject.toml"), "--extra", "nf4"]
         if self.build is not None:
             pins = folder / "pins.txt"
             lock = (profiles_folder() / "lock.txt").read_text(encoding="utf-8")
