@@ -171,7 +171,7 @@ def check_imports(reply: Reply, environment: Mapping[str, str]) -> list[Finding]
         for version, cuda, what, source in _KNOWN_BAD:
             if torch["version"].split("+")[0] == version and torch["cuda"] == cuda:
                 text = f"torch {version} with CUDA {cuda} is known to be wrong: {what} ({source})"
-                findings.append(Finding(kind="build", level="problem", text=text, fix='pip install "torch>=2.6"'))
+                findings.append(Finding(kind="build", level="problem", text=text, fix='pip install "torch>=2.7"'))
     if not failed and reply.ended is None:
         names = ", ".join(each["imported"] for each in reply.all("imported"))
         findings.append(Finding(kind="packages", level="ok", text=f"load: {names}"))

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from shipped import SOFTWARE
 
 from budgetft.cli import main
+from budgetft.predict.store import software
 
 ESTIMATE = ["estimate", "--gpu", "v100-16g", "--image", "448x448"]
 
@@ -53,7 +55,8 @@ def test_where_none_fits_the_ways_on_are_named(capsys):
     assert "--load-in-4bit" in err
     assert "margin" not in err
     _, close = told(capsys, "--trainer", "swift", "--budget", "9.6GiB", code=3)
-    assert "9.56 GiB (predicted), less than the margin of 4% below it" in close
+    margin = 4 if software() in SOFTWARE else 5  # of a recording of other software one more
+    assert f"9.56 GiB (predicted), less than the margin of {margin}% below it" in close
 
 
 @pytest.mark.parametrize(
