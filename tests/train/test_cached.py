@@ -191,12 +191,15 @@ def test_features_that_are_not_finite_are_refused_by_name(cached_plan, train, we
 def test_of_several_processes_one_fills_the_cache_and_the_others_wait_for_it(cached_plan, monkeypatch):
     from threading import Thread
 
+    import transformers
+
     from budgetft.train import features
     from budgetft.train.job import settle
 
     monkeypatch.setattr(features, "WAIT_SECONDS", 0.05)
     job = settle(cached_plan, data=None, weights="random", steps=1)
     notes, found = [], {}
+    assert transformers.AutoConfig  # imported before the threads: two that import it first at once, find it half made
 
     def fetch(name: str, fills: bool) -> None:
         found[name] = features.planned_features(job, None, device="cpu", on_note=lambda text: notes.append(name), fills=fills)
