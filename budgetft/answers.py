@@ -58,7 +58,7 @@ def _row_text(row: CostRow, plan: Plan) -> str:
 
 
 def trade_off(row: CostRow, plan: Plan) -> str:
-    """A row of the price list: the value in words, its time or speed, and its peak."""
+    """A row of the trade-offs: the value in words, its time or speed, and its peak."""
     value = f"{row.value} frames an example" if row.axis == FRAMES else f"--{row.axis.replace('_', '-')} {row.value}"
     if row.axis == "max_pixels":
         value += f" ({pixels_words(int(row.value))})"

@@ -126,7 +126,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Lists among ``fields`` as a plan takes them: (the fields with the least of each, the further values to be priced)."""
+    """Lists among ``fields`` as a plan takes them: (the fields with the least of each, further values whose cost is told)."""
     fixed, ranges = dict(fields), {}
     for name in RANGED:
         if isinstance(fields.get(name), list | range | tuple):
@@ -144,7 +144,7 @@ def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list
 
 
 def ranges_of(ranges: Any) -> dict[str, list[int]]:
-    """Further values of contract fields to be priced, by field."""
+    """Further values of contract fields whose cost is told, by field."""
     if not isinstance(ranges, Mapping):
         raise UsageError(f"ranges must be a dict of lists, not {short_text(ranges)}")
     found = {}

@@ -78,7 +78,7 @@ class RunTime(Value):
 
 
 class Timed(Protocol):
-    """What has a speed: an estimate, or a row of a price list."""
+    """What has a speed: an estimate, or a row of the trade-offs."""
 
     @property
     def samples_per_second(self) -> float | None: ...

@@ -86,7 +86,7 @@ class Candidate(Shown, Value):
 
 
 FRAMES = "frames_per_example"
-"""An axis of the price list that is a fact of the data, not a floor of the contract."""
+"""An axis of the trade-offs that is a fact of the data, not a minimum of the contract."""
 
 
 class CostRow(Value):

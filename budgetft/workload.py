@@ -10,7 +10,7 @@ from budgetft.value import Value
 
 
 def frames_label(count: int, *, video: bool) -> str:
-    """What examples of so many images, or of a video of so many frames, are called in a price list."""
+    """What examples of so many images, or of a video of so many frames, are called in trade-offs."""
     return f"{count} as video" if video else str(count)
 
 

@@ -1,4 +1,4 @@
-"""The price list: the best setting at each further value of a range, by prediction, and where there is a GPU by a probe."""
+"""The trade-offs: the best setting at each further value of a range, by prediction, and where there is a GPU by a probe."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from budgetft.search.study import held
 from budgetft.workload import Workload, frames_label
 
 COST_PROBES = 4
-"""Probes that all price lists of a plan may take together, beside those of the search."""
+"""Probes that all trade-offs of a plan may take together, beside those of the search."""
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class StepsUp:
 
     def _cost_of(self, axis: str, value: str, job: Job) -> Step:
         """By prediction, with the vision and the type of the plan."""
-        self.on_event(Event(stage="trace", text=f"price of {axis} {value}"))
+        self.on_event(Event(stage="trace", text=f"cost of {axis} {value}"))
         like = self.choice.winner.knobs
         planner = Planner(
             job=job,
@@ -159,7 +159,7 @@ class StepsUp:
             step.best, step.evidence = Candidate(knobs=knobs, estimate=settle(said, outcome), outcome=outcome), outcome.evidence
 
     def _tell(self, said: Estimate, step: Step) -> None:
-        text = f"probing the price of {step.axis} {step.value}: predicted {said.speed_text()}"
+        text = f"trying the cost of {step.axis} {step.value}: predicted {said.speed_text()}"
         self.on_event(Event(stage="cost", text=text))
 
 

@@ -187,7 +187,7 @@ def _cache(request: PortRequest) -> str | None:
 
 
 def _rank_ranges(plan: Plan) -> dict[str, list[int]]:
-    """The ranks that the old plan priced beyond its own; other axes need the data again."""
+    """The ranks that the old plan had costs of beyond its own; other axes need the data again."""
     ranks = [int(row.value) for row in plan.price_list if row.axis == "rank" and int(row.value) > plan.contract.rank]
     return {"rank": ranks} if ranks else {}
 

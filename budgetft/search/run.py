@@ -54,7 +54,7 @@ class PlanRequest:
     workload_under: Callable[[Contract], Workload]
     """The shapes of the examples under a contract: fewer pixels, smaller images."""
     ranges: dict[str, list[int]] = field(default_factory=dict)
-    """Further values of contract fields, to be priced."""
+    """Further values of contract fields, whose cost is told."""
     data: str | None = None
     cache: str | None = None
     """Consider cached vision, with its features in this folder or in one of the tool's (``auto``)."""
