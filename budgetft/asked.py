@@ -20,7 +20,7 @@ MODEL = "qwen2.5-vl-3b"
 IMAGE, IMAGES, TEXT_TOKENS, LABEL_TOKENS = "448x448", 1, 256, 160
 """One example, where no data is named."""
 RANGED = ("rank", "max_pixels", "frames_per_example")
-"""Fields of a contract of which a plan prices several values."""
+"""Fields of a contract of which a plan tells the cost of several values."""
 OTHER_NAMES = {"lora_alpha": "alpha"}
 """Fields of a contract as other tools call them."""
 
@@ -125,7 +125,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return fields, knobs
 
 
-def floors_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def minima_of(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Lists among ``fields`` as a plan takes them: (the fields with the least of each, further values whose cost is told)."""
     fixed, ranges = dict(fields), {}
     for name in RANGED:

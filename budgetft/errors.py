@@ -31,7 +31,7 @@ class WrongValue(UsageError, ValueError):
 
 
 class NothingFits(BudgetftError):
-    """No setting stays under the budget; the message names the binding floor."""
+    """No setting stays under the budget; the message names what binds."""
 
     exit_code = 3
 

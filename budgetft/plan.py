@@ -256,7 +256,7 @@ class Plan(Shown, Value):
         return self.environment.get("gpu", self.environment.get("card"))  # the second as before 0.2
 
     def is_own(self, row: CostRow) -> bool:
-        """Whether ``row`` of the price list is the plan itself."""
+        """Whether ``row`` of the trade-offs is the plan itself."""
         if row.axis == FRAMES:
             return row.value == frames_label(self.workload.most_frames, video=self.workload.is_video)
         return row.value == str(getattr(self.contract, row.axis, None))

@@ -93,7 +93,7 @@ def question(gpu: Any, model: Any, settings: Mapping[str, Any], **arguments: Any
             raise UsageError(f"qlora=True has a 4-bit base, and base_precision is {short_text(given['base_precision'])}")
     work, ranges = _work(arguments), {}
     if "ranges" in arguments:
-        fields, ranges = asked.floors_of(fields)
+        fields, ranges = asked.minima_of(fields)
         ranges |= asked.ranges_of(arguments["ranges"])
     return Question(
         gpu=profile,

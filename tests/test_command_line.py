@@ -308,12 +308,12 @@ def test_a_plan_without_probes_is_predicted_and_has_the_promised_keys(planned):
 def test_the_price_list_has_the_floor_and_every_doubling(planned):
     rows = read_plan(planned[1]).price_list
     assert [(row.axis, row.value) for row in rows if row.axis == "rank"] == [("rank", "4"), ("rank", "8")]
-    floor, above = (row for row in rows if row.axis == "rank")
-    assert floor.knobs == read_plan(planned[1]).knobs
-    assert above.process_peak_bytes != floor.process_peak_bytes  # of its own: so small a model's blocks may round either way
+    least, above = (row for row in rows if row.axis == "rank")
+    assert least.knobs == read_plan(planned[1]).knobs
+    assert above.process_peak_bytes != least.process_peak_bytes  # of its own: so small a model's blocks may round either way
     # Four ranks more of two layers' seven linears, with gradients and Adam's two states; and a block of the allocator's.
     sides = (64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128)
-    assert abs(above.process_peak_bytes - floor.process_peak_bytes) <= 4 * 2 * sides * 4 * 4 + 2 * MIB
+    assert abs(above.process_peak_bytes - least.process_peak_bytes) <= 4 * 2 * sides * 4 * 4 + 2 * MIB
     assert {row.evidence for row in rows} == {"predicted"}
 
 

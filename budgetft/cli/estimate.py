@@ -111,7 +111,7 @@ def estimate(
     )
     if ranges:
         name = next(iter(ranges)).replace("_", "-")
-        raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan prices a range")
+        raise UsageError(f"--{name}: an estimate is of one setting", hint="budgetft plan tells what a range costs")
     work = typed if data is None else dataset(data)
     budget_bytes, display_bytes = options.budget_and_display(budget, profile, display)
     job = Job(

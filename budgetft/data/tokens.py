@@ -57,12 +57,12 @@ def check_positions(model: Model, contract: Contract) -> None:
 def pixel_bounds(model: Model, contract: Contract, limits: Limits = NO_LIMITS) -> tuple[int, int]:
     """``(min_pixels, max_pixels)`` of one image: the model's own, with the contract's cap and the image's own limits.
 
-    A cap below the floor removes the floor: enlarging up to the cap would overshoot it.
+    A cap below the minimum removes the minimum: enlarging up to the cap would overshoot it.
     """
     max_pixels = min(contract.max_pixels, limits.max_pixels or model.max_pixels, model.max_pixels)
     wanted = max(limits.min_pixels or 0, model.min_pixels)
-    floor = wanted if wanted <= max_pixels else min(model.pixel_step**2, max_pixels)
-    return floor, max_pixels
+    minimum = wanted if wanted <= max_pixels else min(model.pixel_step**2, max_pixels)
+    return minimum, max_pixels
 
 
 def resized_size(width: int, height: int, model: Model, contract: Contract, limits: Limits = NO_LIMITS) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from budgetft.gpu import Gpu
 from budgetft.host_gpus import HostGpu, visible_gpus
 from budgetft.units import format_gib
 
-_DRIVER_FLOORS = {11: "450.80", 12: "525.60", 13: "580.65"}
+_OLDEST_DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}
 """By CUDA's major version: older drivers load nothing built with it (CUDA release notes, minor-version compatibility)."""
 NO_DRIVER = "no NVIDIA driver"
 _SHARED_BYTES = 512 * 2**20
@@ -28,9 +28,9 @@ def check_driver(facts: Mapping[str, Any], torch_cuda: str | None) -> list[Findi
         text = f"{NO_DRIVER}: plans are predicted here, not probed; training needs a GPU"
         return [Finding(kind="driver", level="note", text=text, fix="budgetft doctor --gpu NAME says what a GPU would need")]
     driver = facts["driver"]
-    floor = None if torch_cuda is None else _DRIVER_FLOORS.get(int(torch_cuda.split(".")[0]))
-    if floor is not None and numbers(driver) < numbers(floor):
-        text = f"driver {driver} is too old for the installed torch: CUDA {torch_cuda} needs {floor} or newer"
+    oldest = None if torch_cuda is None else _OLDEST_DRIVERS.get(int(torch_cuda.split(".")[0]))
+    if oldest is not None and numbers(driver) < numbers(oldest):
+        text = f"driver {driver} is too old for the installed torch: CUDA {torch_cuda} needs {oldest} or newer"
         return [Finding(kind="driver", level="problem", text=text, fix=_install_for(facts["gpus"], driver))]
     return [Finding(kind="driver", level="ok", text=f"driver {driver}, {len(facts['gpus'])} GPU(s)")]
 

@@ -88,7 +88,7 @@ class StepsUp:
             yield self._cost_of(axis, str(value), self.job_under(agreed.replace(**changes)))
 
     def _frames(self, counts: Sequence[int]) -> Iterable[Step]:
-        """The number of frames an example is a fact of the data, not a floor: the plan's own is somewhere among them."""
+        """The number of frames an example is a fact of the data, not a minimum: the plan's own is somewhere among them."""
         workload = self.job.workload
         for count, video in frame_steps(workload, counts):
             value = frames_label(count, video=video)

@@ -29,7 +29,7 @@ def nothing_fits(
 
 
 def _change(least: Estimate, alternatives: Alternatives) -> str:
-    """What would fit, in words, each with its price."""
+    """What would fit, in words, each with its cost."""
     heavy = least.term_bytes("weights") > alternatives.job.budget_bytes
     why = " (its weights alone exceed the budget)" if heavy else ""
     ways = alternatives.find()

@@ -1,4 +1,4 @@
-"""When nothing fits: what else would, from the least harm to the most, each with its price.
+"""When nothing fits: what else would, from the least harm to the most, each with its cost.
 
 Two are named at most: the first that gives something up, and the first that does not. Given up are, in this order: precision of
 the base weights (4 bits), pixels, frames, the size of the model; where no one of them is enough, each is tried in 4 bits.

@@ -244,7 +244,7 @@ class _Fitting:
         best = min(smallest, key=estimator.least_bytes)
         return estimator.process_bytes(best), estimator.fits(best)
 
-    def floor(self, place: Place, size: Size, *, whole: bool) -> int:
+    def minimum(self, place: Place, size: Size, *, whole: bool) -> int:
         """That without what the allocator adds: next to no work where ``size`` was estimated."""
         estimator, wanted = self.estimator(place, size, whole=whole)
         layers = self.model.layers
@@ -268,7 +268,7 @@ class _Largest:
         self.known = fitting.known.setdefault(place.kernels, {})
         self.own = place.calibration.context_bytes + place.calibration.workspace_bytes
         self.tried = 0
-        self.floors: dict[int, int] = {}
+        self.minima: dict[int, int] = {}
 
     def side(self) -> int | None:
         """Of the largest square that fits, in steps; None where not even the smallest does."""
@@ -307,9 +307,9 @@ class _Largest:
 
     def _floors(self) -> dict[int, int]:
         """By side, at two sides: the least memory but for what the allocator adds."""
-        if not self.floors:
+        if not self.minima:
             asked = sorted({width // self.step for width, height in self.found if width == height})
             sides = asked[-2:] if len(asked) > 1 else [self.first, self.last]
             whole = len(asked) > 1
-            self.floors = {side: self.fitting.floor(self.place, self.size(side), whole=whole) - self.own for side in sides}
-        return self.floors
+            self.minima = {side: self.fitting.minimum(self.place, self.size(side), whole=whole) - self.own for side in sides}
+        return self.minima

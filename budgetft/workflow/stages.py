@@ -17,7 +17,7 @@ class Link:
     option: str
     stage: str
     value: str | None = None
-    """Take this option of that stage, not what it makes; of a range its floor, which is what is planned."""
+    """Take this option of that stage, not what it makes; of a range its minimum, which is what is planned."""
     unless: tuple[str, ...] = ()
     """Options that take its place."""
 
