@@ -184,7 +184,7 @@ def plan(
     """The fastest way to run the data under the contract that stays inside ``budget``; without data, for a drawn sample.
 
     GPU, model, examples and ``qlora`` as of :func:`estimate`. ``fields`` of the contract are given by name, or in ``contract``;
-    of ``rank``, ``max_pixels`` and ``frames_per_example`` a list plans the least and tells what others cost, as ``ranges`` does.
+    of ``rank``, ``max_pixels`` and ``frames_per_example`` a list plans the least and tells what others cost, as in ``ranges``.
     Several ``gpus``, each with that budget, hold the whole base each or share its layers out, whichever is faster. ``cache``:
     a folder for vision features, or ``"auto"``, where computing them once may be faster. ``probe`` as on the command line;
     finished probes go to ``ledger`` and the Optuna ``storage``, in the cache when left out. ``on_event`` is called beside
