@@ -34,13 +34,12 @@ def _two_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-_FORMER = (('"stack":{"gpu":', '"stack":{"card":'), ('"gpus":', '"cards":'), (CONNECTION, "connection to the other cards"))
+_FORMER_CONNECTION = "connection to the other cards"
+_FORMER = (('"stack":{"gpu":', '"stack":{"card":'), ('"gpus":', '"cards":'), (CONNECTION, _FORMER_CONNECTION))
 
 
 def in_former_names(text: str) -> str:
     """JSON ``text`` of values with the keys of before 0.2: what fingerprints are of, so that they stay as they were."""
-    if text.startswith('{"gpu":"') and '"driver":' in text:  # a stack by itself
-        text = text.replace('{"gpu":', '{"card":', 1)
     for now, before in _FORMER:
         text = text.replace(now, before)
     return text
@@ -56,7 +55,7 @@ class Term(Value):
     @classmethod
     def _as_now(cls, name: str) -> str:
         """Plans of before 0.2 have the former name of one term."""
-        return CONNECTION if name == _FORMER[-1][1] else name
+        return CONNECTION if name == _FORMER_CONNECTION else name
 
 
 class Estimate(Value):
@@ -94,6 +93,12 @@ class Stack(Value):
     transformers: str
     peft: str
     python: str
+
+    @property
+    def key(self) -> str:
+        """The JSON by which ledgers and studies know it, older ones too."""
+        before = '"stack":'
+        return in_former_names(before + self.model_dump_json()).removeprefix(before)
 
     @classmethod
     def here(cls, gpu: str, driver: str | None) -> Self:

@@ -399,3 +399,28 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_done(wor
     monkeypatch.chdir(Path(__file__).parents[1])
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("--knob", "--setting"),
+        ("--probe", "--trials"),
+        ("--max-probes", "--max-trials"),
+        ("--supervised-tokens", "--label-tokens"),
+        ("--ledger", "--trial-database"),
+        ("--cards", "--gpus"),
+    ],
+)
+def test_an_option_that_was_renamed_has_both_names_wherever_it_is(before, now):
+    import typer
+
+    from budgetft.cli import build_app
+
+    def options(command) -> list[list[str]]:
+        inner = getattr(command, "commands", {}).values()
+        return [param.opts for param in command.params] + [opts for each in inner for opts in options(each)]
+
+    held = [opts for opts in options(typer.main.get_command(build_app())) if before in opts or now in opts]
+    assert held
+    assert all(opts == [now, before] for opts in held), held

@@ -330,7 +330,7 @@ def test_a_stage_that_needs_more_than_the_budget_says_so():
 
 def test_fingerprints_are_of_the_names_that_keys_had_before():
     stack = Stack(gpu='an "H100", "gpus": 2', driver="1", torch="2", transformers="5", peft="0", python="3")
-    text = in_former_names(stack.model_dump_json())
+    text = stack.key
     assert json.loads(text) == {("card" if key == "gpu" else key): value for key, value in stack.model_dump().items()}
     assert Stack.read(json.loads(text), source="a ledger of before") == stack
     whole = in_former_names('{"stack":' + stack.model_dump_json() + ',"gpus":4}')

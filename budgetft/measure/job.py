@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from budgetft.contract import Contract
 from budgetft.data.bucket import Ceiling, micro_batches
@@ -30,7 +30,7 @@ class Job(Value):
 
     gpu: Gpu
     budget_bytes: int = Field(gt=0)
-    gpus: int = Field(default=1, ge=1, exclude_if=lambda gpus: gpus == 1)
+    gpus: int = Field(default=1, ge=1, validation_alias=AliasChoices("gpus", "cards"), exclude_if=lambda gpus: gpus == 1)
     """GPUs that share a step's micro-batches, each with this budget."""
     shared: bool = Field(default=False, exclude_if=lambda shared: not shared)
     """They share the frozen decoder layers out too."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
-from budgetft.outcome import Outcome, Stack, in_former_names
+from budgetft.outcome import Outcome, Stack
 
 SCHEMA_VERSION = 1
 _CREATE = """
@@ -114,4 +114,4 @@ def outcomes_of(path: Path, job_key: str) -> list[Outcome]:
 
 def _stack_key(stack: Stack | None) -> str:
     """The stack as a key of a row, by which older rows are found too."""
-    return "" if stack is None else in_former_names(stack.model_dump_json())
+    return "" if stack is None else stack.key

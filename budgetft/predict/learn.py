@@ -128,7 +128,7 @@ class Learner:
         return ones if self._clock is None else np.hstack([self._clock.derivatives(parameters_Q), ones])
 
     def learn(self, readings: Sequence[Reading]) -> Learned:
-        """The memory model of every setting's seconds, given what probes read."""
+        """The distribution of every setting's seconds, given what probes read."""
         read, line = _Readings.of(readings), self._line_at(self._middle_Q)
         scales = self._left_over, self._drift
         for _ in range(ITERATIONS if len(readings) else 0):

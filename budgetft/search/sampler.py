@@ -164,8 +164,8 @@ class ResidualSampler(BaseSampler):
         return [self.grid[index] for index in sorted(steady, key=lambda index: learned.mean_G[index])]
 
     def learned(self, trials: Sequence[FrozenTrial]) -> Learned:
-        """What ``trials`` taught about speed: the memory model of the negative logarithm of every setting's samples per
-        second.
+        """What ``trials`` taught about speed: the distribution of the negative logarithm of every setting's
+        examples per second.
         """
         return self._learner.learn(self._learn(trials).readings)
 

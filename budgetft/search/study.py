@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from budgetft.knobs import Knobs
 from budgetft.measure.job import Job
-from budgetft.outcome import Estimate, Outcome, Stack, in_former_names
+from budgetft.outcome import Estimate, Outcome, Stack
 from budgetft.predict.learn import Learner
 from budgetft.search.sampler import CONFIRM, PEAK_PRIOR, SEARCHED, ResidualSampler, peak_prior
 from budgetft.search.storage import is_shared, open_storage, unusable
@@ -39,7 +39,7 @@ def open_study(name: str, storage: str | BaseStorage, sampler: BaseSampler) -> S
 
 def study_name(job: Job, stack: Stack | None, sampler: SamplerName, *, vision: str, base_precision: str | None) -> str:
     """One name for all plans of ``job`` on ``stack`` that share a grid."""
-    on = "" if stack is None else hashlib.sha256(in_former_names(stack.model_dump_json()).encode()).hexdigest()[:6]
+    on = "" if stack is None else hashlib.sha256(stack.key.encode()).hexdigest()[:6]
     name = f"{job.model.name}-{job.gpu.name}-{job.fingerprint()[:12]}-{on}-{sampler}"
     if vision != "frozen":  # another study: its categories are others
         name += f"-{vision}"

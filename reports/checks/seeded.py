@@ -95,7 +95,7 @@ SEARCH = (
         "search/test_study.py search/test_planner.py",
     ),
     _fault(
-        "How much peaks scatter between other processes is left out of the chance to fit", "search/sampler.py",
+        "How much peaks scatter between neighbours is left out of the chance to fit", "search/sampler.py",
         "return mean, np.hypot(spread, self._peak_prior.noise)",
         "return mean, spread",
         "search/test_sampler.py",

@@ -1,31 +1,16 @@
 """What scripts print from committed evidence is what stands in the committed pages: neither has moved on without the other."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from reported import REPORTS
+from reported import REPORTS, load_script
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """A script as a module, as ``python reports/FOLDER/SCRIPT.py`` would find its other processes."""
-
-    def load(name: str) -> ModuleType:
-        path = REPORTS / name
-        monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
-        spec = importlib.util.spec_from_file_location(f"printing_{path.parent.name}_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: load_script(REPORTS / name, monkeypatch)
 
 
 @pytest.fixture

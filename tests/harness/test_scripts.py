@@ -1,16 +1,13 @@
 """The scripts of the reports: each is imported without a GPU, and says what it shows, how it is called and what it takes."""
 
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from reported import REPORTS, load_script
 
-from budgetft.profiles import profiles_folder
-
-REPORTS = profiles_folder().parent / "reports"
 SCRIPTS = sorted(path for path in REPORTS.rglob("*.py") if "__main__" in path.read_text() and path.parent.name != "harness")
 NEEDS = {"rivals_child.py", "versions.py", "shots.py"}
 """Not started by hand, or with a command line of its own."""
@@ -25,18 +22,8 @@ def name_of(path: Path) -> str:
 def as_started(monkeypatch):
     """What ``python reports/FOLDER/SCRIPT.py`` finds, and nothing left behind: some scripts of two folders have one name."""
 
-    def load(path: Path):
-        monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
-        spec = importlib.util.spec_from_file_location(f"reports_{path.parent.name}_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        return module
-
     before = set(sys.modules)
-    yield load
+    yield lambda path: load_script(path, monkeypatch)
     for name in set(sys.modules) - before:
         if str(REPORTS) in str(getattr(sys.modules[name], "__file__", "")) and not name.startswith("harness"):
             del sys.modules[name]

@@ -1,5 +1,6 @@
 """The ledger: what is the same probe, what is paid for again, and that nothing gets lost."""
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from patience import HANG_SECONDS
 
 from budgetft.errors import BudgetftError, UsageError
+from budgetft.measure.job import Job
 from budgetft.measure.ledger import Ledger
 from budgetft.outcome import Outcome, Stack
 from budgetft.workload import Shape, Workload
@@ -200,3 +202,10 @@ def test_what_sqlite_refuses_is_said_in_our_words_with_the_file(ledger, make_job
     holder.rollback()
     ledger.append(make_job(), outcome_of(make_knobs(1)))
     assert len(ledger) == 1
+
+
+def test_a_job_of_several_gpus_is_read_by_the_name_that_its_number_had(make_job):
+    job = make_job().replace(gpus=4)
+    before = {("cards" if name == "gpus" else name): value for name, value in json.loads(job.model_dump_json()).items()}
+    assert before["cards"] == 4
+    assert Job.read(before, source="a ledger of before") == job
