@@ -1,70 +1,99 @@
-"""Values that a step reads back from the device, given to it beforehand: fake tensors do not know them."""
+"""Fake tensors whose values the host knows: a traced step may read them back, count them and branch on them.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+A transformers model reads back what it was given: grids of images, placeholders in the text, masks. Fake tensors have no
+values, so the read would end the trace. Here the values of given tensors, and of whatever is made of them alone, are computed
+beside the fakes. The operation that the GPU would run is still the one that is traced. Only public parts of torch.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
-from budgetft.step.inputs import Inputs
-from budgetft.step.step import Step
-from budgetft.step.tower import CachedTower
-
-
-@contextmanager
-def static_deepstack(step: Step, inputs: Inputs) -> Iterator[None]:
-    """Qwen3-VL adds vision features by a boolean mask, whose count a fake tensor does not know; here it is given.
-
-    The same operations on the same sizes; a mask's positions live only inside the operator, so they are not counted.
-    """
-    text = step.base.model.language_model
-    if not hasattr(text, "_deepstack_process"):
-        yield
-        return
-    merge = step.base.model.visual.spatial_merge_size**2
-    visual_tokens = int(inputs.grid.prod(axis=1).sum()) // merge
-
-    positions = torch.empty(visual_tokens, 2, dtype=torch.int64).unbind(1)
-
-    def add_features(hidden_states: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states.clone()
-        local = hidden_states[positions] + features.to(hidden_states.dtype)
-        if local.requires_grad:
-            local.register_hook(lambda grad, kept=mask: None)  # backward keeps the mask; here it hangs on the hook
-        hidden_states[positions] = local
-        return hidden_states
-
-    text._deepstack_process = add_features
-    try:
-        yield
-    finally:
-        del text._deepstack_process
+_BY_VALUE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
-def with_indices(inputs: Inputs, base_model: Any) -> Inputs:
-    """``inputs`` with the indices that stock vision computes from the grid on the device: fake tensors could not."""
-    if inputs.vision or inputs.pixel_values_PC is None or isinstance(base_model.model.visual, CachedTower):
-        return inputs
-    from transformers import vision_utils
+class KnownValues(TorchDispatchMode):
+    """Inside ``mode`` and under a meter: values of given tensors, and of what is made of them alone, are kept beside them."""
 
-    config = base_model.model.visual.config
-    grid = torch.from_numpy(inputs.grid)
-    given: dict[str, Any] = {
-        "image_position_ids": vision_utils.get_vision_position_ids(grid, config.spatial_merge_size),
-        "image_cu_seqlens": vision_utils.get_vision_cu_seqlens(grid).numpy(),
-    }
-    if getattr(config, "window_size", None):
-        index, bounds = vision_utils.get_vision_window_index(
-            grid, config.spatial_merge_size, config.window_size, config.patch_size
-        )
-        given |= {"image_window_index": index, "image_cu_window_seqlens": bounds.numpy()}
-    if getattr(config, "num_position_embeddings", None):
-        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
-            grid,
-            int(config.num_position_embeddings**0.5),
-            align_corners=True,
-            spatial_merge_size=config.spatial_merge_size,
-        )
-        given |= {"image_interp_indices": indices, "image_interp_weights": weights}
-    return replace(inputs, vision=given)
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+        self.values = WeakIdKeyDictionary()
+
+    def fake(self, real: torch.Tensor) -> torch.Tensor:
+        """A fake of ``real`` whose values are known."""
+        made = self.mode.from_tensor(real)
+        self.values[made] = real
+        return made
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors_in(args))
+        tensors += _tensors_in(tuple(kwargs.values()))
+        known = all(map(self._is_known, tensors)) and (tensors or _makes_integers(args, kwargs))
+        if known and torch.Tag.nondeterministic_seeded not in func.tags:
+            return self._computed(func, args, kwargs)
+        if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+            args = (args[0], self._positions(args[1]), *args[2:])
+        out = func(*args, **kwargs)
+        if func._schema.is_mutable:  # what was written holds something else now
+            for leaf in tree_leaves(out):
+                self.values.pop(leaf, None)
+        return out
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return tensor in self.values or not isinstance(tensor, FakeTensor)
+
+    def _value(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.values.get(tensor, tensor)
+
+    def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``func`` gives: numbers as they are, tensors as fakes with their values."""
+        with unset_fake_temporarily():
+            real_args, real_kwargs = tree_map_only(torch.Tensor, self._value, (args, kwargs))
+            real = func(*real_args, **real_kwargs)
+        leaves = tree_leaves(real)
+        if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            return real
+        by_value = any(tag in func.tags for tag in _BY_VALUE) or func.overloadpacket is torch.ops.aten.index
+        out = tree_map_only(torch.Tensor, self.mode.from_tensor, real) if by_value else func(*args, **kwargs)
+        for made, value in zip(tree_leaves(out), leaves, strict=True):
+            if isinstance(made, torch.Tensor):
+                self.values[made] = value
+        return out
+
+    def _positions(self, indices: Any) -> list[Any]:
+        """Known masks as the positions that they select."""
+        found: list[Any] = []
+        for index in indices:
+            if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) and self._is_known(index):
+                with unset_fake_temporarily():
+                    places = self._value(index).nonzero().unbind(1)
+                found += [self.fake(place) for place in places]
+            else:
+                found.append(index)
+        return found
+
+
+def _tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """Of arguments as operators take them: tensors, and lists of some."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
+
+
+def _makes_integers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call without tensors makes one of whole numbers: of 64 bits by default where its arguments are."""
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        return bool(args) and all(isinstance(arg, int) for arg in args)
+    return not dtype.is_floating_point

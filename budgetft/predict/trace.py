@@ -5,7 +5,7 @@ The trace is cut into segments at phase and decoder-layer boundaries. A segment'
 """
 
 import gc
-import os
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from budgetft.gpu import Gpu
 from budgetft.knobs import Attention, Knobs
 from budgetft.meter.live import TO_HOST, LiveBytes, granules
 from budgetft.model import Model
-from budgetft.predict.known import static_deepstack, with_indices
+from budgetft.predict.known import KnownValues
 from budgetft.predict.segments import Label, Segment, Trace
 from budgetft.step.attention import FUSED_KERNEL, implementation
 from budgetft.step.build import DTYPES, build_model, trainable
@@ -82,7 +82,7 @@ class _Recorder:
             return
         segment.kernels += 1
         segment.python_kernels += segment.label[0] != "backward"
-        moved = _nbytes(args) + _nbytes(out)
+        moved = _nbytes(args) + _nbytes(out) + _more_of_positions(func, args, out)
         formula = flop_registry.get(func.overloadpacket)
         if formula is None and "attention" not in func.overloadpacket.__name__:
             segment.moved_bytes += moved
@@ -131,13 +131,12 @@ def trace_step(
     peft_model = build_to_trace(model, contract, knobs, layers) if built is None else built
     base = peft_model.get_base_model()
     batch = synthetic_batch(shapes, model, seed=0, vision=knobs.vision)
-    inputs = with_indices(prepare(batch, base, vision=knobs.vision, vision_group=knobs.vision_group), base)
-    previous = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
-    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it compares a count of placeholders that a fake tensor does not know
+    inputs = prepare(batch, base, vision=knobs.vision, vision_group=knobs.vision_group)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             _to_fake(peft_model)
-            return _run(peft_model, contract, knobs, inputs.map(mode.from_tensor), gpu, evaluating)
+            with KnownValues(mode) as known:
+                return _run(peft_model, contract, knobs, inputs.map(known.fake), gpu, evaluating)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -145,11 +144,6 @@ def trace_step(
             f"{model.name} cannot be traced without a GPU: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint="probe it on a GPU instead: --trials always",
         ) from error
-    finally:
-        if previous is None:
-            os.environ.pop("TRANSFORMERS_DISABLE_TORCH_CHECK", None)
-        else:
-            os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = previous
 
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None, evaluating: bool) -> Trace:
@@ -168,7 +162,7 @@ def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu:
     step.on_phase = lambda phase: recorder.enter((phase, -1))
     gc.disable()  # reference cycles in stock code are freed whenever Python likes; a peak must not depend on when
     try:
-        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), static_deepstack(step, inputs), meter:
+        with _layer_marks(step, recorder), _kernels_of(gpu, knobs, step), meter:
             if evaluating:
                 step.evaluate(inputs)
             else:
@@ -306,6 +300,19 @@ def _nbytes(values: Any) -> int:
     if isinstance(values, tuple | list):
         return sum(_nbytes(value) for value in values)
     return 0
+
+
+def _more_of_positions(func: Any, args: tuple[Any, ...], out: torch.Tensor) -> int:
+    """Bytes beyond those of masks among indices: a kernel reads the positions that they select, 8 bytes a dimension."""
+    if func.overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+        return 0
+    taken = out if func.overloadpacket is torch.ops.aten.index else args[2]
+    more = 0
+    for mask in args[1]:
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+            selected = taken.numel() // max(1, math.prod(args[0].shape[mask.dim() :]))
+            more += 8 * mask.dim() * selected - _nbytes(mask)
+    return more
 
 
 @cache

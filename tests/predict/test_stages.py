@@ -17,7 +17,6 @@ from budgetft.meter.live import LiveBytes
 from budgetft.model import Model, load_model
 from budgetft.outcome import Estimate
 from budgetft.predict.estimator import Estimator
-from budgetft.predict.known import with_indices
 from budgetft.predict.stages import MERGED_BYTES, evaluation_bytes, merge_host_bytes, stage_peaks
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
@@ -50,7 +49,7 @@ def metered_evaluation(job: Job, knobs: Knobs) -> int:
     model = build_model(job.model, job.contract, base_precision=knobs.base_precision, device=device, vision=knobs.vision)
     step = Step(model, job.contract, knobs, device=device)
     batch = synthetic_batch(job.worst_micro_batch(knobs), job.model, seed=0, vision=knobs.vision)
-    inputs = with_indices(step.prepare(batch), step.base)
+    inputs = step.prepare(batch)
     step.micro(inputs, total_supervised=100)
     step.update()
     meter = LiveBytes()

@@ -10,7 +10,6 @@ from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
 from budgetft.meter.live import LiveBytes
 from budgetft.model import Model, load_model
-from budgetft.predict.known import with_indices
 from budgetft.predict.trace import trace_step
 from budgetft.step.build import build_model
 from budgetft.step.step import Step
@@ -62,8 +61,7 @@ def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape], contract: Cont
         model, contract, base_precision=knobs.base_precision, device=torch.device("cpu"), vision=knobs.vision
     )
     step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
-    # Both get the indices that stock vision would compute on the device, a few KiB that a trace cannot compute.
-    inputs = with_indices(step.prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision)), step.base)
+    inputs = step.prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision))
     step.micro(inputs, total_supervised=100)
     step.update()
     if knobs.grad_accum > 1:
