@@ -3,10 +3,12 @@
 Shape letters: b examples in the batch, s tokens of the longest, t tokens of one example, n images and videos, p vision patches
 (all images and videos one after another), d numbers in a patch = 3 * temporal_patch_size * patch_size ** 2, v visual tokens,
 f numbers in a visual token's features.
+
+The Qwen-VL families take packed patches and grids; every other takes ``images``, as its processor makes them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
@@ -52,6 +54,8 @@ class Encoded:
     """(v, f): what the vision tower made of the images, when that is known."""
     second_per_grid_ts: "torch.Tensor | None" = None
     """(n,) float32: seconds from a slice of a video to the next, 0 for an image; None when there is no video."""
+    images: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """Instead of patches and grids, in other families: their inputs that describe images, by transformers' names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,15 +81,18 @@ class Batch:
     """(v, f), all images in order."""
     second_per_grid_ts: "torch.Tensor | None" = None
     """(n,) float32, 0 for images; None when there is no video."""
+    images: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """Instead of patches and grids, in other families: their inputs that describe images, by transformers' names."""
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``."""
         moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if field.name != "ids" and (value := getattr(self, field.name)) is not None
+            each.name: value.to(device, non_blocking=non_blocking)
+            for each in fields(self)
+            if each.name not in ("ids", "images") and (value := getattr(self, each.name)) is not None
         }
-        return replace(self, **moved)
+        images = {name: value.to(device, non_blocking=non_blocking) for name, value in self.images.items()}
+        return replace(self, **moved, images=images)
 
 
 def encode(

@@ -6,6 +6,7 @@ from budgetft.knobs import Precision
 from budgetft.measure.job import Job
 from budgetft.plan import config_fingerprint
 from budgetft.step.build import build_model
+from budgetft.step.family import family_of
 from budgetft.step.shared import gathers_of_pass, held_bytes, layer_size
 
 _layer_bytes: dict[tuple[str, Precision], int] = {}
@@ -31,5 +32,5 @@ def layer_bytes(job: Job, precision: Precision) -> int:
     if key not in _layer_bytes:
         device = torch.device("meta")
         built = build_model(job.model, job.contract, base_precision=precision, device=device, layers=1, vision="cached")
-        _layer_bytes[key] = layer_size(built.get_base_model().model.language_model.layers[0])
+        _layer_bytes[key] = layer_size(family_of(job.model.family).layers(built.get_base_model())[0])
     return _layer_bytes[key]

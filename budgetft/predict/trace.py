@@ -228,7 +228,7 @@ def _layer_marks(step: Step, recorder: _Recorder) -> Iterator[None]:
 
         return mark
 
-    layers = step.base.model.language_model.layers
+    layers = step.family.layers(step.base)
     hooks = [layer.register_forward_pre_hook(before(i)) for i, layer in enumerate(layers)]
     hooks += [layer.register_forward_hook(after(i)) for i, layer in enumerate(layers)]
     try:
@@ -250,11 +250,13 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
         return
     fused: Attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     token = FUSED_KERNEL.set(fused)
-    text, tower = step.base.model.language_model.config, step.base.model.visual.config
-    before = text._attn_implementation, tower._attn_implementation
-    if knobs.attention == "stock":
+    text, tower = step.family.decoder(step.base).config, step.family.tower(step.base)
+    configs = [text] if tower is None else [text, tower.config]
+    before = [config._attn_implementation for config in configs]
+    if knobs.attention == "stock" and before[0] == "sdpa":
         text._attn_implementation = implementation("flash" if gpu.flash_attention else "math")
-        tower._attn_implementation = implementation(fused)
+    if tower is not None and before[1] == "sdpa":
+        tower.config._attn_implementation = implementation(fused)
     dropouts = [module for module in step.base.modules() if isinstance(module, nn.Dropout)]
     for module in dropouts:
         module.forward = partial(_fused_dropout, module)
@@ -264,7 +266,8 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
         for module in dropouts:
             module.__dict__.pop("forward", None)
         FUSED_KERNEL.reset(token)
-        text._attn_implementation, tower._attn_implementation = before
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
 
 
 def _fused_dropout(module: nn.Dropout, input: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from budgetft.contract import Contract
+from budgetft.contract import LANGUAGE_LINEARS, Contract
 from budgetft.errors import UsageError
+from budgetft.families import PACKED
 from budgetft.knobs import Precision, Vision
 from budgetft.model import Model
+from budgetft.step.family import family_of
 from budgetft.step.pretrained import load_pretrained
 from budgetft.step.quantise import quantise_layers
 from budgetft.step.shared import SharedLayers
-from budgetft.step.tower import remove_tower, towerless_class, without_blocks
+from budgetft.step.tower import towerless_class, without_blocks
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.float16}
 """What a base precision computes in."""
@@ -57,7 +59,7 @@ def build_model(
         use_rslora=contract.use_rslora,
         use_dora=contract.use_dora,
         init_lora_weights=True if contract.init_lora == "default" else contract.init_lora,
-        target_modules=target_pattern(contract),
+        target_modules=targets_of(base, contract),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
@@ -66,7 +68,7 @@ def build_model(
     for parameter in trainable(peft_model):
         parameter.data = parameter.data.float()
     if base_precision == "nf4" or shared is not None:
-        for layer in base.model.language_model.layers:
+        for layer in family_of(model.family).layers(base):
             if base_precision == "nf4":
                 quantise_layers(layer, device)
             if shared is not None:
@@ -108,9 +110,12 @@ def _on_the_host(
     return _random(config, dtype, host, tower=tower)
 
 
-def target_pattern(contract: Contract) -> str:
-    """The language model's linears only: the vision tower's MLP has linears of the same names."""
-    return rf".*language_model.*\.({'|'.join(contract.targets)})"
+def targets_of(base: Any, contract: Contract) -> str | list[str]:
+    """The language model's linears only: a tower's MLP has linears of the same names."""
+    if base.config.model_type in PACKED:
+        return rf".*language_model.*\.({'|'.join(contract.targets)})"
+    wanted = None if contract.targets == LANGUAGE_LINEARS else contract.targets
+    return family_of(base.config.model_type).adapted(base, wanted)
 
 
 def trainable(peft_model: Any) -> list[torch.nn.Parameter]:
@@ -139,25 +144,48 @@ def model_config(model: Model, layers: int | None = None) -> Any:
 
 
 def _random(config: Any, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
-    from transformers import AutoModelForImageTextToText
-
+    kind = model_class(config)
+    if tower or config.model_type not in PACKED:
+        with torch.device(device):
+            base = kind.from_config(config, dtype=dtype)
+        if not tower:
+            family_of(config.model_type).remove_tower(base)
+        return base
     vision_config = config.vision_config
-    if not tower:
-        config.vision_config = without_blocks(vision_config)
+    config.vision_config = without_blocks(vision_config)
     with torch.device(device):
-        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    if not tower:
-        base.config.vision_config = vision_config
-        remove_tower(base)
+        base = kind.from_config(config, dtype=dtype)
+    base.config.vision_config = vision_config
+    family_of(config.model_type).remove_tower(base)
     return base
 
 
+def model_class(config: Any) -> Any:
+    """The auto class of transformers that makes a model of ``config`` with a head: of images and text, or of text alone.
+
+    Raises ``UsageError`` for a type that has neither.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    for name, mapping in (
+        ("AutoModelForImageTextToText", modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    ):
+        if config.model_type in mapping:
+            return getattr(transformers, name)
+    raise UsageError(f"transformers has no model of images and text, or of text, of type {config.model_type!r}")
+
+
 def _pretrained(weights: str, dtype: torch.dtype, device: torch.device, *, tower: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     def loader() -> Any:
-        if tower:
-            return AutoModelForImageTextToText
-        return towerless_class(AutoConfig.from_pretrained(weights, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(weights, trust_remote_code=False)
+        return towerless_class(config) if not tower and config.model_type in PACKED else model_class(config)
 
-    return load_pretrained(loader, weights, dtype=dtype, device=device)
+    base = load_pretrained(loader, weights, dtype=dtype, device=device)
+    family = family_of(base.config.model_type)
+    if not tower and not family.is_towerless(base):
+        family.remove_tower(base)
+    return base

@@ -97,7 +97,7 @@ def prepare_for_generation(step: Step) -> None:
     base.generation_config = GenerationConfig()
     if step.knobs.attention not in ("stock", "eager"):
         name = _cached_attention(step.knobs.attention)
-        for config in (base.config, base.model.config, base.model.language_model.config):
+        for config in (base.config, step.family.core(base).config, step.family.decoder(base).config):
             config._attn_implementation = name
     if step.knobs.vision == "frozen":
         _group_on_the_fly(base.model.visual)
@@ -107,7 +107,7 @@ def prepare_for_generation(step: Step) -> None:
 def generating(step: Step) -> Iterator[None]:
     """Inside, the model of ``step`` is as :func:`prepare_for_generation` makes it; after it, it trains as before."""
     base, visual = step.base, step.base.model.visual
-    configs = (base.config, base.model.config, base.model.language_model.config)
+    configs = (base.config, step.family.core(base).config, step.family.decoder(base).config)
     attention = [config._attn_implementation for config in configs]
     generation, tower = base.generation_config, visual.__dict__.get("forward")
     try:

@@ -1,22 +1,20 @@
 """What the step reads: a batch with everything that can be computed on the host already computed.
 
-Positions, window orders and target indices cost nothing there, and would force the device to wait in the middle of a step;
-fake tensors could not compute them at all.
+Positions, window orders and target indices cost nothing there, and would force the device to wait in the middle of a step.
 
-Shapes: B examples, S tokens, N supervised tokens, P patches, C values of a patch.
+Shapes: B examples, S tokens, N supervised tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from budgetft.data.collate import Batch
 from budgetft.knobs import VISION_GROUP, Vision
-from budgetft.step.positions import rope_positions
-from budgetft.step.vision import VisionGroup, group_images
+from budgetft.step.family import family_of
+from budgetft.step.vision import VisionGroup
 
 IGNORED = -100
 
@@ -26,19 +24,15 @@ class Inputs:
     """One micro-batch for :class:`budgetft.step.step.Step`."""
 
     input_ids_BS: torch.Tensor
-    position_ids_3BS: torch.Tensor
     attention_mask_BS: torch.Tensor | None
     """None when no example is padded."""
     labels_BS: torch.Tensor
     target_index_N: torch.Tensor
     """Flat positions (in B * S) whose hidden state predicts a supervised token."""
     targets_N: torch.Tensor
-    pixel_values_PC: torch.Tensor | None
-    """What the tower is given; with cached vision, what it made of the images: (visual tokens, features)."""
-    grid: np.ndarray
-    """(images and videos, 3): temporal slices, patch rows, patch columns."""
-    vision: dict[str, Any]
-    """Keyword arguments for the tower: groups when it is frozen, nothing (or precomputed indices, in a trace) when stock."""
+    others: dict[str, Any]
+    """Keyword arguments of the model beside these: positions, images by transformers' names, and groups of those that a frozen
+    tower takes together. Arrays stay on the host."""
     sample_weights_N: torch.Tensor | None = None
     """(N,) float32, of each supervised token's example in the loss; None when all are 1."""
 
@@ -50,7 +44,7 @@ class Inputs:
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Inputs":
         """A copy with ``move`` applied to every tensor."""
         changes = {name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **changes, vision={name: _map(value, move) for name, value in self.vision.items()})
+        return replace(self, **changes, others={name: _map(value, move) for name, value in self.others.items()})
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor."""
@@ -88,14 +82,10 @@ def visual_grids(grid_I3: torch.Tensor, seconds_I: torch.Tensor | None) -> dict[
 def prepare(batch: Batch, base_model: Any, *, vision: Vision, vision_group: int = VISION_GROUP) -> Inputs:
     """Host-side :class:`Inputs` of ``batch`` for a transformers vision-language model.
 
-    Where positions are known, a slice of a video is to the model what an image is: the tower attends within a slice, and a
-    feature goes to the next placeholder. So videos get the placeholders of images, and take their way through the model.
+    Where positions are known, a slice of a video is to the Qwen-VL families what an image is: the tower attends within a slice,
+    and a feature goes to the next placeholder. So videos get the placeholders of images, and take their way through the model.
     """
-    core = base_model.model
-    grid = batch.image_grid_thw.numpy().astype(np.int64)
-    position_ids_3BS = rope_positions(
-        batch.mm_token_type_ids, batch.image_grid_thw, batch.second_per_grid_ts, batch.attention_mask, base_model.config
-    )
+    family = family_of(base_model.config.model_type)
     input_ids_BS = batch.input_ids
     if batch.second_per_grid_ts is not None:
         input_ids_BS = input_ids_BS.masked_fill(batch.mm_token_type_ids == 2, base_model.config.image_token_id)
@@ -104,22 +94,12 @@ def prepare(batch: Batch, base_model: Any, *, vision: Vision, vision_group: int 
     length = batch.labels.shape[1]
     example_N = kept // (length - 1)
     index_N = example_N * length + kept % (length - 1)
-    images, groups = batch.pixel_values, {}
-    if vision == "frozen" and len(grid):
-        groups = {"image_groups": group_images(grid, core.visual.config, patches_at_once=vision_group)}
-    if vision == "cached":
-        if batch.features is None:
-            raise ValueError("vision 'cached' needs a batch with features")
-        images = batch.features.to(core.visual.dtype)
     return Inputs(
         input_ids_BS=input_ids_BS,
-        position_ids_3BS=position_ids_3BS,
         attention_mask_BS=batch.attention_mask,
         labels_BS=batch.labels,
         target_index_N=index_N,
         targets_N=flat[kept],
-        pixel_values_PC=images if len(grid) else None,
-        grid=grid,
-        vision=groups,
+        others=family.prepare(batch, base_model, vision=vision, vision_group=vision_group),
         sample_weights_N=None if batch.weights is None else batch.weights[example_N],
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +18,8 @@ from budgetft.data.collate import Batch
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import Model
 from budgetft.precision import LIMIT, Block, Precision, Stream
-from budgetft.step.build import model_config
+from budgetft.step.build import model_class, model_config
+from budgetft.step.family import Family, family_of
 from budgetft.step.fp32_blocks import watching
 from budgetft.step.inputs import prepare
 
@@ -40,33 +42,29 @@ def find_overflows(
     ``BudgetftError`` when they make numbers that are not finite even in fp32.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForImageTextToText
 
+    family, config = family_of(model.family), model_config(model)
     with init_empty_weights(include_buffers=False):
-        base: Any = AutoModelForImageTextToText.from_config(model_config(model), dtype=torch.float32)
+        base: Any = model_class(config).from_config(config, dtype=torch.float32)
     base.requires_grad_(False).eval()
     for module in base.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
     inputs = prepare(batch, base, vision="stock")
     stream: dict[str, torch.Tensor] = {}
-    layers = base.model.language_model.layers
+    layers = family.layers(base)
     hooks = [
         layer.register_forward_hook(lambda *_, number=i: on_layer(number + 1, len(layers))) for i, layer in enumerate(layers)
     ]
-    hooks += _stream_hooks(base, stream)
+    hooks += _stream_hooks(base, family, stream)
     try:
         with torch.no_grad(), _one_at_a_time(base, folder, device), watching(base, repair=False) as found:
             moved = inputs.to(device)
-            images = moved.pixel_values_PC
-            base.model(
-                input_ids=moved.input_ids_BS,
-                position_ids=moved.position_ids_3BS,
-                attention_mask=moved.attention_mask_BS,
-                pixel_values=images,
-                image_grid_thw=None if images is None else torch.from_numpy(inputs.grid).to(device),
-                use_cache=False,
-            )
+            others = {
+                name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+                for name, value in moved.others.items()
+            }
+            family.core(base)(input_ids=moved.input_ids_BS, attention_mask=moved.attention_mask_BS, use_cache=False, **others)
     finally:
         for hook in hooks:
             hook.remove()
@@ -82,7 +80,7 @@ def find_overflows(
     )
 
 
-def _stream_hooks(base: Any, largest: dict[str, torch.Tensor]) -> list[Any]:
+def _stream_hooks(base: Any, family: Family, largest: dict[str, torch.Tensor]) -> list[Any]:
     """Keep the largest magnitude that each layer of either tower hands on."""
 
     def keep(name: str) -> Callable[..., None]:
@@ -93,7 +91,7 @@ def _stream_hooks(base: Any, largest: dict[str, torch.Tensor]) -> list[Any]:
 
         return see
 
-    layers = {id(layer) for layer in (*base.model.visual.blocks, *base.model.language_model.layers)}
+    layers = {id(layer) for layer in (*family.vision_blocks(base), *family.layers(base))}
     return [module.register_forward_hook(keep(name)) for name, module in base.named_modules() if id(module) in layers]
 
 

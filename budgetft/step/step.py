@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -16,16 +17,16 @@ from budgetft.contract import Contract
 from budgetft.data.collate import Batch
 from budgetft.knobs import STOCK_TOWERS, Knobs
 from budgetft.outcome import Phase
-from budgetft.step import lora, pointwise, vision
+from budgetft.step import lora, pointwise
 from budgetft.step.attention import implementation
 from budgetft.step.build import DTYPES, trainable
+from budgetft.step.family import family_of
 from budgetft.step.fp32_blocks import set_fp32_blocks
 from budgetft.step.inputs import Inputs, prepare
 from budgetft.step.loss import chunked_loss, summed_loss, supervised_loss, weighted_full_loss
 from budgetft.step.offload import checkpoint_on_host
 from budgetft.step.optimizer import make_optimizer, make_states
 from budgetft.step.shared import SharedLayers
-from budgetft.step.tower import CachedTower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Step:
         self.optimizer = make_optimizer(self.parameters, contract, knobs.optimizer)
         scaled = DTYPES[knobs.base_precision] == torch.float16 and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.family = family_of(self.base.config.model_type)
         self.configure(knobs)
 
     @property
@@ -72,30 +74,35 @@ class Step:
         """Switch to ``knobs`` without rebuilding the model; not base precision, optimizer or cached vision."""
         self.knobs = knobs
         base = self.base
-        if (knobs.vision == "cached") != isinstance(base.model.visual, CachedTower):
+        if (knobs.vision == "cached") != self.family.is_towerless(base):
             raise ValueError(f"vision {knobs.vision!r}: build the model for it, with or without a tower")
-        transformers_own = {"stock": "sdpa", "eager": "eager"}
-        text_attention = transformers_own.get(knobs.attention) or implementation(knobs.attention)
-        vision_attention = implementation(knobs.attention) if knobs.vision == "frozen" else text_attention
-        base.config._attn_implementation = text_attention
-        base.model.config._attn_implementation = text_attention
-        base.model.language_model.config._attn_implementation = text_attention
-        base.model.visual.config._attn_implementation = vision_attention
-        vision.unfreeze(base.model.visual)
+        self._choose_attention(knobs)
+        self.family.unfreeze(base)
         if knobs.vision == "frozen":
-            vision.freeze(base.model.visual, self._enter)
+            self.family.freeze(base, self._enter)
         fp32_blocks = knobs.fp32_blocks, DTYPES[knobs.base_precision]
         set_fp32_blocks(base, *fp32_blocks)
         lora.make_stock(self.peft_model)
         if knobs.lora == "lean":
             lora.make_lean(self.peft_model)
-        pointwise.make_stock(base.model)
+        pointwise.make_stock(base)
         if knobs.pointwise == "fused":
-            pointwise.make_fused(base.model.language_model)
-            if knobs.vision == "frozen":
-                pointwise.make_fused(base.model.visual)
+            pointwise.make_fused(self.family.decoder(base))
+            if knobs.vision == "frozen" and (tower := self.family.tower(base)) is not None:
+                pointwise.make_fused(tower)
         set_fp32_blocks(base, *fp32_blocks)  # their forward stands in front of what was put there since
         self._checkpoint(knobs)
+
+    def _choose_attention(self, knobs: Knobs) -> None:
+        """Ours in the language model as ``knobs`` say, and in the frozen tower of a family that has groups of images."""
+        base, family = self.base, self.family
+        own = family.own_attention(base)
+        text = {"stock": own[0], "eager": "eager"}.get(knobs.attention) or implementation(knobs.attention)
+        of_tower = family.tower_attention(knobs, own[1])
+        for config in (base.config, family.core(base).config, family.decoder(base).config):
+            config._attn_implementation = text
+        if (tower := family.tower(base)) is not None:
+            tower.config._attn_implementation = of_tower
 
     def _checkpoint(self, knobs: Knobs) -> None:
         base = self.base
@@ -110,7 +117,7 @@ class Step:
         if checkpointing and knobs.vision in ("stock", "uncheckpointed"):
             # What a Trainer, and peft, do with a PEFT model; in transformers 5 it hooks the vision tower's input too.
             base.enable_input_require_grads()
-        for number, layer in enumerate(base.model.language_model.layers):
+        for number, layer in enumerate(self.family.layers(base)):
             layer._gradient_checkpointing_func = of_layers
             layer.gradient_checkpointing = number < knobs.checkpointed_layers
 
@@ -159,7 +166,7 @@ class Step:
                 else:
                     hidden_ND = self._hidden(inputs)
                     self._enter("loss")
-                    head_VD = self.base.lm_head.weight
+                    head_VD, _ = self.family.head(self.base)
                     answers = inputs.targets_N, inputs.sample_weights_N
                     if self.knobs.loss == "chunked":
                         chunk = self.knobs.loss_chunk
@@ -183,27 +190,29 @@ class Step:
             with self.one_pass(backward=False), self.autocast():
                 hidden_ND = self._hidden(inputs)
                 self._enter("loss")
-                head_VD, targets_N, weights_N = self.base.lm_head.weight, inputs.targets_N, inputs.sample_weights_N
+                (head_VD, _), targets_N, weights_N = self.family.head(self.base), inputs.targets_N, inputs.sample_weights_N
                 return summed_loss(hidden_ND, head_VD, targets_N, weights_N, chunk=self.knobs.loss_chunk)
         finally:
             self.peft_model.train()
 
     def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:
-        on_host = self.knobs.vision not in STOCK_TOWERS or inputs.vision
-        grid: Any = inputs.grid if on_host else torch.from_numpy(inputs.grid).to(self.device)
+        # Padding is on the right and attention causal: no real token sees it. Stock builds the mask all the same.
+        masked = self.knobs.attention in ("stock", "eager") or self.family.facts.padding_seen
         return {
             "input_ids": inputs.input_ids_BS,
-            "position_ids": inputs.position_ids_3BS,
-            # Padding is on the right and attention causal: no real token sees it. Stock builds the mask all the same.
-            "attention_mask": inputs.attention_mask_BS if self.knobs.attention in ("stock", "eager") else None,
-            "pixel_values": inputs.pixel_values_PC,
-            "image_grid_thw": None if inputs.pixel_values_PC is None else grid,
+            "attention_mask": inputs.attention_mask_BS if masked else None,
             "use_cache": False,
-            **inputs.vision,
+            **{name: self._as_read(value) for name, value in inputs.others.items()},
         }
 
+    def _as_read(self, value: Any) -> Any:
+        """Arrays are read on the host, but by transformers' own forward of the tower: it takes them from the device."""
+        if isinstance(value, np.ndarray) and self.knobs.vision in STOCK_TOWERS:
+            return torch.from_numpy(value).to(self.device)
+        return value
+
     def _stock_loss(self, inputs: Inputs, total_supervised: float) -> torch.Tensor:
-        head = self.base.lm_head.register_forward_pre_hook(lambda module, args: self._enter("loss"))
+        head = self.base.get_output_embeddings().register_forward_pre_hook(lambda module, args: self._enter("loss"))
         weights_N = inputs.sample_weights_N
         try:
             if weights_N is not None:
@@ -216,7 +225,7 @@ class Step:
 
     def _hidden(self, inputs: Inputs) -> torch.Tensor:
         """Hidden states (N, D) that predict a supervised token."""
-        hidden_BSD = self.base.model(**self._model_inputs(inputs)).last_hidden_state
+        hidden_BSD = self.family.core(self.base)(**self._model_inputs(inputs)).last_hidden_state
         return hidden_BSD.flatten(0, 1).index_select(0, inputs.target_index_N)
 
     def make_room(self) -> None:

@@ -39,13 +39,6 @@ class CachedTower(nn.Module):
         return BaseModelOutputWithDeepstackFeatures(pooler_output=pooled, deepstack_features=levels)  # pyright: ignore
 
 
-def remove_tower(base_model: Any) -> Any:
-    """Put a :class:`CachedTower` in the tower's place; returns the tower."""
-    tower = base_model.model.visual
-    base_model.model.visual = CachedTower(base_model.config.vision_config, base_model.dtype)
-    return tower
-
-
 def joined_features(output: Any) -> torch.Tensor:
     """(V, F): what :class:`CachedTower` takes, from the output of a tower."""
     return torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], dim=1)

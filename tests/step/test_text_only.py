@@ -18,7 +18,6 @@ from budgetft.model import load_model
 from budgetft.step.build import build_model, trainable
 from budgetft.step.features import cache_features, feature_key
 from budgetft.step.step import Step
-from budgetft.step.tower import remove_tower
 
 CPU = torch.device("cpu")
 FAMILIES = ("tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl")
@@ -173,9 +172,9 @@ def test_text_has_its_own_places_as_positions_whatever_it_is_batched_with(case):
     mixed = case.step.prepare(case.batch(("short", "two images", "long")))
     for inputs, row, name in ((texts, 0, "long"), (texts, 1, "short"), (mixed, 0, "short"), (mixed, 2, "long")):
         length = len(case.encoded([name])[0].input_ids)
-        assert inputs.position_ids_3BS[:, row, :length].tolist() == [list(range(length))] * 3
-    assert texts.pixel_values_PC is None
-    assert texts.grid.shape == (0, 3)
+        assert inputs.others["position_ids"][:, row, :length].tolist() == [list(range(length))] * 3
+    assert "pixel_values" not in texts.others
+    assert "image_grid_thw" not in texts.others
 
 
 @pytest.mark.parametrize("names", [("short",), ("long", "short"), ("short", "two images", "talk")], ids=str)
@@ -197,7 +196,8 @@ def test_with_cached_vision_text_trains_as_it_does_without(case, names, tmp_path
         )
         for name in names
     ]
-    tower = remove_tower(case.step.base)
+    tower = case.step.base.model.visual
+    case.step.family.remove_tower(case.step.base)
     try:
         ours, found = case.by_step(collate(encoded, case.processor.tokenizer.pad_token_id), vision="cached")
     finally:

@@ -15,7 +15,7 @@ from budgetft.knobs import Knobs
 from budgetft.step import vision
 from budgetft.step.build import build_model, model_config, trainable
 from budgetft.step.step import Step
-from budgetft.step.tower import CachedTower, joined_features, load_tower, remove_tower, tower_fingerprint
+from budgetft.step.tower import CachedTower, joined_features, load_tower, tower_fingerprint
 from budgetft.workload import Shape
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def features_of(step: Step, batch) -> torch.Tensor:
     visual = step.base.model.visual
     dtype = torch.bfloat16
     with torch.autocast("cpu", dtype=dtype, enabled=visual.dtype == dtype):
-        output = visual(inputs.pixel_values_PC.type(visual.dtype), groups=inputs.vision["image_groups"])
+        output = visual(inputs.others["pixel_values"].type(visual.dtype), groups=inputs.others["image_groups"])
     return joined_features(output)
 
 
@@ -65,7 +65,7 @@ def test_a_step_on_cached_features_is_bit_for_bit_the_step_with_the_frozen_tower
     features = features_of(step, batch)
     assert features.shape == (48 + 48 + 25, model.feature_width)
     assert features.dtype == step.base.dtype
-    remove_tower(step.base)
+    step.family.remove_tower(step.base)
     step.configure(knobs.replace(vision="cached"))
     cached = replace(batch, pixel_values=batch.pixel_values[:0], features=features)
     found_loss, found = loss_and_gradient(step, cached)
@@ -189,7 +189,9 @@ def test_how_images_are_grouped_moves_a_feature_by_rounding_at_most():
         inputs = step.prepare(batch)
         alone = [
             joined_features(visual(patches, groups=vision.group_images(grid[None], visual.config)))
-            for patches, grid in zip(inputs.pixel_values_PC.double().chunk(4), np.asarray(inputs.grid), strict=True)
+            for patches, grid in zip(
+                inputs.others["pixel_values"].double().chunk(4), np.asarray(inputs.others["image_grid_thw"]), strict=True
+            )
         ]
         bound = noise(lambda: features_of(step, batch), together)
     assert distance(torch.cat(alone), together) < bound

@@ -21,7 +21,6 @@ from budgetft.step.build import build_model, trainable
 from budgetft.step.features import cache_features, feature_key
 from budgetft.step.inputs import prepare
 from budgetft.step.step import Step
-from budgetft.step.tower import remove_tower
 
 CPU = torch.device("cpu")
 FAMILIES = ("tiny-qwen2-vl", "tiny-qwen2.5-vl", "tiny-qwen3-vl")
@@ -146,12 +145,12 @@ def test_the_batch_and_its_positions_are_those_of_the_processor_and_the_model(ca
     assert torch.equal(batch.input_ids, reference["input_ids"])
     assert torch.equal(batch.mm_token_type_ids, reference["mm_token_type_ids"])
     ours = prepare(batch, case.step.base, vision="frozen")
-    assert torch.equal(ours.position_ids_3BS, case.positions(frames))
+    assert torch.equal(ours.others["position_ids"], case.positions(frames))
     keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
     theirs, _ = case.step.base.model.get_rope_index(**{key: reference[key] for key in keys if key in reference})
     if case.model.family != "qwen2_5_vl" or min(frames) < 0:  # what comes before a video's end
         first = 0 if case.model.family != "qwen2_5_vl" else min(range(len(frames)), key=frames.__getitem__)
-        assert torch.equal(ours.position_ids_3BS[:, first], theirs[:, first])
+        assert torch.equal(ours.others["position_ids"][:, first], theirs[:, first])
 
 
 @pytest.mark.parametrize("frames", BATCHES.values(), ids=BATCHES)
@@ -168,7 +167,7 @@ def test_the_rate_of_a_video_matters_where_the_family_reads_it(case):
     slow = case.batch((4,))
     faster = encode(case.example(4).replace(video_fps=6.0), case.processor, case.model, case.contract)
     fast = collate([faster], 0)
-    positions = [prepare(batch, case.step.base, vision="frozen").position_ids_3BS for batch in (slow, fast)]
+    positions = [prepare(batch, case.step.base, vision="frozen").others["position_ids"] for batch in (slow, fast)]
     same = slow.input_ids.shape == fast.input_ids.shape and torch.equal(slow.input_ids, fast.input_ids)
     assert same is not case.model.slices_apart  # it is written in the text
     assert torch.equal(*positions) is (case.model.family != "qwen2_5_vl")  # it is in the positions
@@ -188,7 +187,8 @@ def test_cached_features_train_as_those_of_the_step(case, tmp_path):
         encode(one, case.processor, case.model, case.contract, features_of=lambda block: cache.read(digests[block]))
         for one in examples
     ]
-    tower = remove_tower(case.step.base)
+    tower = case.step.base.model.visual
+    case.step.family.remove_tower(case.step.base)
     try:
         case.step.configure(case.stock.replace(vision="cached"))
         with doubled():

@@ -1,0 +1,59 @@
+"""What budgetft knows of a type of model in transformers: which of its ways to train are exact there. Loads no torch.
+
+A *verified* type is one of the conformance test (tests/step/test_families.py), which holds each lever that is offered to it
+against the model as transformers runs it. Any other type of image-text-to-text model starts with the levers that cannot go
+wrong, and says so.
+"""
+
+from typing import Literal
+
+from budgetft.value import Value
+
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""The families whose images are packed patches, with groups and windows of equal length in one call, and whose data and
+vocabulary come with the package."""
+
+
+class FamilyFacts(Value):
+    """How a type of model is trained exactly."""
+
+    verified: bool = False
+    kernels: bool = False
+    """Whether attention goes through our kernels in the language model; else as transformers picks it."""
+    cached: bool = False
+    """Whether features of its images can be computed once and read from disk."""
+    token_types: Literal["mm_token_type_ids", "token_type_ids"] | None = None
+    """Under which name the model takes which tokens are placeholders of images."""
+    answers_marked: bool = False
+    """Whether ``token_types`` marks what is learned instead: a prefix that all of its tokens see, then a causal suffix."""
+    padding_seen: bool = False
+    """Whether padding on the right changes what real tokens see, so that a mask is always given."""
+    stack_on: int = 0
+    """The dimension on which the images of several examples are joined."""
+    one_tensor: bool = False
+    """Whether its features are one tensor, not one for each image."""
+    fp16: str | None = None
+    """Why it cannot be trained in fp16; None when it can."""
+
+
+_NO_FP16_STREAM = "its hidden states exceed what fp16 holds"
+_NO_FP16_DELTA = "its linear attention gives gradients that are not finite in fp16"
+_ANY = FamilyFacts()
+_PLAIN = FamilyFacts(verified=True, kernels=True, cached=True)
+_TYPED = _PLAIN.replace(token_types="mm_token_type_ids")
+
+FACTS: dict[str, FamilyFacts] = {
+    "qwen2_vl": _TYPED,
+    "qwen2_5_vl": _TYPED,
+    "qwen3_vl": _TYPED,
+}
+
+
+def facts_of(model_type: str) -> FamilyFacts:
+    """Of a type; those of a type that is not verified leave out every lever that could go wrong."""
+    return FACTS.get(model_type, _ANY)
+
+
+def verified_types() -> tuple[str, ...]:
+    """Those that the conformance test holds exact, in the order of their names."""
+    return tuple(sorted(name for name, facts in FACTS.items() if facts.verified))
