@@ -41,11 +41,21 @@ _NO_FP16_DELTA = "its linear attention gives gradients that are not finite in fp
 _ANY = FamilyFacts()
 _PLAIN = FamilyFacts(verified=True, kernels=True, cached=True)
 _TYPED = _PLAIN.replace(token_types="mm_token_type_ids")
+_ONE = _PLAIN.replace(one_tensor=True)
 
 FACTS: dict[str, FamilyFacts] = {
-    "qwen2_vl": _TYPED,
-    "qwen2_5_vl": _TYPED,
-    "qwen3_vl": _TYPED,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "paddleocr_vl"), _TYPED),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "smolvlm", "idefics3", "mistral3", "lfm2_vl"), _PLAIN),
+    **dict.fromkeys(("internvl", "aya_vision", "got_ocr2", "deepseek_vl"), _ONE),
+    "ovis2": _PLAIN.replace(cached=False),  # rows of the marks around an image are looked up in its tower
+    "mllama": _PLAIN.replace(cached=False),  # layers of its own read the images
+    "minicpmv4_6": _PLAIN.replace(stack_on=-1, cached=False, fp16=_NO_FP16_DELTA),
+    "qwen3_5": _TYPED.replace(fp16=_NO_FP16_DELTA),
+    "gemma3": _ONE.replace(token_types="token_type_ids", fp16=_NO_FP16_STREAM),
+    "gemma4": _TYPED.replace(fp16=_NO_FP16_STREAM),
+    "paligemma": _ONE.replace(
+        token_types="token_type_ids", answers_marked=True, padding_seen=True, kernels=False, fp16=_NO_FP16_STREAM
+    ),
 }
 
 

@@ -1,39 +1,43 @@
-"""An architecture: the ``config.json`` of a vision-language model and the resize facts of its processor."""
+"""An architecture: the ``config.json`` of a model, and for the Qwen-VL families the resize facts of its processor."""
 
 import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from budgetft.errors import BudgetftError, UsageError, unknown_name
+from budgetft.families import PACKED, FamilyFacts, facts_of
 from budgetft.profiles import profiles_folder
+from budgetft.types_of_model import TEXT_FACTS, text_config, type_problem
 from budgetft.value import Value, read_json
 from budgetft.weights import commit_of, fetched, is_hub_id, split_revision
 
-Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-FAMILIES: tuple[str, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ANY_SIZE = 10**10
+"""Pixels: no image has more."""
 
 
 class Model(Value):
     """One architecture. ``weights`` is None for a bundled description: probes then run on random weights."""
 
     name: str
-    family: Family
+    family: str
+    """The type of model in transformers: ``model_type`` of its ``config.json``."""
     hub_id: str | None = None
     weights: str | None = None
     """A folder with weights and processor, or a hub id."""
     config: dict[str, Any]
-    patch_size: int = Field(gt=0)
-    merge_size: int = Field(gt=0)
-    temporal_patch_size: int = Field(gt=0)
-    min_pixels: int = Field(gt=0)
-    max_pixels: int = Field(gt=0)
+    patch_size: int = Field(default=1, gt=0)
+    """This and the next are of the Qwen-VL families; what another does to an image, its processor is asked."""
+    merge_size: int = Field(default=1, gt=0)
+    temporal_patch_size: int = Field(default=1, gt=0)
+    min_pixels: int = Field(default=1, gt=0)
+    max_pixels: int = Field(default=ANY_SIZE, gt=0)
     """The processor's own default, before the contract lowers it."""
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     parameters: int | None = Field(default=None, gt=0)
     """Of the whole model, a tied head counted once; known for bundled descriptions."""
     license_of_weights: str | None = None
@@ -43,10 +47,26 @@ class Model(Value):
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
         return ("name", self.name), ("family", self.family), ("parameters", self.parameters), ("weights", self.weights)
 
+    @property
+    def packed(self) -> bool:
+        """Whether it is of the Qwen-VL families; see :data:`budgetft.families.PACKED`."""
+        return self.family in PACKED
+
+    @property
+    def facts(self) -> FamilyFacts:
+        """Which ways to train are exact in its family."""
+        return facts_of(self.family)
+
     @cached_property
     def text(self) -> dict[str, Any]:
-        """The language model's part of the config; older configs keep it at the top level."""
-        return self.config.get("text_config") or self.config
+        """The language model's part of the config; older configs keep it at the top level.
+
+        What a config leaves to the defaults of its class in transformers is filled in, which loads transformers.
+        """
+        own = self.config.get("text_config") or self.config
+        if self.packed or (isinstance(own, dict) and all(key in own for key in TEXT_FACTS)):
+            return own
+        return text_config(self.family, self.config, self.name)
 
     @property
     def layers(self) -> int:
@@ -66,7 +86,7 @@ class Model(Value):
     def deepstack_levels(self) -> int:
         """After how many of the first decoder layers features of the tower's inner blocks are added."""
         default = (8, 16, 24) if self.family == "qwen3_vl" else ()
-        return len(self.config["vision_config"].get("deepstack_visual_indexes", default))
+        return len((self.config.get("vision_config") or {}).get("deepstack_visual_indexes", default))
 
     @property
     def pixel_step(self) -> int:
@@ -115,8 +135,8 @@ def load_model(name: str) -> Model:
 def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
     config = read_json(folder / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
-        raise UsageError(f"{folder / 'config.json'}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in PACKED:
+        return _read_any(folder, config, family, name=name, weights=weights)
     processor = _read_processor(folder)
     size = processor.get("size") or {}
     facts = {
@@ -137,6 +157,15 @@ def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
     if missing:
         raise UsageError(f"{folder / 'config.json'}: missing {', '.join(missing)}")
     return model
+
+
+def _read_any(folder: Path, config: dict[str, Any], family: Any, *, name: str, weights: str | None) -> Model:
+    """A model of another family: what its processor does, the processor is asked. Loads transformers' list of types."""
+    problem = type_problem(family, config)
+    if problem is not None:
+        raise UsageError(f"{folder / 'config.json'}: {problem}", hint="budgetft models lists the types that are supported")
+    origin = read_json(folder / "origin.json") if weights is None else {}
+    return Model.read({"name": name, "family": family, "weights": weights, "config": config, **origin}, source=str(folder))
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def model_config(model: Model, layers: int | None = None) -> Any:
         text = config.get_text_config()
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:1] * layers
+            text.layer_types = (text.layer_types * layers)[:layers]
     return config
 
 

@@ -148,7 +148,7 @@ class Family:
         """The fields of the features that ``core`` takes, of ``rows_FD``."""
         pooled, *deeper = rows_FD.chunk(1 + _levels(core), dim=1)
         found: dict[str, Any] = {"pooler_output": pooled if self.facts.one_tensor else (pooled,)}
-        return found | ({"deepstack_features": deeper} if deeper else {})
+        return found | ({"deepstack_features": [(level,) for level in deeper]} if deeper else {})
 
     # adapters
     def adapted(self, base: Any, targets: Sequence[str] | None) -> list[str]:

@@ -21,10 +21,21 @@ GRADIENT_SCALE = 1024.0
 
 
 def supervised_loss(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, sample_weights_N: torch.Tensor | None = None
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    sample_weights_N: torch.Tensor | None = None,
+    *,
+    cap: float | None = None,
 ) -> torch.Tensor:
-    """Sum over tokens of the cross-entropy times the token's weight, in fp32; logits of all N tokens exist at once."""
-    return _summed(linear(hidden_ND, weight_VD).float(), targets_N, sample_weights_N)
+    """Sum over tokens of the cross-entropy times the token's weight, in fp32; logits of all N tokens exist at once.
+
+    ``cap``: logits are squeezed by ``cap * tanh(x / cap)``, as Gemma's are; so in what follows.
+    """
+    logits_NV = linear(hidden_ND, weight_VD)
+    if cap:
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return _summed(logits_NV.float(), targets_N, sample_weights_N)
 
 
 def chunked_loss(
@@ -35,12 +46,13 @@ def chunked_loss(
     *,
     chunk: int = LOSS_CHUNK,
     divisor: float = 1.0,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """The same sum over ``divisor``; logits of at most ``chunk`` tokens exist at once, and backward needs none of them.
 
     Divided here, and not after, the gradient is rounded as often as the stock recipe's.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N, chunk, divisor)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, sample_weights_N, chunk, divisor, cap)
 
 
 def weighted_full_loss(
@@ -68,12 +80,15 @@ def summed_loss(
     sample_weights_N: torch.Tensor | None = None,
     *,
     chunk: int = LOSS_CHUNK,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """The same sum without gradients, a chunk of logits at a time, none of it held longer than in training: for evaluation."""
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         logits_CV = linear(hidden_ND[part], weight_VD)
+        if cap:
+            logits_CV = logits_CV.div_(cap).tanh_().mul_(cap)
         log_p_CV = _log_softmax(logits_CV)
         del logits_CV
         log_p_C = log_p_CV.gather(1, targets_N[part, None])[:, 0]
@@ -99,6 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         sample_weights_N: torch.Tensor | None,
         chunk_tokens: int,
         divisor: float,
+        cap: float | None,
     ) -> torch.Tensor:
         # Of the division a power of two is left for the end, where it is exact: what is rounded stays as large as it was.
         left = 2.0 ** math.floor(math.log2(divisor))
@@ -111,12 +127,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             target_C1 = targets_N[chunk, None]
             with torch.autocast(hidden_ND.device.type, enabled=False):
                 logits_CV = linear(hidden_ND[chunk], weight_VD)
-                log_p_CV = _log_softmax(logits_CV)
+                tanh_CV = logits_CV.div_(cap).tanh_() if cap else None
+                log_p_CV = _log_softmax(logits_CV if tanh_CV is None else tanh_CV * cap)
                 del logits_CV
                 log_p_C = log_p_CV.gather(1, target_C1)[:, 0]
                 total -= (log_p_C if sample_weights_N is None else log_p_C * sample_weights_N[chunk]).sum()
                 del log_p_C
                 slope_CV = log_p_CV.exp_().scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=torch.float32))
+                if tanh_CV is not None:  # the slope of the squeezing
+                    slope_CV.mul_(1 - tanh_CV.float().square_())
+                    del tanh_CV
                 slope_CV = slope_CV.mul_(scale).to(weight_VD.dtype)
                 del log_p_CV
                 gradient_ND[chunk] = torch.mm(slope_CV, weight_VD)
@@ -128,6 +148,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total.div_(divisor)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None, None, None
+        return (gradient_ND * grads[0]).to(ctx.hidden_dtype), None, None, None, None, None, None

@@ -13,13 +13,18 @@ from typing import Any
 
 import torch
 from torch.nn.functional import silu
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def make_fused(model: torch.nn.Module) -> None:
-    """Replace the forward of every RMSNorm and SwiGLU in ``model``; :func:`make_stock` undoes it. Their weights are frozen."""
+    """Replace the forward of every RMSNorm and SwiGLU in ``model``; :func:`make_stock` undoes it. Their weights are frozen.
+
+    What a class computes is tried out on some numbers, once: norms and gated activations of another kind are left alone.
+    """
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(_norm_forward, module)
+        epsilon = _epsilon_of(module)
+        if epsilon is not None:
+            module.forward = partial(_norm_forward, module, epsilon)
         elif _is_swiglu(module):
             module.forward = partial(_mlp_forward, module)
 
@@ -27,21 +32,84 @@ def make_fused(model: torch.nn.Module) -> None:
 def make_stock(model: torch.nn.Module) -> None:
     """Give every RMSNorm and SwiGLU its own forward back."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") or _is_swiglu(module):
+        if _epsilon_of(module) is not None or _is_swiglu(module):
             module.__dict__.pop("forward", None)
 
 
-def _is_swiglu(module: torch.nn.Module) -> bool:
-    names = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if not all(hasattr(module, name) for name in names):
+_EPSILONS = ("variance_epsilon", "eps", "epsilon")
+_LINEARS = ("gate_proj", "up_proj", "down_proj")
+_MOST = 1e-5
+"""Relative, in fp32: what two orders of the same operations differ by."""
+
+
+def _epsilon_of(module: Any) -> float | None:
+    """What a norm that computes ``x / rms(x) * weight`` adds under the root; None for any other module."""
+    weight = module._parameters.get("weight")
+    if not type(module).__name__.endswith("Norm") or weight is None or weight.dim() != 1 or len(module._parameters) != 1:
+        return None
+    name = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
+    if name is None:
+        return None
+    others = {key: value for key, value in vars(module).items() if isinstance(value, bool | str) and key[0] != "_"}
+    return getattr(module, name) if _is_plain_norm(type(module), name, tuple(sorted(others.items()))) else None
+
+
+@cache
+def _is_plain_norm(kind: type, epsilon: str, others: tuple[tuple[str, Any], ...]) -> bool:
+    with _disable_current_modes(), torch.device("cpu"), torch.no_grad():
+        weight, x = torch.linspace(-1, 2, 8), torch.linspace(-3, 2, 24).reshape(3, 8) ** 3
+        norm: Any = _bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight})
+        wanted = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.5) * weight
+        return _agrees(norm, x, wanted)
+
+
+def _is_swiglu(module: Any) -> bool:
+    names = (*_LINEARS, "act_fn")
+    if not all(hasattr(module, name) for name in names) or "silu" not in type(module.act_fn).__name__.lower():
         return False
-    return "silu" in type(module.act_fn).__name__.lower()
+    return len(module._parameters) == 0 and set(module._modules) <= {*names} and _is_plain_swiglu(type(module))
 
 
-def _norm_forward(norm: Any, x_TD: torch.Tensor) -> torch.Tensor:
+@cache
+def _is_plain_swiglu(kind: type) -> bool:
+    with _disable_current_modes(), torch.device("cpu"), torch.no_grad():
+        x = torch.linspace(-3, 2, 8).reshape(2, 4)
+        weights = {name: torch.linspace(-1, place, 16).reshape(4, 4) for place, name in enumerate(_LINEARS, start=1)}
+        linears = {name: torch.nn.Linear(4, 4, bias=False) for name in _LINEARS}
+        for name, linear in linears.items():
+            linear.weight.copy_(weights[name])
+        gate, up, down = (weights[name] for name in _LINEARS)
+        wanted = (silu(x @ gate.T) * (x @ up.T)) @ down.T
+        return _agrees(_bare(kind, {}, {}, {**linears, "act_fn": torch.nn.SiLU()}), x, wanted)
+
+
+def _bare(kind: type, fields: dict[str, Any], parameters: dict[str, torch.Tensor], modules: Any = None) -> Any:
+    """A module of ``kind`` with these alone, without its own ``__init__``."""
+    made: Any = object.__new__(kind)
+    torch.nn.Module.__init__(made)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    for name, value in parameters.items():
+        setattr(made, name, torch.nn.Parameter(value, requires_grad=False))
+    for name, module in (modules or {}).items():
+        setattr(made, name, module)
+    return made
+
+
+def _agrees(module: Any, x: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether ``module`` gives ``wanted`` for ``x``; one that cannot be run so is another."""
+    try:
+        found = module(x)
+    except Exception:  # a class may want anything
+        return False
+    same_kind = isinstance(found, torch.Tensor) and found.shape == wanted.shape
+    return same_kind and bool((found - wanted).abs().max() <= _MOST * wanted.abs().max())
+
+
+def _norm_forward(norm: Any, epsilon: float, x_TD: torch.Tensor) -> torch.Tensor:
     if x_TD.dtype != norm.weight.dtype:
         return type(norm).forward(norm, x_TD)
-    return _RmsNorm.apply(x_TD, norm.weight, norm.variance_epsilon)
+    return _RmsNorm.apply(x_TD, norm.weight, epsilon)
 
 
 def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:

@@ -166,13 +166,13 @@ class Step:
                 else:
                     hidden_ND = self._hidden(inputs)
                     self._enter("loss")
-                    head_VD, _ = self.family.head(self.base)
+                    head_VD, cap = self.family.head(self.base)
                     answers = inputs.targets_N, inputs.sample_weights_N
                     if self.knobs.loss == "chunked":
                         chunk = self.knobs.loss_chunk
-                        loss = chunked_loss(hidden_ND, head_VD, *answers, chunk=chunk, divisor=total_supervised)
+                        loss = chunked_loss(hidden_ND, head_VD, *answers, chunk=chunk, divisor=total_supervised, cap=cap)
                     else:
-                        loss = supervised_loss(hidden_ND, head_VD, *answers) / total_supervised
+                        loss = supervised_loss(hidden_ND, head_VD, *answers, cap=cap) / total_supervised
                     del hidden_ND
             self._enter("backward")
             self.scaler.scale(loss).backward()
@@ -190,8 +190,9 @@ class Step:
             with self.one_pass(backward=False), self.autocast():
                 hidden_ND = self._hidden(inputs)
                 self._enter("loss")
-                (head_VD, _), targets_N, weights_N = self.family.head(self.base), inputs.targets_N, inputs.sample_weights_N
-                return summed_loss(hidden_ND, head_VD, targets_N, weights_N, chunk=self.knobs.loss_chunk)
+                (head_VD, cap), chunk = self.family.head(self.base), self.knobs.loss_chunk
+                answers = inputs.targets_N, inputs.sample_weights_N
+                return summed_loss(hidden_ND, head_VD, *answers, chunk=chunk, cap=cap)
         finally:
             self.peft_model.train()
 
