@@ -29,6 +29,8 @@ from budgetft.step.tower import CachedTower
 
 PROJECTORS = ("multi_modal_projector", "connector", "aligner", "projector", "merger", "embed_vision")
 """Names by which types know what turns the tower's output into features."""
+ON_THE_WAY = ("last_hidden_state", "hidden_states", "attentions")
+"""Of a tower's output: what is no feature."""
 ROUTERS = ("router", "shared_expert_gate")
 """Linears that choose among experts: no adapter belongs there."""
 
@@ -241,9 +243,8 @@ def _without_graph(core: Any, enter: Callable[[Phase], None], *args: Any, **kwar
     enter("vision")
     with torch.no_grad():
         found = type(core).get_image_features(core, *args, **kwargs)
-    for name in ("last_hidden_state", "hidden_states"):  # it would be kept as long as the features
-        if getattr(found, name, None) is not None:
-            setattr(found, name, None)
+    # What the tower computed on the way would be kept as long as the features.
+    found = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
     enter("forward")
     return found
 
