@@ -57,32 +57,13 @@ FLASH_HEAD = 256
 """The largest head that the flash kernel takes."""
 ALIGNMENT = 8
 """The efficient kernel wants rows of a mask to start at multiples of it, and copies others."""
-WITHOUT_EFFECT = frozenset(
-    [
-        "position_ids",
-        "cache_position",
-        "past_key_values",
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "return_dict",
-        "labels",
-        "num_items_in_batch",
-        "logits_to_keep",
-        "seq_idx",
-        "mm_token_type_ids",
-        "token_type_ids",
-        "position_embeddings",
-        "deterministic",
-        "cu_seqlens",
-        "hidden_states",
-        "cu_seq_lens_q",
-        "cu_seq_lens_k",
-        "max_length_q",
-        "max_length_k",
-    ]
-)
+WITHOUT_EFFECT = frozenset((
+    "position_ids", "cache_position", "past_key_values", "use_cache", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "labels", "num_items_in_batch",
+    "logits_to_keep", "seq_idx", "mm_token_type_ids", "token_type_ids", "position_embeddings",
+    "deterministic", "cu_seqlens", "hidden_states", "cu_seq_lens_q", "cu_seq_lens_k",
+    "max_length_q", "max_length_k",
+))  # fmt: skip
 """What models hand to attention that changes nothing here: positions are in the queries, segments are cut before the call, and
 the rest only passes through."""
 
