@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from budgetft.model import Model
 from budgetft.value import Value
@@ -18,7 +18,11 @@ class Shape(Value):
     """One example as the step sees it: image sizes after resizing, and token counts."""
 
     images: tuple[tuple[int, int], ...]
-    """(width, height) in pixels, both multiples of the model's ``pixel_step``."""
+    """(width, height) in pixels, both multiples of the model's ``pixel_step``; where ``tokens`` are given, as the model's
+    processor is given them."""
+    tokens: tuple[int, ...] | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
+    """Visual tokens of each image, where they do not follow from its size: in other families than Qwen-VL. Not written when
+    None, as before."""
     text_tokens: int = Field(ge=1)
     """All tokens that are not image placeholders, special tokens and template included."""
     supervised_tokens: int = Field(ge=1)
@@ -26,8 +30,16 @@ class Shape(Value):
     frames: int | None = Field(default=None, ge=1, exclude_if=lambda frames: frames is None)
     """Of the one video whose temporal slices the images are; None: they are images. Not written when None, as before."""
 
+    @model_validator(mode="after")
+    def _agree(self) -> "Shape":
+        if self.tokens is not None and len(self.tokens) != len(self.images):
+            raise ValueError(f"{len(self.tokens)} counts of visual tokens for {len(self.images)} images")
+        return self
+
     def visual_tokens(self, pixel_step: int) -> int:
-        """Placeholders in the sequence: one per ``pixel_step`` squared pixels."""
+        """Placeholders in the sequence: ``tokens``, else one per ``pixel_step`` squared pixels."""
+        if self.tokens is not None:
+            return sum(self.tokens)
         return sum((width // pixel_step) * (height // pixel_step) for width, height in self.images)
 
     def total_tokens(self, pixel_step: int) -> int:
@@ -37,7 +49,8 @@ class Shape(Value):
     def with_frames(self, count: int, model: Model, *, video: bool) -> "Shape":
         """As if it had ``count`` images, its own in turn, or one video of so many frames; with none it stays as it is.
 
-        Each image brings 2 text tokens, a video those of :meth:`budgetft.model.Model.video_text_tokens`.
+        Each image brings 2 text tokens, a video those of :meth:`budgetft.model.Model.video_text_tokens`. Of a family whose
+        processor counts tokens see :mod:`budgetft.data.shapes`, which asks it.
         """
         own = None if video is (self.frames is None) else self.frames or len(self.images)
         if not self.images or count == own:
@@ -47,7 +60,8 @@ class Shape(Value):
             images = (largest,) * -(-count // model.temporal_patch_size)
         else:
             images = tuple(self.images[place % len(self.images)] for place in range(count))
-        changed = self.replace(images=images, frames=count if video else None)
+        tokens = None if self.tokens is None else tuple(self.tokens[place % len(self.tokens)] for place in range(len(images)))
+        changed = self.replace(images=images, tokens=tokens, frames=count if video else None)
         return changed.replace(text_tokens=self.text_tokens + changed._around(model) - self._around(model))
 
     def _around(self, model: Model) -> int:

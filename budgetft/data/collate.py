@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from budgetft.contract import Contract
+from budgetft.data.encode_other import encoded_fields
 from budgetft.data.examples import Example
+from budgetft.data.joined import images_joined
+from budgetft.data.noise_example import noise_example
 from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.visuals import FeaturesOf, media_of, named, placeholders, short_segments, with_features, with_patches
 from budgetft.data.vocabulary import FIRST_SPECIAL_ID
@@ -56,6 +59,8 @@ class Encoded:
     """(n,) float32: seconds from a slice of a video to the next, 0 for an image; None when there is no video."""
     images: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     """Instead of patches and grids, in other families: their inputs that describe images, by transformers' names."""
+    stack_on: int = 0
+    """The dimension on which pixels of ``images`` are joined with those of other examples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,6 +122,8 @@ def encode(
     found = problems_of(example, answered=answered)
     if found:
         raise problem_report(f"example {example.id!r}", found)
+    if not model.packed:
+        return _encode_other(example, processor, model, contract, features_of, answered)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     if features_of is None:
         seen = with_patches(example, processor, model, contract)
@@ -143,6 +150,41 @@ def encode(
         weight=example.weight,
         second_per_grid_ts=torch.tensor(seconds) if any(medium.is_video for medium in media) else None,
         **seen,
+    )
+
+
+def _encode_other(
+    example: Example,
+    processor: "ProcessorMixin",
+    model: Model,
+    contract: Contract,
+    features_of: FeaturesOf | None,
+    answered: bool,
+) -> Encoded:
+    """The same by the model's own processor."""
+    with named(example):
+        made = encoded_fields(example, processor, model, contract, features_of=features_of, answered=answered)
+    input_ids, learned = made.pop("input_ids"), made.pop("learned")
+    if len(input_ids) > contract.max_length:
+        raise too_long([(example.id, len(input_ids), int(made["mm_token_type_ids"].sum()))], 1, contract)
+    return _of_other(example.id, input_ids, learned, example.weight, model, made)
+
+
+def _of_other(
+    name: str, input_ids: "torch.Tensor", learned: "torch.Tensor", weight: float, model: Model, fields: dict[str, Any]
+) -> Encoded:
+    """Of a family that takes images in another form than patches and grids."""
+    import torch
+
+    return Encoded(
+        id=name,
+        input_ids=input_ids,
+        labels=input_ids.masked_fill(~learned, IGNORED),
+        weight=weight,
+        pixel_values=torch.empty(0, 0),
+        image_grid_thw=torch.empty(0, 3, dtype=torch.int64),
+        stack_on=model.facts.stack_on,
+        **fields,
     )
 
 
@@ -190,6 +232,7 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> Batch:
         weights=torch.tensor([one.weight for one in encoded]) if any(one.weight != 1.0 for one in encoded) else None,
         features=torch.cat(features) if (features := [one.features for one in encoded if one.features is not None]) else None,
         second_per_grid_ts=joined_seconds(encoded),
+        images=images_joined([one.images for one in encoded], longest, stack_on=encoded[0].stack_on),
     )
 
 
@@ -208,7 +251,8 @@ def joined_seconds(encoded: Sequence[Encoded]) -> "torch.Tensor | None":
 def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int, vision: Vision = "frozen") -> Batch:
     """A batch of random content with exactly ``shapes``: no files, no tokenizer, equal for an equal ``seed``.
 
-    With ``vision`` cached it has random features (float32) and no patches.
+    With ``vision`` cached it has random features (float32) and no patches. In other families pictures of noise go through the
+    model's own processor, and have the sizes that it is given.
 
     Raises ``UsageError`` for a shape that no real example could have: too few text tokens for its images and its
     supervised tokens, or an image side that is not a multiple of the model's ``pixel_step``.
@@ -217,12 +261,15 @@ def synthetic_batch(shapes: Sequence[Shape], model: Model, *, seed: int, vision:
 
     generator = torch.Generator().manual_seed(seed)
     encoded = [_synthetic(f"synthetic-{i}", shape, model, generator, vision) for i, shape in enumerate(shapes)]
-    return collate(encoded, pad_token_id=min(FIRST_SPECIAL_ID, _vocabulary(model) - 1))
+    return collate(encoded, pad_token_id=min(FIRST_SPECIAL_ID, _vocabulary(model) - 1) if model.packed else 0)
 
 
 def _synthetic(name: str, shape: Shape, model: Model, generator: "torch.Generator", vision: Vision) -> Encoded:
     import torch
 
+    if not model.packed:
+        made = noise_example(shape, model, generator, vision)
+        return _of_other(name, made.pop("input_ids"), made.pop("learned"), 1.0, model, made)
     step, patch = model.pixel_step, model.patch_size
     for width, height in shape.images:
         if width < step or height < step or width % step or height % step:

@@ -77,10 +77,10 @@ class Message(Value):
         """Whether it says nothing."""
         return not self.text.strip() and not self.media and not self.tool_calls
 
-    def template_input(self) -> dict[str, Any]:
-        """As chat templates take it."""
+    def template_input(self, *, lists: bool = False) -> dict[str, Any]:
+        """As chat templates take it; with ``lists`` every content is a list of parts."""
         content: Any = [part.model_dump(include={"type", "text"}) for part in self.content]
-        if self.role != "user":  # what all templates know; media stand in a user's (or a tool's) message alone
+        if self.role != "user" and not lists:  # what all templates know; media stand in a user's (or a tool's) message alone
             content = self.text if not self.media else content
         given = {"role": self.role, "content": content}
         return given | ({"tool_calls": [dict(one) for one in self.tool_calls]} if self.tool_calls else {})
@@ -99,12 +99,20 @@ def write_messages(messages: Sequence[Message]) -> str:
     return json.dumps([message.model_dump() for message in messages], ensure_ascii=False)
 
 
-def render(messages: Sequence[Message], processor: "ProcessorMixin", *, tools: str | None = None, prompt: bool = False) -> str:
+def render(
+    messages: Sequence[Message],
+    processor: "ProcessorMixin",
+    *,
+    tools: str | None = None,
+    prompt: bool = False,
+    lists: bool = False,
+) -> str:
     """What the model's chat template makes of ``messages``; with ``prompt`` it goes on to where an answer starts.
 
-    ``tools`` is a JSON list of function descriptions. Raises ``UsageError`` when the template refuses them.
+    ``tools`` is a JSON list of function descriptions. ``lists``: the template is given the content of every message as a list
+    of parts, not only a user's. Raises ``UsageError`` when the template refuses them.
     """
-    given = [message.template_input() for message in messages]
+    given = [message.template_input(lists=lists) for message in messages]
     call: Any = processor
     named = {} if tools is None else {"tools": json.loads(tools)}
     try:
@@ -120,7 +128,7 @@ def render(messages: Sequence[Message], processor: "ProcessorMixin", *, tools: s
 def prompt_segments(messages: Sequence[Message], processor: "ProcessorMixin", *, tools: str | None = None) -> list[Segment]:
     """All of ``messages`` up to where the next answer starts; nothing is learned."""
     text = render(messages, processor, tools=tools, prompt=True)
-    _check_kept(messages, text, tools)
+    check_kept(messages, text, tools)
     return [Segment(text, False)]
 
 
@@ -133,7 +141,7 @@ def segments(messages: Sequence[Message], processor: "ProcessorMixin", *, tools:
     when the template leaves out something that was said, or writes earlier turns anew.
     """
     whole = render(messages, processor, tools=tools)
-    _check_kept(messages, whole, tools)
+    check_kept(messages, whole, tools)
     spans = [_learned_span(messages, place, whole, processor, tools) for place, message in enumerate(messages) if message.learn]
     found, done = [], 0
     for start, end in spans:
@@ -149,7 +157,7 @@ def _learned_span(
     """Where in ``whole`` message ``place`` is learned from, and to."""
     asked = render(messages[:place], processor, tools=tools, prompt=True)
     answered = whole if place + 1 == len(messages) else render(messages[: place + 1], processor, tools=tools)
-    start = len(asked) if answered.startswith(asked) else _common(asked, answered)
+    start = len(asked) if answered.startswith(asked) else common_start(asked, answered)
     end = len(answered.rstrip())
     kept = start == len(asked) or start >= len(render(messages[:place], processor, tools=tools))
     if not kept or end <= start or not whole.startswith(answered[:end]):
@@ -160,12 +168,12 @@ def _learned_span(
     return start, end
 
 
-def _common(one: str, other: str) -> int:
+def common_start(one: str, other: str) -> int:
     """How many characters both start with."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _check_kept(messages: Sequence[Message], text: str, tools: str | None) -> None:
+def check_kept(messages: Sequence[Message], text: str, tools: str | None) -> None:
     """Raise a ``UsageError`` when ``text``, made by a template, lacks something that ``messages`` say."""
     place = 0
     for number, message in enumerate(messages, start=1):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budgetft.data.other_processor import other_processor
 from budgetft.data.templates import TEMPLATES, folder_template
 from budgetft.data.vocabulary import QWEN3_TOKENS, load_tokenizer
 from budgetft.errors import BudgetftError
@@ -17,10 +18,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 def load_processor(model: Model) -> "ProcessorMixin":
     """The processor of ``model``: from its weights folder or hub id, else built offline from its image facts.
 
-    A folder without a tokenizer gets the offline one, with its own chat template where it has one: all supported families
+    Of other families than Qwen-VL: see :func:`budgetft.data.other_processor.other_processor`. In these, a folder without a tokenizer gets the offline one, with its own chat template where it has one: all supported families
     share the vocabulary.
     Raises ``BudgetftError`` when a processor cannot be loaded, or the offline vocabulary is not installed.
     """
+    if not model.packed:
+        return other_processor(model)
     if model.weights is None or _lacks_tokenizer(model.weights):
         return _offline_processor(model)
     from transformers import AutoProcessor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from budgetft.contract import Contract
 from budgetft.data.collate import too_long
 from budgetft.data.conversation import Segment
+from budgetft.data.encode_other import read_as
 from budgetft.data.examples import Example, Examples
 from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.tokens import check_positions
@@ -119,6 +120,14 @@ class Measured:
     text: int
     """Tokens, without those of blocks."""
     learned: int
+    tokens: tuple[int, ...] | None = None
+    """Visual tokens of every block, where they do not follow from its size."""
+
+    def visual(self, pixel_step: int) -> int:
+        """Visual tokens of all blocks."""
+        if self.tokens is not None:
+            return sum(self.tokens)
+        return sum((width // pixel_step) * (height // pixel_step) for width, height in self.sizes)
 
 
 def measured(
@@ -134,6 +143,9 @@ def measured(
     found = problems_of(example, answered=answered)
     if found:
         raise UsageError("; ".join(found))
+    if not model.packed:
+        read = read_as(example, processor, model, contract, known, answered=answered)
+        return Measured(read.sizes, read.text_tokens, sum(read.learned), read.tokens)
     sizes = block_sizes(example, model, contract, known)
     total, learned = text_tokens(short_segments(example, processor, model, contract, answered=answered), processor)
     return Measured(tuple(sizes), total - len(sizes), learned)
@@ -154,6 +166,7 @@ def _shape(
         text_tokens=found.text,
         supervised_tokens=found.learned,
         frames=len(example.images) if alone else None,
+        tokens=found.tokens,
     )
 
 

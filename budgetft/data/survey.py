@@ -83,7 +83,7 @@ def count_tokens(
 ) -> Counted:
     """The tokens of ``example``, as it is learned from or, without an answer, as it is predicted from."""
     found = measured(example, processor, model, contract, known, answered=has_answer(example))
-    return Counted(example.id, sum(_tokens(size, model) for size in found.sizes), found.text, found.learned)
+    return Counted(example.id, found.visual(model.pixel_step), found.text, found.learned)
 
 
 def has_answer(example: Example) -> bool:
@@ -142,10 +142,6 @@ class _Files:
 def is_resized(stored: tuple[int, int], seen: tuple[int, int], model: Model) -> bool:
     """Whether the model sees it in another size than it is stored in, by more than sides are rounded."""
     return any(abs(own - other) >= model.pixel_step for own, other in zip(stored, seen, strict=True))
-
-
-def _tokens(size: tuple[int, int], model: Model) -> int:
-    return (size[0] // model.pixel_step) * (size[1] // model.pixel_step)
 
 
 def _add_kinds(found: Survey, example: Example, files: _Files) -> None:

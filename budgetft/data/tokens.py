@@ -1,4 +1,4 @@
-"""How many tokens an image costs: the resize rule of the Qwen-VL processors, without torch.
+"""How many tokens an image costs: the resize rule of the Qwen-VL processors, without torch; others are asked.
 
 The rule is that of qwen-vl-utils (``smart_resize``); a test holds the two equal. ``encode`` uses theirs on pixels, this
 one serves estimates and statistics.
@@ -8,6 +8,7 @@ import math
 
 from budgetft.contract import Contract
 from budgetft.data.media.limits import NO_LIMITS, Limits
+from budgetft.data.other_processor import size_before
 from budgetft.errors import UsageError
 from budgetft.model import Model
 
@@ -68,15 +69,19 @@ def pixel_bounds(model: Model, contract: Contract, limits: Limits = NO_LIMITS) -
 def resized_size(width: int, height: int, model: Model, contract: Contract, limits: Limits = NO_LIMITS) -> tuple[int, int]:
     """``(width, height)`` in pixels of an image as the model sees it; errors as in :func:`smart_resize`.
 
-    ``limits`` are the image's own: it is treated as if it had their size, and kept within their pixels too.
+    ``limits`` are the image's own: it is treated as if it had their size, and kept within their pixels too. In other families
+    than Qwen-VL this is the size that the model's processor is given: shrunk, but not where the processor makes as many tokens
+    of a picture of any size. Errors then as in :func:`budgetft.data.other_processor.other_processor`.
     """
     width, height = limits.size or (width, height)
+    if not model.packed:
+        return size_before(width, height, model, min(contract.max_pixels, limits.max_pixels or model.max_pixels))
     min_pixels, max_pixels = pixel_bounds(model, contract, limits)
     new_height, new_width = smart_resize(height, width, factor=model.pixel_step, min_pixels=min_pixels, max_pixels=max_pixels)
     return new_width, new_height
 
 
 def visual_tokens(width: int, height: int, model: Model, contract: Contract) -> int:
-    """Language-model tokens of one image of ``width`` x ``height`` pixels before resizing; start and end excluded."""
+    """Of the Qwen-VL families: language-model tokens of one image of ``width`` x ``height`` pixels before resizing; start and end excluded."""
     new_width, new_height = resized_size(width, height, model, contract)
     return (new_width // model.pixel_step) * (new_height // model.pixel_step)
