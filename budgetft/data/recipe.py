@@ -97,7 +97,8 @@ def _processor_class(named: Any, config: Mapping[str, Any], folder: Path) -> Any
     if kind is None:
         said = f"no processor {name!r}" if name else f"no processor for the type {config.get('model_type')!r}"
         raise UsageError(
-            f"{folder}: transformers {transformers.__version__} has {said}", hint="a newer transformers may: pip install -U transformers"
+            f"{folder}: transformers {transformers.__version__} has {said}",
+            hint="a newer transformers may: pip install -U transformers",
         )
     return kind
 
@@ -154,7 +155,9 @@ def _made(make: Callable[..., Any], *arguments: Any) -> Any:
         return make(*arguments)
     except ImportError as error:
         wanted = " ".join(str(error).split())[:200]
-        raise BudgetftError(f"this processor needs a package that is not installed: {wanted}", hint="install it with pip") from None
+        raise BudgetftError(
+            f"this processor needs a package that is not installed: {wanted}", hint="install it with pip"
+        ) from None
     except BudgetftError:
         raise
     except Exception as error:  # processors raise many kinds; all mean the same to the user
@@ -210,7 +213,9 @@ def seen(processor: "ProcessorMixin", placeholder_id: int, sizes: Sequence[tuple
     return Seen(tokens=tokens, text_tokens=text_tokens, inputs=dict(inputs))
 
 
-def tokens_of(processor: "ProcessorMixin", placeholder_id: int, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], int]:
+def tokens_of(
+    processor: "ProcessorMixin", placeholder_id: int, sizes: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, ...], int]:
     """The counts of :func:`seen`, without the pictures' inputs: remembered for many more sizes."""
     return _counted(processor, placeholder_id, _sizes(sizes)) if sizes else ((), 0)
 

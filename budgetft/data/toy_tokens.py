@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 _ROLES: dict[str, tuple[str, ...]] = {
     "bos_token": ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|im_start|>"),
     "eos_token": ("<end_of_utterance>", "<eos>", "</s>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
-    "pad_token": ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|endoftext|>", "<|im_end|>", "<unk>"),
+    "pad_token": (
+        "<pad>",
+        "<|pad|>",
+        "<|finetune_right_pad_id|>",
+        "<|reserved_special_token_0|>",
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<unk>",
+    ),
     "unk_token": ("<unk>",),
     "boi_token": ("<start_of_image>", "<|image>"),
     "eoi_token": ("<end_of_image>", "<image|>"),
