@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from budgetft.data.toy_tokens import toy_tokenizer
@@ -90,7 +91,7 @@ def _options(folder: Path) -> dict[str, Any]:
 
 def _processor_class(named: Any, config: Mapping[str, Any], folder: Path) -> Any:
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore
 
     name = named or PROCESSOR_MAPPING_NAMES.get(str(config.get("model_type")))
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
@@ -110,13 +111,13 @@ def _image_processor(folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _video_processor(folder: Path, config: Mapping[str, Any]) -> Any:
-    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES  # pyright: ignore
 
     return _by_type(VIDEO_PROCESSOR_MAPPING_NAMES, config)
 
 
 def _feature_extractor(folder: Path, config: Mapping[str, Any]) -> Any:
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES  # pyright: ignore
 
     return _by_type(FEATURE_EXTRACTOR_MAPPING_NAMES, config)
 
@@ -161,7 +162,7 @@ def _made(make: Callable[..., Any], *arguments: Any) -> Any:
     except BudgetftError:
         raise
     except Exception as error:  # processors raise many kinds; all mean the same to the user
-        said = " ".join(str(error).split())[:200]
+        said = shorten(str(error), 200, placeholder="...")
         raise BudgetftError(
             f"the processor cannot be made: {type(error).__name__}: {said}",
             hint="check the folder's processor_config.json, and that transformers is new enough for this type",
@@ -204,7 +205,8 @@ def noise(width: int, height: int, seed: int = 0) -> "Image":
 def seen(processor: "ProcessorMixin", placeholder_id: int, sizes: Sequence[tuple[int, int]], *, seed: int = 0) -> Seen:
     """What ``processor`` makes of one example with pictures of these (width, height) in this order, by running it on noise.
 
-    Pictures are run together, as some processors cut one by how many others there are. Remembered by processor and sizes.
+    Pictures are run together, as some processors cut one by how many others there are. Remembered by processor and sizes: the
+    tensors are shared by all callers, so none may change them in place.
     Raises ``UsageError`` that names a picture that the processor cannot take, and a size that it can.
     """
     if not sizes:
@@ -280,7 +282,7 @@ def _separator(tokenizer: Any, placeholder_id: int) -> tuple[str, int]:
 
 def _refused(processor: Any, placeholder_id: int, sizes: tuple[tuple[int, int], ...], error: Exception) -> BudgetftError:
     """One sentence about the first picture that the processor cannot take even alone, with the nearest size that it can."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    said = shorten(f"{type(error).__name__}: {error}", 120, placeholder="...")
     for width, height in sizes:
         if _works(processor, placeholder_id, (width, height)):
             continue
@@ -301,7 +303,7 @@ def _refused(processor: Any, placeholder_id: int, sizes: tuple[tuple[int, int], 
 def _works(processor: Any, placeholder_id: int, size: tuple[int, int]) -> bool:
     try:
         _ran(processor, placeholder_id, (size,), 0)
-    except Exception:  # noqa: BLE001
+    except Exception:
         return False
     return True
 

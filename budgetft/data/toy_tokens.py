@@ -66,7 +66,7 @@ def toy_tokenizer(tokens: Mapping[str, Any], placeholder: int) -> "PreTrainedTok
     line = next(iter(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("\n")))[0]
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), line + line]
     free = (number for number in range(len(words) + len(taken)) if number not in taken)
-    vocabulary |= {word: number for word, number in zip(words, free, strict=False)}
+    vocabulary.update(zip(words, free, strict=False))
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[(line, line)]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
