@@ -37,7 +37,8 @@ GEMMA = (
 VICUNA = (
     "{%- for message in messages -%}{{- message['role'].upper() + ': ' -}}"
     "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- 'MARK\\n' -}}{%- endif -%}{%- endfor -%}"
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endif -%}{%- endfor -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endif -%}"
+    "{%- endfor -%}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
 """Reads lists of parts alone, and writes no mark that ends a turn."""

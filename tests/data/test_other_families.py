@@ -189,7 +189,8 @@ def test_features_stand_for_pixels_in_a_real_example_too(name, opened, examples)
     processor, model = opened(name)
     plain = encode(examples[1], processor, model, CONTRACT)
     counts = measure_shapes(examples, processor, model, CONTRACT)[1].tokens or ()
-    rows = {path: torch.full((count, 64), float(place)) for place, (path, count) in enumerate(zip(examples[1].images, counts))}
+    counted = enumerate(zip(examples[1].images, counts, strict=True))
+    rows = {path: torch.full((count, 64), float(place)) for place, (path, count) in counted}
     found = encode(examples[1], processor, model, CONTRACT, features_of=lambda block: rows[block[0]])
     assert torch.equal(found.input_ids, plain.input_ids)
     assert torch.equal(found.labels, plain.labels)
@@ -330,7 +331,7 @@ def test_a_size_is_run_once_however_many_pictures_have_it(opened, pictures, monk
 
 
 def test_more_images_of_a_shape_are_asked_of_the_processor(opened):
-    processor, model = opened("llava_onevision")
+    _, model = opened("llava_onevision")
     one = shape_of([(100, 60)], 60, 5, model)
     two = with_frames(Workload.uniform(one), 2, model, video=False).worst[0]
     assert one.tokens == (44,)
