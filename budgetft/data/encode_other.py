@@ -16,7 +16,7 @@ from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example
 from budgetft.data.media.images import image_size, load_image, resized_image_size
 from budgetft.data.other_processor import check_text
-from budgetft.data.told import Told, pictures_told, run_on_noise, without_pixels
+from budgetft.data.told import Told, pictures_told, run_on, run_on_noise, without_pixels
 from budgetft.data.turns import turns
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import Model
@@ -233,6 +233,12 @@ def picture(path: str, size: tuple[int, int]) -> "PilImage":
 
     shown = load_image(path)
     return shown if shown.size == size else shown.resize(size, Image.Resampling.BICUBIC)
+
+
+def picture_inputs(path: str, processor: Any, model: Model, contract: Contract) -> "dict[str, torch.Tensor]":
+    """What ``processor`` makes of the picture in ``path`` alone, as :func:`encoded_fields` does: of which features are kept."""
+    size = resized_image_size(path, image_size(path), model, contract)
+    return run_on(processor, recipe.placeholder_of(model.config), [picture(path, size)])[1]
 
 
 def _with_features(example: Example, read: Read, processor: Any, model: Model, features_of: "FeaturesOf") -> "dict[str, Any]":

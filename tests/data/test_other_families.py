@@ -15,7 +15,10 @@ from budgetft.contract import Contract
 from budgetft.data import recipe
 from budgetft.data.collate import Encoded, collate, encode, synthetic_batch
 from budgetft.data.conversation import Message, Part
+from budgetft.data.encode_other import picture_inputs
 from budgetft.data.examples import Example
+from budgetft.data.features import find_pictures
+from budgetft.data.preview import preview
 from budgetft.data.processor import load_processor
 from budgetft.data.shapes import shape_of, with_frames
 from budgetft.data.stats import measure_shapes
@@ -203,6 +206,15 @@ def test_features_stand_for_pixels_in_a_real_example_too(name, opened, examples)
         encode(examples[1], processor, model, CONTRACT, features_of=lambda block: torch.zeros(1, 64))
 
 
+@pytest.mark.parametrize("name", ["llava", "internvl", "gemma3"])
+def test_inputs_of_a_picture_alone_are_those_of_an_example_with_it(name, opened, examples):
+    processor, model = opened(name)
+    alone = picture_inputs(examples[0].images[0], processor, model, CONTRACT)
+    assert {key: value.tolist() for key, value in alone.items()} == {
+        key: value.tolist() for key, value in encode(examples[0], processor, model, CONTRACT).images.items()
+    }
+
+
 @pytest.mark.parametrize("name", CHATTING)
 def test_every_learned_answer_of_several_turns_is_learned_in_its_place(name, opened, pictures):
     processor, model = opened(name)
@@ -320,6 +332,23 @@ def test_pictures_are_shrunk_only_where_that_saves_tokens(opened, tmp_path):
         sizes[name] = measure_shapes([example], processor, model, CONTRACT)[0].images[0]
     assert sizes["llava"] == sizes["gemma3"] == sizes["idefics3"] == (400, 240)
     assert sizes["qwen3_5"] == sizes["internvl"] == recipe.shrunk(400, 240, 8000)
+
+
+def test_an_example_is_shown_with_its_marks_and_its_images_named(opened, examples):
+    processor, model = opened("gemma3")
+    shown = preview(examples[1], processor, model, CONTRACT)
+    encoded = encode(examples[1], processor, model, CONTRACT)
+    assert (shown.tokens, shown.visual_tokens) == (len(encoded.input_ids), 8)
+    assert [piece.text for piece in shown.pieces if piece.kind == "medium"] == ["[image 1]", "[image 2]"]
+    assert [piece.text for piece in shown.pieces if piece.kind == "mark"][:2] == ["<bos>", "<start_of_turn>"]
+    assert "".join(piece.text for piece in shown.pieces if piece.learned) == "Blue.<end_of_turn>"
+    assert [one.tokens for one in shown.shown] == [4, 4]
+
+
+def test_features_of_a_picture_have_as_many_rows_as_it_has_visual_tokens(opened, examples):
+    _, model = opened("internvl")
+    found = find_pictures(examples, model, CONTRACT)
+    assert [(one.width, one.height, one.visual_tokens(1)) for one in found] == [(100, 60, 12), (60, 100, 12)]
 
 
 def test_a_size_is_run_once_however_many_pictures_have_it(opened, pictures, monkeypatch):
