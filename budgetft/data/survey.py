@@ -17,6 +17,10 @@ from budgetft.model import Model
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+PIXELS = (
+    "the maximum of pixels is not used: this model's processor makes as many visual tokens of a picture in any size, so pictures"
+    " are not shrunk before it"
+)
 KINDS = ("several_turns", "system_text", "no_image", "video", "unlabelled", "boxes_as_written")
 BOXES = (
     "boxes or points are told as they are written, and images are resized: if they count pixels of the image as it is, convert"
