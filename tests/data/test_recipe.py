@@ -1,7 +1,7 @@
 """What processors make of pictures: counts by running them, against known facts and against the models themselves."""
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,16 @@ TINY_VISION = {
     "mm_embed_dim": 64,
     "output_proj_dims": 64,
 }
-TINY_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY_TEXT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
-@lru_cache(maxsize=None)
+@cache
 def built(name: str) -> tuple[Any, int]:
     return recipe.build_processor(MODELS / name), recipe.placeholder_of(read_json(MODELS / name / "config.json"))
 
@@ -59,7 +65,12 @@ def tiny_model(name: str) -> Any:
     if "layer_types" in text:
         text["layer_types"] = text["layer_types"][:1] + text["layer_types"][-1:]
     vision.update({key: value for key, value in TINY_VISION.items() if key in vision})
-    for part, key in ((vision, "out_hidden_size"), (vision, "projection_dim"), (config, "projection_dim"), (config, "hidden_size")):
+    for part, key in (
+        (vision, "out_hidden_size"),
+        (vision, "projection_dim"),
+        (config, "projection_dim"),
+        (config, "hidden_size"),
+    ):
         if key in part:
             part[key] = 64
     kind = config.pop("model_type")
@@ -73,6 +84,15 @@ def test_every_description_with_special_tokens_makes_a_processor_that_counts_pic
     assert tokens[0] > 0
     for token, number in read_json(MODELS / name / "tokens.json").items():
         assert processor.tokenizer.convert_tokens_to_ids(token) == number
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_ids_that_a_config_names_are_those_of_its_special_tokens(name: str) -> None:
+    config, tokens = read_json(MODELS / name / "config.json"), read_json(MODELS / name / "tokens.json")
+    named = {key: number for key, number in config.items() if key.startswith(("image", "boi", "eoi", "vision_st", "vision_e"))}
+    ids = [number for key, number in named.items() if key.endswith(("token_id", "token_index"))]
+    assert ids
+    assert set(ids) <= set(tokens.values())
 
 
 @pytest.mark.parametrize(
