@@ -7,6 +7,7 @@ wrong, and says so.
 
 from typing import Literal
 
+from budgetft.knobs import Knobs
 from budgetft.value import Value
 
 PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -67,3 +68,21 @@ def facts_of(model_type: str) -> FamilyFacts:
 def verified_types() -> tuple[str, ...]:
     """Those that the conformance test holds exact, in the order of their names."""
     return tuple(sorted(name for name, facts in FACTS.items() if facts.verified))
+
+
+def lever_problems(model_type: str, knobs: Knobs) -> list[str]:
+    """Why ``knobs`` cannot be used with a type of model; empty when they can."""
+    facts, problems = facts_of(model_type), []
+    if knobs.attention in ("math", "efficient", "flash") and not facts.kernels:
+        reason = "has attention that it does not compute" if facts.verified else "is not verified"
+        problems.append(f"attention {knobs.attention!r}: {model_type} {reason}; take attention=stock")
+    if knobs.pointwise == "fused" and not facts.verified:
+        problems.append(f"pointwise 'fused': {model_type} is not verified; take pointwise=stock")
+    if knobs.vision == "cached" and not facts.cached:
+        problems.append(f"vision 'cached': features of {model_type} cannot be read from disk; take vision=frozen")
+    if knobs.base_precision in ("fp16", "nf4") and facts.fp16 is not None:
+        problems.append(
+            f"base_precision {knobs.base_precision!r} computes in fp16, and {model_type} cannot: {facts.fp16};"
+            " take a GPU with bf16 (compute capability 8.0), or fp32: --setting base_precision=fp32"
+        )
+    return problems

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, model_validator
 from budgetft.contract import Contract
 from budgetft.duration import RunTime, time_under
 from budgetft.errors import UsageError
+from budgetft.families import lever_problems
 from budgetft.goal import Goal
 from budgetft.gpu import Gpu
 from budgetft.knobs import Knobs
@@ -263,7 +264,7 @@ class Plan(Shown, Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
-        problems = knob_problems(self.knobs, self.contract, self.gpu.profile)
+        problems = knob_problems(self.knobs, self.contract, self.gpu.profile, self.model.family)
         if self.estimate.process_peak_bytes > self.gpu.budget_bytes:
             peak, budget = self.estimate.process_peak_bytes, self.gpu.budget_bytes
             problems.append(f"estimate.process_peak_bytes {peak} is above gpu.budget_bytes {budget}")
@@ -272,9 +273,9 @@ class Plan(Shown, Value):
         return self
 
 
-def knob_problems(knobs: Knobs, contract: Contract, gpu: Gpu) -> list[str]:
-    """Why ``knobs`` cannot be run under ``contract`` on ``gpu``; empty when it can."""
-    problems = []
+def knob_problems(knobs: Knobs, contract: Contract, gpu: Gpu, model_type: str) -> list[str]:
+    """Why ``knobs`` cannot be run under ``contract`` on ``gpu`` with a type of model; empty when it can."""
+    problems = lever_problems(model_type, knobs)
     product, wanted = knobs.micro_batch * knobs.grad_accum, contract.effective_batch
     if product != wanted:
         problems.append(f"micro_batch {knobs.micro_batch} x grad_accum {knobs.grad_accum} is not the effective batch {wanted}")

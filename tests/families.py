@@ -37,8 +37,7 @@ def build(name: str, *, dtype: torch.dtype = torch.float32, scale: float = 1.0, 
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    attention = FAMILIES[name].get("attention", "sdpa")
-    model = AutoModelForImageTextToText.from_config(config_of(name), dtype=dtype, attn_implementation=attention)
+    model = AutoModelForImageTextToText.from_config(config_of(name), dtype=dtype)
     fill(model, scale=scale)
     model.config.use_cache = False
     return model

@@ -286,9 +286,12 @@ def test_more_checkpointed_layers_than_the_model_has_are_refused(plan):
 
 
 def test_knobs_without_a_problem_have_none(plan):
-    assert knob_problems(plan.knobs, plan.contract, plan.gpu.profile) == []
+    assert knob_problems(plan.knobs, plan.contract, plan.gpu.profile, plan.model.family) == []
     modern = load_gpu("l4")
-    assert knob_problems(plan.knobs.replace(attention="flash", base_precision="bf16"), plan.contract, modern) == []
+    assert (
+        knob_problems(plan.knobs.replace(attention="flash", base_precision="bf16"), plan.contract, modern, plan.model.family)
+        == []
+    )
 
 
 # Writing

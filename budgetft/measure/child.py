@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from budgetft.data.bucket import padded_tokens
+from budgetft.data.shapes import small_shape
 from budgetft.errors import UsageError
 from budgetft.host_gpus import driver_version, first_visible
 from budgetft.knobs import Knobs
@@ -102,8 +103,6 @@ class Probing:
 
     def _warm_up(self, step: Any) -> None:
         """Load the kernels with a small batch, so that the context is measured before the cap is set."""
-        from budgetft.data.shapes import small_shape
-
         self._two_updates(step, (small_shape(self.job.model),), 1)
 
     def _count_on_cpu(self, step: Any, worst: tuple[Shape, ...], accumulate: int, fields: dict[str, Any]) -> float:

@@ -7,7 +7,7 @@ are of that kind, and stands for those of its kind in the whole.
 import re
 from collections.abc import Callable, Sequence
 
-from budgetft.predict.memory_model import MemoryModel, StepSegment, layout_of, template_layers
+from budgetft.predict.memory_model import MemoryModel, StepSegment, layout_of
 
 FP32_SHARE = 0.85
 """Of a GPU's fp32 rate without tensor cores, what a large product reaches."""
@@ -26,7 +26,7 @@ class MixedMemoryModel(MemoryModel):
     def _sequence(self, checkpointed_layers: int) -> list[StepSegment]:
         """A layer's segments are those of its kind."""
         layout = layout_of(self.layers, checkpointed_layers)
-        stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
+        stands_for = self.stands_for(checkpointed_layers)
         templates = [self.kinds[kind].templates[layout] for kind in self.of_layer]
         whole = super()._sequence(checkpointed_layers)
         own = self.templates[layout]

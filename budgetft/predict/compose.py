@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from budgetft.predict.memory_model import MemoryModel, template_layers
+from budgetft.predict.memory_model import MemoryModel
 from budgetft.predict.segments import BEFORE, Pattern, Trace
 
 ALIGNED_CELLS = 10**6
@@ -120,9 +120,9 @@ def compose(
     of none of these.
     """
     groups = _groups(micro_batch, memory_model.vision_group)
-    key = memory_model.layers, memory_model.kind, checkpointed_layers, len(groups)
+    key = memory_model.layers, memory_model.kind, memory_model.layer_kinds, checkpointed_layers, len(groups)
     if key not in template.pattern.kept:
-        stands_for = template_layers(memory_model.layers, checkpointed_layers, memory_model.kind)
+        stands_for = memory_model.stands_for(checkpointed_layers)
         template.pattern.kept[key] = _Ordering(template.pattern, stands_for, len(groups)).ordered()
     places, ends = template.pattern.kept[key]
     sizes = np.concatenate([*(template.bytes_at(batch) for batch in (micro_batch, groups[0], groups[-1])), [0]])

@@ -171,7 +171,7 @@ class Estimator:
             found: tuple[Recording | None, str] = find_recording(key), ""
             if found[0] is None and self.at_once:
                 found = find_foreign_recording(key) or found
-            if found[0] is None and self._record_missing:
+            if found[0] is None and self._record_missing and self.job.model.packed:
                 found = self._recorded(combination, key), ""
             self._recordings[key] = found
         return self._recordings[key]

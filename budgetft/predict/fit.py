@@ -56,7 +56,9 @@ def fit_memory_model(
 
     short = Short(model=model, contract=contract, knobs=knobs, shape=shape, gpu=gpu)
     static = static_sizes(model, contract, knobs)
-    replays = compose_memory_model(short, model, knobs, shape, static=static, layouts=layouts, on_layout=tell)
+    replays = compose_memory_model(
+        short, model, knobs, shape, static=static, layouts=layouts, kinds=short.kinds, on_layout=tell
+    )
     if knobs.fp32_blocks:  # what the allocator adds is taken from the memory model without them
         return replays.memory_model
     tell(len(layouts))
@@ -71,11 +73,13 @@ def compose_memory_model(
     *,
     static: Mapping[str, Sequence[int]],
     layouts: Sequence[Layout],
+    kinds: tuple[int, ...] = (),
     on_layout: Callable[[int], None] = lambda done: None,
 ) -> Replays:
     """The memory model that ``traces`` make, without what the allocator adds, and the replays that tell it.
 
-    ``static``: bytes of what is there throughout, by category, tensor by tensor.
+    ``static``: bytes of what is there throughout, by category, tensor by tensor. ``kinds``: of every layer, where there are
+    several.
     """
     fills = knobs.loss_chunk / shape.supervised_tokens if knobs.loss == "chunked" else 0.0
     first = max(1, math.ceil(fills))
@@ -86,19 +90,27 @@ def compose_memory_model(
         on_layout(done)
         pairs[layout] = traces.trace(sizes[0], layout), traces.trace(sizes[1], layout)
     any_small, any_large = next(iter(pairs.values()))
-    patches = max((w // model.patch_size) * (h // model.patch_size) for w, h in shape.images) if shape.images else 1
     memory_model = MemoryModel(
         layers=model.layers,
-        kind=kind_layers(model.deepstack_levels),
+        kind=len(kinds) or kind_layers(model.deepstack_levels),
+        layer_kinds=kinds,
         static={name: sum(each) for name, each in static.items()},
         inputs=Affine.through((sizes[0], any_small.static_bytes["inputs"]), (sizes[1], any_large.static_bytes["inputs"])),
         templates={name: _template(pair, sizes) for name, pair in pairs.items()},
-        vision_group=max(1, knobs.vision_group // patches) / max(1, len(shape.images)) if knobs.vision == "frozen" else 1e9,
+        vision_group=_examples_together(model, knobs, shape),
         loss_peak_below=_single_chunk(traces, first),
         overhead={},
     )
     made = {name: partial(event_template, *pair, sizes, full_at=fills) for name, pair in pairs.items()}
     return Replays(memory_model=memory_model, templates=made, static=[size for each in static.values() for size in each])
+
+
+def _examples_together(model: Model, knobs: Knobs, shape: Shape) -> float:
+    """Of how many examples the frozen tower takes the images at a time; only the Qwen-VL families have groups."""
+    if knobs.vision != "frozen" or not model.packed:
+        return 1e9
+    patches = max((w // model.patch_size) * (h // model.patch_size) for w, h in shape.images) if shape.images else 1
+    return max(1, knobs.vision_group // patches) / max(1, len(shape.images))
 
 
 def with_optimizer(memory_model: MemoryModel, model: Model, contract: Contract, knobs: Knobs) -> MemoryModel:

@@ -1,8 +1,10 @@
 """A memory model: a few traces of a shortened model, composed into any micro-batch and any number of checkpointed layers.
 
 Decoder layers are alike, so the allocations of one inner layer, checkpointed or not, stand for all of them; and every size
-is affine in the micro-batch, so two traces give the rest. A setting then costs a scan over a hundred segments. What the
-caching allocator adds is replayed at a grid of settings when the memory model is made, and interpolated.
+is affine in the micro-batch, so two traces give the rest. Where layers are of several kinds (windows and full attention, linear
+attention, convolutions), each is traced for itself, with none, half and all of them checkpointed. A setting then costs a scan
+over a hundred segments. What the caching allocator adds is replayed at a grid of settings when the memory model is made, and
+interpolated.
 """
 
 from bisect import bisect_right
@@ -152,6 +154,8 @@ class MemoryModel(Value):
     layers: int
     kind: int = KIND
     """Layers of each kind in a template: the first ones, an inner one, the last ones."""
+    layer_kinds: tuple[int, ...] = Field(default=(), exclude_if=lambda kinds: not kinds)
+    """Of every layer, as numbers, where there are several; a template then has all layers. Not written where there is one."""
     static: dict[str, int]
     """weights, adapter, gradients, optimizer: bytes that do not depend on the micro-batch."""
     inputs: Affine
@@ -254,9 +258,13 @@ class MemoryModel(Value):
             self.kept[key] = self._sequence(checkpointed_layers)
         return self.kept[key]
 
+    def stands_for(self, checkpointed_layers: int) -> list[int]:
+        """For each layer of the full model, the template's layer that stands for it."""
+        return template_layers(self.layers, checkpointed_layers, self.kind, self.layer_kinds)
+
     def _sequence(self, checkpointed_layers: int) -> list[StepSegment]:
         template = self.templates[layout_of(self.layers, checkpointed_layers)]
-        stands_for = template_layers(self.layers, checkpointed_layers, self.kind)
+        stands_for = self.stands_for(checkpointed_layers)
         sequence = list(template.head)
         for layer in stands_for:
             sequence += template.forward[layer]
@@ -278,11 +286,13 @@ def kind_layers(deepstack_levels: int) -> int:
     return deepstack_levels + 2 + LAST if deepstack_levels else KIND
 
 
-def template_layers(layers: int, checkpointed_layers: int, kind: int) -> list[int]:
+def template_layers(layers: int, checkpointed_layers: int, kind: int, kinds: Sequence[int] = ()) -> list[int]:
     """For each layer of the full model, the template's layer that stands for it: checkpointed ones come first.
 
-    ``kind``: layers of each kind in the template.
+    ``kind``: layers of each kind in the template. ``kinds``: of every layer, where a template has them all.
     """
+    if kinds:
+        return _among_all(checkpointed_layers, kinds)
     inner = kind - LAST - 1
 
     def of(count: int) -> list[int]:
@@ -294,6 +304,29 @@ def template_layers(layers: int, checkpointed_layers: int, kind: int) -> list[in
     if layout_of(layers, checkpointed_layers) == "mixed":
         return of(checkpointed_layers) + [kind + layer for layer in plain]
     return of(checkpointed_layers) or plain
+
+
+def _among_all(checkpointed_layers: int, kinds: Sequence[int]) -> list[int]:
+    """Each layer for itself; in the mixed template, half of whose layers are checkpointed, one of its kind on the other side.
+
+    Of those the nearest counts, after a layer of the same kind as the one before it where there is such a one.
+    """
+    layers, half = len(kinds), len(kinds) // 2
+    if layout_of(layers, checkpointed_layers) != "mixed":
+        return list(range(layers))
+
+    def stand_in(layer: int) -> int:
+        side = range(half) if layer < checkpointed_layers else range(half, layers)
+        if layer in side:
+            return layer
+
+        def unlike(other: int) -> tuple[bool, bool, int]:
+            before = kinds[other - 1] if other else None
+            return kinds[other] != kinds[layer], before != (kinds[layer - 1] if layer else None), abs(other - layer)
+
+        return min(side, key=unlike)
+
+    return [stand_in(layer) for layer in range(layers)]
 
 
 def _with_all_frees(segment: StepSegment, stands_for: list[int], layers: int, size: int) -> StepSegment:

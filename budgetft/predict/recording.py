@@ -312,7 +312,7 @@ def point_of(model: Model, shape: Shape, *, micro_batch: int, rank: int, loss_ch
 def covers(recording: Recording, model: Model, shape: Shape) -> bool:
     """Whether traces of ``shape`` can be computed from ``recording``: where it has towers, of equal images of a kind it has."""
     if not recording.towers or not shape.images:
-        return bool(shape.images)
+        return bool(shape.images) and model.packed
     width, height = shape.images[0]
     runs = window_runs(model, height // model.patch_size, width // model.patch_size)
     return len(set(shape.images)) == 1 and str(len(runs)) in recording.towers

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
 from budgetft.contract import Contract
+from budgetft.data.collate import Batch
 from budgetft.errors import BudgetftError
 from budgetft.gpu import Gpu
 from budgetft.knobs import Attention, Knobs
@@ -118,11 +119,12 @@ def trace_step(
     layers: int | None = None,
     evaluating: bool = False,
     built: Any = None,
+    batch: Batch | None = None,
 ) -> Trace:
     """Trace one micro-batch of ``shapes``, with the attention kernels of ``gpu``, or the CPU's for None.
 
     ``layers`` shortens the language model; ``evaluating`` traces :meth:`Step.evaluate`, between two steps. ``built``: what
-    :func:`build_to_trace` made of the same; traces one after the other may share it.
+    :func:`build_to_trace` made of the same; traces one after the other may share it. ``batch``: instead of one of ``shapes``.
 
     Raises ``BudgetftError`` naming the operation when the model cannot be traced.
     """
@@ -130,12 +132,12 @@ def trace_step(
 
     peft_model = build_to_trace(model, contract, knobs, layers) if built is None else built
     base = peft_model.get_base_model()
-    batch = synthetic_batch(shapes, model, seed=0, vision=knobs.vision)
+    batch = synthetic_batch(shapes, model, seed=0, vision=knobs.vision) if batch is None else batch
     inputs = prepare(batch, base, vision=knobs.vision, vision_group=knobs.vision_group)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             _to_fake(peft_model)
-            with KnownValues(mode) as known:
+            with KnownValues(mode) as known, _as_real_tensors():
                 return _run(peft_model, contract, knobs, inputs.map(known.fake), gpu, evaluating)
     except torch.OutOfMemoryError:
         raise
@@ -144,6 +146,22 @@ def trace_step(
             f"{model.name} cannot be traced without a GPU: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint="probe it on a GPU instead: --trials always",
         ) from error
+
+
+@contextmanager
+def _as_real_tensors() -> Iterator[None]:
+    """Transformers leaves out what it would read back from a fake tensor, and so makes masks that a real step does without."""
+    from transformers.utils import import_utils
+
+    own = getattr(import_utils, "is_fake_tensor", None)
+    if own is None:
+        yield
+        return
+    import_utils.is_fake_tensor = lambda tensor: False
+    try:
+        yield
+    finally:
+        import_utils.is_fake_tensor = own
 
 
 def _run(peft_model: Any, contract: Contract, knobs: Knobs, inputs: Inputs, gpu: Gpu | None, evaluating: bool) -> Trace:
@@ -254,9 +272,9 @@ def _kernels_of(gpu: Gpu | None, knobs: Knobs, step: Step) -> Iterator[None]:
     configs = [text] if tower is None else [text, tower.config]
     before = [config._attn_implementation for config in configs]
     if knobs.attention == "stock" and before[0] == "sdpa":
-        text._attn_implementation = implementation("flash" if gpu.flash_attention else "math")
+        text._attn_implementation = implementation("flash" if gpu.flash_attention else "math", stock=True)
     if tower is not None and before[1] == "sdpa":
-        tower.config._attn_implementation = implementation(fused)
+        tower.config._attn_implementation = implementation(fused, stock=True)
     dropouts = [module for module in step.base.modules() if isinstance(module, nn.Dropout)]
     for module in dropouts:
         module.forward = partial(_fused_dropout, module)

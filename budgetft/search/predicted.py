@@ -13,7 +13,7 @@ from budgetft.outcome import speed_text
 from budgetft.plan import Candidate, knob_problems
 from budgetft.predict.estimator import Estimator
 from budgetft.results import Estimated
-from budgetft.search.space import settings, stock_settings
+from budgetft.search.space import every_setting, stock_settings
 
 
 def fastest(estimator: Estimator, given: dict[str, Any]) -> Candidate:
@@ -63,15 +63,15 @@ def estimated(estimator: Estimator, given: dict[str, Any]) -> Estimated:
 
 def settings_with(job: Job, given: dict[str, Any]) -> list[Knobs]:
     """Every setting of the grid with the ``given`` knobs in place of its own."""
-    grid, contract = settings(job), job.contract
+    grid, contract, family = every_setting(job), job.contract, job.model.family
     asked = Knobs.make(**{**dict(grid[0]), **given})
     check_sizes(asked, given, contract, job.model)
     if "micro_batch" in given:
         given = {"grad_accum": contract.effective_batch // asked.micro_batch, **given}
     wanted = list(dict.fromkeys(knobs.replace(**given) for knobs in grid))
-    able = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu)]
+    able = [knobs for knobs in wanted if not knob_problems(knobs, contract, job.gpu, family)]
     if not able:
-        raise UsageError("; ".join(min((knob_problems(knobs, contract, job.gpu) for knobs in wanted), key=len)))
+        raise UsageError("; ".join(min((knob_problems(knobs, contract, job.gpu, family) for knobs in wanted), key=len)))
     return able
 
 

@@ -1,6 +1,7 @@
 """What may be tried: every valid setting of the knobs, and the stock recipe beside them."""
 
 from budgetft.data.bucket import padded_tokens, padding_share
+from budgetft.errors import UsageError
 from budgetft.knobs import (
     LOSS_CHUNK,
     VISION_GROUP,
@@ -112,24 +113,36 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
     where the default allocator's cached blocks pile up to the cap (reports/guard); another is for platforms without them.
 
     What another setting beats on bytes and seconds alike is left out: a loss that holds all logits, the tower inside the
-    graph, grouped heads on the math kernel, peft's own LoRA forward, norms and activations in many kernels.
+    graph, grouped heads on the math kernel, peft's own LoRA forward, norms and activations in many kernels. Of a model's type
+    counts what is exact there (:mod:`budgetft.families`).
+
+    Raises ``UsageError`` where none can be run.
     """
-    gpu, contract = job.gpu, job.contract
+    found, family = every_setting(job, vision, allocator=allocator), job.model.family
+    able = [knobs for knobs in found if not knob_problems(knobs, job.contract, job.gpu, family)]
+    if not able:
+        raise UsageError(f"{job.model.name}: " + "; ".join(knob_problems(found[0], job.contract, job.gpu, family)))
+    return able
+
+
+def every_setting(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "expandable") -> list[Knobs]:
+    """As :func:`settings`, with those that cannot be run."""
+    gpu, contract, facts = job.gpu, job.contract, job.model.facts
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
     precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
     optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
     loss_chunk, vision_group = part_sizes(job)
     chosen: dict[int, Batching] = {size: better_batching(job, size) for size in micro_batches(job)}
-    found = [
+    return [
         Knobs(
             micro_batch=micro_batch,
             grad_accum=contract.effective_batch // micro_batch,
             checkpointed_layers=checkpointed,
             loss="chunked",
             vision=vision,
-            attention=attention,
+            attention=attention if facts.kernels else "stock",
             lora="stock" if contract.needs_stock_lora else "lean",
-            pointwise="fused",
+            pointwise="fused" if facts.verified else "stock",
             base_precision=precision,
             allocator=allocator if job.device == "cuda" else "default",
             batching=chosen[micro_batch],
@@ -146,7 +159,6 @@ def settings(job: Job, vision: Vision = "frozen", *, allocator: Allocator = "exp
         for optimizer in optimizers
         for offload in offloads(job, checkpointed)
     ]
-    return [knobs for knobs in found if not knob_problems(knobs, contract, gpu)]
 
 
 def in_precision(job: Job, knobs: Knobs, precision: Precision) -> Knobs:

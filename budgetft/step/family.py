@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ from budgetft.step.tower import CachedTower
 
 PROJECTORS = ("multi_modal_projector", "connector", "aligner", "projector", "merger", "embed_vision")
 """Names by which types know what turns the tower's output into features."""
+ON_THE_WAY = ("last_hidden_state", "hidden_states", "attentions")
+"""Of a tower's output: what is no feature."""
 ROUTERS = ("router", "shared_expert_gate")
 """Linears that choose among experts: no adapter belongs there."""
 
@@ -38,6 +40,8 @@ class Family:
     """Of any type with ``get_image_features``, or of text alone."""
 
     facts: FamilyFacts
+    packed: ClassVar[bool] = False
+    """Whether it is of the Qwen-VL families; see :data:`budgetft.families.PACKED`."""
 
     # parts
     def core(self, base: Any) -> Any:
@@ -174,6 +178,8 @@ class Family:
 class PackedFamily(Family):
     """The Qwen-VL families: slices of videos as images, groups of equal images and windows in one call."""
 
+    packed = True
+
     def prepare(self, batch: Batch, base: Any, *, vision: Vision, vision_group: int) -> dict[str, Any]:
         grid = batch.image_grid_thw.numpy().astype("int64")
         found: dict[str, Any] = {
@@ -241,9 +247,8 @@ def _without_graph(core: Any, enter: Callable[[Phase], None], *args: Any, **kwar
     enter("vision")
     with torch.no_grad():
         found = type(core).get_image_features(core, *args, **kwargs)
-    for name in ("last_hidden_state", "hidden_states"):  # it would be kept as long as the features
-        if getattr(found, name, None) is not None:
-            setattr(found, name, None)
+    # What the tower computed on the way would be kept as long as the features.
+    found = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
     enter("forward")
     return found
 

@@ -31,7 +31,9 @@ def test_every_setting_can_be_run_under_the_contract_on_the_gpu(make_job, gpu, c
     job = make_job(gpu=load_gpu(gpu), contract=contract)
     grid, stock = settings(job), stock_settings(job)
     assert grid
-    assert [knob_problems(knobs, contract, job.gpu) for knobs in [*grid, *stock]] == [[]] * len([*grid, *stock])
+    assert [knob_problems(knobs, contract, job.gpu, job.model.family) for knobs in [*grid, *stock]] == [[]] * len(
+        [*grid, *stock]
+    )
     assert len(set(grid)) == len(grid)
     assert not set(grid) & set(stock)
     assert {knobs.micro_batch * knobs.grad_accum for knobs in grid} == {contract.effective_batch}
@@ -81,10 +83,10 @@ def test_what_rounds_is_tried_only_with_the_contracts_leave(make_job):
     assert {(knobs.base_precision, knobs.optimizer) for knobs in stock_settings(loose)} == {("fp16", "adamw")}
     assert strict.fingerprint() == loose.fingerprint(), "an outcome does not depend on the leave"
     rounding = settings(loose)[-1].replace(base_precision="nf4", optimizer="adamw8bit")
-    problems = " ".join(knob_problems(rounding, strict.contract, strict.gpu))
+    problems = " ".join(knob_problems(rounding, strict.contract, strict.gpu, strict.model.family))
     assert "--allow-nf4" in problems
     assert "--allow-adamw8bit" in problems
-    assert knob_problems(rounding, loose.contract, loose.gpu) == []
+    assert knob_problems(rounding, loose.contract, loose.gpu, loose.model.family) == []
 
 
 def test_layer_inputs_go_to_the_host_only_where_they_weigh(make_job):
