@@ -98,7 +98,7 @@ def read_as(
             hint=f"leave {mark} out of the texts: images are put where the example has them",
         )
     told = tuple(pictures_told(processor, placeholder, sizes)) if sizes else ()
-    return _read(sizes, told, pieces, processor, mark, placeholder)
+    return _read(sizes, told, pieces, processor, model)
 
 
 def _read(
@@ -106,15 +106,15 @@ def _read(
     told: tuple[Told, ...],
     pieces: Sequence[Segment],
     processor: Any,
-    mark: str,
-    placeholder: int,
+    model: Model,
 ) -> Read:
-    pictures = iter(told)
+    placeholder, chats = recipe.placeholder_of(model.config), not model.facts.answers_marked
+    mark, pictures = recipe.image_mark(processor, placeholder), iter(told)
     texts = ["".join(next(pictures).brief if part is None else part for part in _parts(one.text, mark)) for one in pieces]
     bos = processor.tokenizer.bos_token
-    special = not (bos is not None and texts[0].startswith(bos)) and _has_template(processor)
+    special = not (bos is not None and texts[0].startswith(bos)) and chats
     ids, ends = _together(texts, processor.tokenizer, special)
-    joint = ends is not None and _has_template(processor)
+    joint = ends is not None and chats
     if not joint or ends is None:
         each = [
             processor.tokenizer(text, add_special_tokens=special and not place).input_ids for place, text in enumerate(texts)
@@ -125,10 +125,6 @@ def _read(
     if ids.count(placeholder) != sum(len(one.runs) for one in told):
         raise UsageError(f"the text holds the model's own placeholder of images: {ids.count(placeholder)} of them")
     return Read(sizes, told, tuple(pieces), tuple(ids), tuple(learned), joint, special)
-
-
-def _has_template(processor: Any) -> bool:
-    return getattr(processor, "chat_template", None) is not None
 
 
 def _parts(text: str, mark: str) -> list[str | None]:
@@ -187,7 +183,7 @@ def _with_pixels(
     """What the processor makes of the real pictures. Raises ``UsageError`` where it writes the text otherwise."""
     pictures = {path: picture(path, size) for path, size in zip(example.images, read.sizes, strict=True)}
     images = [[pictures[path] for path in example.images]]
-    if _has_template(processor):
+    if not model.facts.answers_marked:
         text = "".join(one.text for one in read.pieces)
         given: dict[str, Any] = {"text": [text], "add_special_tokens": read.special}
     else:  # PaliGemma writes what starts the text and ends it itself

@@ -120,9 +120,8 @@ def _of_size(processor: Any, placeholder: int, size: Size, count: int) -> Told:
 
 
 def _told(processor: Any, placeholder: int, ids: tuple[int, ...]) -> Told:
-    if getattr(processor, "chat_template", None) is None and placeholder in ids:  # PaliGemma: what starts the text comes after
-        last = len(ids) - ids[::-1].index(placeholder)
-        ids = ids[:last]
+    if ids[-1] == processor.tokenizer.bos_token_id:  # PaliGemma: what starts the text comes after its pictures
+        ids = ids[:-1]
     runs = tuple(len(list(group)) for token, group in groupby(ids) if token == placeholder)
     short = [token for token, group in groupby(ids) for token in ([token] if token == placeholder else group)]
     return Told(ids=ids, runs=runs, brief=_as_text(processor.tokenizer, short))

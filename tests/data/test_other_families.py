@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from budgetft.asked import Typed
 from budgetft.contract import Contract
 from budgetft.data import recipe
 from budgetft.data.collate import Encoded, collate, encode, synthetic_batch
@@ -20,7 +21,7 @@ from budgetft.data.examples import Example
 from budgetft.data.features import find_pictures
 from budgetft.data.preview import preview
 from budgetft.data.processor import load_processor
-from budgetft.data.shapes import shape_of, with_frames
+from budgetft.data.shapes import counts, shape_of, with_frames
 from budgetft.data.stats import measure_shapes
 from budgetft.data.survey import survey
 from budgetft.errors import BudgetftError, UsageError
@@ -191,8 +192,8 @@ def test_with_cached_vision_a_synthetic_batch_has_features_and_no_pixels(name, o
 def test_features_stand_for_pixels_in_a_real_example_too(name, opened, examples):
     processor, model = opened(name)
     plain = encode(examples[1], processor, model, CONTRACT)
-    counts = measure_shapes(examples, processor, model, CONTRACT)[1].tokens or ()
-    counted = enumerate(zip(examples[1].images, counts, strict=True))
+    tokens = measure_shapes(examples, processor, model, CONTRACT)[1].tokens or ()
+    counted = enumerate(zip(examples[1].images, tokens, strict=True))
     rows = {path: torch.full((count, 64), float(place)) for place, (path, count) in counted}
     found = encode(examples[1], processor, model, CONTRACT, features_of=lambda block: rows[block[0]])
     assert torch.equal(found.input_ids, plain.input_ids)
@@ -390,6 +391,23 @@ def test_a_processor_is_kept_until_its_files_change(folders):
     config = Path(str(model.weights)) / "tokenizer_config.json"
     config.write_text(config.read_text() + "\n")
     assert load_processor(model) is not first
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "text"),
+    [
+        ("gemma-3-4b", 256, 4),  # begin, end and an empty line on either side
+        ("internvl3.5-1b", 2304, 2),
+        ("smolvlm2-256m", 832, 30),
+        ("paligemma2-3b", 256, 0),
+        ("llava-1.5-7b", 576, 0),
+    ],
+)
+def test_typed_sizes_are_counted_for_bundled_descriptions(name, tokens, text):
+    model = load_model(name)
+    assert counts([(1280, 720)], model) == ((tokens,), text)
+    shape = Typed(image="1280x720", text_tokens=300).shape(model, Contract(max_pixels=1280 * 720))
+    assert (shape.images, shape.tokens, shape.text_tokens) == (((1280, 720),), (tokens,), 300)
 
 
 def test_a_folder_without_a_tokenizer_counts_pictures_and_refuses_text(folders, tmp_path, examples):
