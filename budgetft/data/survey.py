@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 PIXELS = (
-    "the maximum of pixels is not used: this model's processor makes as many visual tokens of a picture in any size, so pictures"
+    "--max-pixels changes nothing: this model's processor makes as many visual tokens of a picture in any size, so pictures"
     " are not shrunk before it"
 )
 KINDS = ("several_turns", "system_text", "no_image", "video", "unlabelled", "boxes_as_written")

@@ -24,6 +24,7 @@ from budgetft.data.processor import load_processor
 from budgetft.data.shapes import counts, shape_of, with_frames
 from budgetft.data.stats import measure_shapes
 from budgetft.data.survey import survey
+from budgetft.data.turns import end_ids
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import load_model
 from budgetft.workload import Shape, Workload
@@ -234,6 +235,24 @@ def test_every_learned_answer_of_several_turns_is_learned_in_its_place(name, ope
     told = processor.tokenizer.decode(encoded.input_ids[answer:])
     assert told.lstrip().startswith("A red ball.")
     assert (first > answer).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("llava", "</s>"),
+        ("gemma3", "<end_of_turn>"),
+        ("mllama", "<|eot_id|>"),
+        ("paligemma2", "<eos>"),
+        ("qwen3_5", "<|im_end|>"),
+    ],
+)
+def test_an_answer_ends_where_its_learned_turn_does(name, end, opened):
+    processor, model = opened(name)
+    ends = end_ids(processor, model)
+    assert ends[0] == processor.tokenizer.convert_tokens_to_ids(end)
+    assert processor.tokenizer.eos_token_id in ends
+    assert processor.tokenizer.pad_token_id in ends
 
 
 def test_an_answer_that_the_template_writes_otherwise_than_it_asks_stands_after_the_prompt(folders, tmp_path, examples):
