@@ -49,6 +49,7 @@ def opened(folders) -> Any:
         model = load_model(str(folders(name)))
         return load_processor(model), model
 
+    both("llava")  # loads transformers, which no test is to wait for
     return both
 
 
