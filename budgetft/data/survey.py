@@ -8,6 +8,7 @@ from budgetft.contract import Contract
 from budgetft.data.boxes import has_boxes
 from budgetft.data.examples import Example
 from budgetft.data.media.images import image_size, unshrunk_image_size
+from budgetft.data.other_processor import check_text
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import measured, of_each
 from budgetft.data.tokens import check_positions
@@ -68,6 +69,7 @@ def survey(
     Raises one ``UsageError`` for all that cannot be encoded for another reason than their length.
     """
     check_positions(model, contract)
+    check_text(processor, model)
     found, files = Survey(), _Files(model, contract)
 
     def add(example: Example) -> None:
