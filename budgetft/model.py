@@ -160,8 +160,8 @@ def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
 
 
 def _read_any(folder: Path, config: dict[str, Any], family: Any, *, name: str, weights: str | None) -> Model:
-    """A model of another family: what its processor does, the processor is asked. Loads transformers' list of types."""
-    problem = type_problem(family, config)
+    """A model of another family: what its processor does, the processor is asked. Loads transformers' list of types for a folder."""
+    problem = None if weights is None else type_problem(family, config)  # what is bundled is known
     if problem is not None:
         raise UsageError(f"{folder / 'config.json'}: {problem}", hint="budgetft models lists the types that are supported")
     origin = read_json(folder / "origin.json") if weights is None else {}

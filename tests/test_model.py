@@ -51,7 +51,7 @@ def test_the_first_job_s_model_has_the_sizes_of_its_config():
     assert (model.min_pixels, model.max_pixels) == (4 * 28 * 28, 16384 * 28 * 28)
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", [name for name in model_names() if load_model(name).packed])
 def test_the_processor_and_the_vision_tower_cut_the_same_patches(name):
     model = load_model(name)
     vision = model.config["vision_config"]
@@ -125,11 +125,31 @@ def test_a_processor_nested_in_processor_config_is_found(tmp_path):
     assert load_model(str(folder)).max_pixels == 784000
 
 
-def test_an_architecture_that_is_not_supported_is_refused_by_name(tmp_path):
+REFUSED = {
+    "a type of nobody": ({"model_type": "no_such_type"}, "'no_such_type' is not in transformers"),
+    "code of its own": ({"model_type": "internvl_chat", "auto_map": {"AutoModel": "x.py"}}, "brings code of its own"),
+    "an encoder and a decoder": ({"model_type": "florence2"}, "is an encoder and a decoder"),
+    "no decoder": ({"model_type": "clip"}, "it has no decoder that could be adapted"),
+    "in one piece": ({"model_type": "llama4"}, "is made in one piece"),
+    "no name": ({"model_type": 3}, "not the name of a type"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_type_that_cannot_be_trained_is_refused_by_name(case, tmp_path):
+    changes, said = REFUSED[case]
     folder = copied("tiny-qwen2.5-vl", tmp_path)
-    edited(folder, "config.json", model_type="llava")
-    with pytest.raises(UsageError, match=r"config\.json: model_type 'llava' is not supported; supported: qwen2_vl"):
+    edited(folder, "config.json", **changes)
+    with pytest.raises(UsageError, match=rf"config\.json: .*{said}"):
         load_model(str(folder))
+
+
+def test_any_type_of_images_and_text_or_of_text_is_read(tmp_path):
+    for name, family in (("gemma-3-4b", "gemma3"), ("internvl3.5-8b", "internvl")):
+        copied_folder = tmp_path / name
+        shutil.copytree(profiles_folder() / "models" / name, copied_folder)
+        model = load_model(str(copied_folder))
+        assert (model.family, model.packed, model.layers) == (family, False, load_model(name).layers)
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])

@@ -86,7 +86,7 @@ def recorded_models(gpus: Sequence[Gpu]) -> tuple[list[Model], list[str]]:
     """
     kernels = {(gpu.flash_attention, gpu.efficient_attention, gpu.base_precision): gpu for gpu in gpus}
     models = sorted(map(load_model, trainable_names()), key=lambda model: model.parameters or 0)
-    found = [model for model in models if all(_is_recorded(model, gpu) for gpu in kernels.values())]
+    found = [model for model in models if model.packed and all(_is_recorded(model, gpu) for gpu in kernels.values())]
     return found, [model.name for model in models if model not in found]
 
 

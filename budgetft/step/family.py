@@ -11,7 +11,7 @@ Shapes: B examples, S tokens, F rows of features (one for each placeholder), D h
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, ClassVar
 
 import torch
@@ -121,7 +121,7 @@ class Family:
         """Let features be computed without a graph; :meth:`unfreeze` undoes it."""
         core = self.core(base)
         if hasattr(core, "get_image_features"):
-            core.get_image_features = partial(_without_graph, core, enter)
+            core.get_image_features = _as_its_own(partial(_without_graph, core, enter), core)
 
     def unfreeze(self, base: Any) -> None:
         """Let features be computed as transformers does; of a model without a tower, handed on."""
@@ -129,7 +129,7 @@ class Family:
         given = self.is_towerless(base)
         core.__dict__.pop("get_image_features", None)
         if given:
-            core.get_image_features = partial(_handed_on, self, core)
+            core.get_image_features = _as_its_own(partial(_handed_on, self, core), core)
 
     def remove_tower(self, base: Any) -> None:
         """Drop tower and projector: the model takes features in place of images."""
@@ -137,7 +137,7 @@ class Family:
         for name, module in list(core.named_children()):
             if module is tower or module is projector:
                 setattr(core, name, Towerless(getattr(module, "config", None)))
-        core.get_image_features = partial(_handed_on, self, core)
+        core.get_image_features = _as_its_own(partial(_handed_on, self, core), core)
 
     def is_towerless(self, base: Any) -> bool:
         """Whether features are given instead of images."""
@@ -241,6 +241,11 @@ class Towerless(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+
+def _as_its_own(function: Any, core: Any) -> Any:
+    """``function`` with the name and arguments of the method in whose place it is: generation looks at them."""
+    return update_wrapper(function, type(core).get_image_features)
 
 
 def _without_graph(core: Any, enter: Callable[[Phase], None], *args: Any, **kwargs: Any) -> Any:

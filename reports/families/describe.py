@@ -5,14 +5,19 @@
 Builds every described model that has special tokens on the meta device (no memory, no weights) and counts its parameters, tied
 ones once; runs its processor, made without the hub, on noise of five sizes. Published counts, and what explains a difference,
 are in published.json. Writes descriptions.txt and descriptions.json. It ends with an error when a strong count differs.
+
+Predicted: nothing is measured. Half a minute, no GPU.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness.arguments import flag, parser
 
 from budgetft.data.recipe import build_processor, placeholder_of, tokens_of
 from budgetft.profiles import profiles_folder
@@ -90,22 +95,22 @@ def table(rows: list[Row]) -> str:
     return "\n".join(line.rstrip() for line in rows_of_text)
 
 
+options = flag(parser(__doc__, out=None), "models", nargs="*", metavar="MODEL")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="descriptions; all in published.json by default")
-    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="also write the two files there")
-    options = parser.parse_args()
+    asked = options.parse_args()
     known = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
-    unknown = [name for name in options.models if name not in known]
+    unknown = [name for name in asked.models if name not in known]
     if unknown:
-        parser.error(f"not in published.json: {', '.join(unknown)}")
-    rows = [described(name, known[name]) for name in options.models or known]
+        options.error(f"not in published.json: {', '.join(unknown)}")
+    rows = [described(name, known[name]) for name in asked.models or known]
     text = table(rows)
     print(text)
-    if options.out is not None:
-        (options.out / "descriptions.txt").write_text(text + "\n", encoding="utf-8")
+    if asked.out is not None:
+        (asked.out / "descriptions.txt").write_text(text + "\n", encoding="utf-8")
         found = [{**asdict(row), "difference": row.difference} for row in rows]
-        (options.out / "descriptions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (asked.out / "descriptions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     wrong = [row.model for row in rows if row.difference]
     if wrong:
         print(f"differ from what is published: {', '.join(wrong)}", file=sys.stderr)

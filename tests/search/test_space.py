@@ -5,10 +5,12 @@ from itertools import pairwise
 import pytest
 
 from budgetft.contract import Contract
+from budgetft.errors import UsageError
 from budgetft.gpu import gpu_names, load_gpu
 from budgetft.knobs import is_stock
 from budgetft.model import load_model, model_names
 from budgetft.plan import knob_problems
+from budgetft.search.predicted import settings_with
 from budgetft.search.space import checkpoint_choices, divisors, padding_of, settings, stock_settings
 from budgetft.units import GIB
 from budgetft.workload import Shape, Workload
@@ -104,11 +106,20 @@ def test_a_gpu_without_any_fused_kernel_gets_the_math_kernel(make_job):
 
 @pytest.mark.parametrize("model", model_names())
 def test_every_model_is_tried_with_no_and_with_all_layers_checkpointed(make_job, model):
-    job = make_job(model=load_model(model))
+    needs_bf16 = load_model(model).facts.fp16 is not None
+    job = make_job(model=load_model(model), **({"gpu": load_gpu("rtx3090-24g")} if needs_bf16 else {}))
     counts = {knobs.checkpointed_layers for knobs in settings(job)}
     assert {0, job.model.layers} <= counts
     assert counts <= set(range(job.model.layers + 1))
     assert {knobs.checkpointed_layers for knobs in stock_settings(job)} == {job.model.layers}
+
+
+@pytest.mark.parametrize("model", ["gemma-3-4b", "qwen3.5-2b", "gemma-4-e2b", "paligemma2-3b"])
+def test_a_model_that_cannot_stand_fp16_is_refused_where_the_gpu_has_nothing_else(make_job, model):
+    job = make_job(model=load_model(model))
+    with pytest.raises(UsageError, match=f"'fp16' computes in fp16, and {job.model.family} cannot: .*base_precision=fp32"):
+        settings(job)
+    assert all(knobs.base_precision == "fp32" for knobs in settings_with(job, {"base_precision": "fp32"}))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 6, 7, 28, 36, 80])
