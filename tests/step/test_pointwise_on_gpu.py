@@ -27,14 +27,16 @@ def gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.grad
 
 
-def test_the_fused_norm_and_its_gradient_are_those_of_fp32():
+@pytest.mark.parametrize("kind", ["plain", "shifted", "bare"])
+def test_the_fused_norm_and_its_gradient_are_those_of_fp32(kind):
     x, grad = numbers(*SHAPE, seed=0), numbers(*SHAPE, seed=1)
     weight = numbers(SHAPE[-1], seed=2)
     wide = x.float().requires_grad_()
-    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.float()
+    factor = {"plain": weight.float(), "shifted": 1 + weight.float(), "bare": 1.0}[kind]
+    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * factor
     exact.backward(grad.float())
     narrow = x.clone().requires_grad_()
-    result = pointwise._RmsNorm.apply(narrow, weight, 1e-6)
+    result = pointwise._RmsNorm.apply(narrow, None if kind == "bare" else weight, 1e-6, kind)
     result.backward(grad)
     assert near(result.detach(), exact.detach())
     assert near(gradient(narrow), gradient(wide))
