@@ -46,24 +46,25 @@ class Typed(Value):
 
     def shape(self, model: Model, contract: Contract) -> Shape:
         """As the model sees one example; ``UsageError`` when it is longer than the contract allows."""
+        from budgetft.data.shapes import shape_of
         from budgetft.data.tokens import check_positions, resized_size
 
         check_positions(model, contract)
         size = resized_size(*parse_size(self.image), model, contract)
-        one = Shape.make(images=(size,), text_tokens=self.text_tokens, supervised_tokens=self.label_tokens)
+        made = shape_of((size,) * self.images, self.text_tokens, self.label_tokens, model)
         if self.label_tokens >= self.text_tokens:
             raise UsageError(
                 f"{self.label_tokens} label tokens must be fewer than the {self.text_tokens} text tokens",
                 hint="the text is prompt and answer, the label tokens are those of the answer",
             )
-        visual = self.images * one.visual_tokens(model.pixel_step)
+        visual = made.visual_tokens(model.pixel_step)
         if self.text_tokens + visual > contract.max_length:
             raise UsageError(
                 f"the example has {self.text_tokens + visual} tokens ({visual} of them visual);"
                 f" the limit is {contract.max_length}",
                 hint="raise --max-length or lower --max-pixels; examples are never cut",
             )
-        return one.replace(images=one.images * self.images)
+        return made
 
 
 Work = Shape | Workload | Typed | Path
@@ -74,10 +75,12 @@ def workload_of(work: Work, model: Model, contract: Contract) -> Workload:
     """The shapes that ``work`` has for ``model`` under ``contract``."""
     if isinstance(work, Workload):
         return work
-    if isinstance(work, Shape):
-        return Workload.uniform(work)
     if isinstance(work, Typed):
         return Workload.uniform(work.shape(model, contract))
+    from budgetft.data.shapes import counted
+
+    if isinstance(work, Shape):
+        return Workload.uniform(counted(work, model))
     from budgetft.data.examples import read_dataset
     from budgetft.data.processor import load_processor
     from budgetft.data.stats import measure_workload

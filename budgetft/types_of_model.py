@@ -13,7 +13,7 @@ def type_problem(model_type: Any, config: dict[str, Any]) -> str | None:
     if not isinstance(model_type, str):
         return f"model_type is {model_type!r}, not the name of a type of model"
     from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore
 
     if model_type not in CONFIG_MAPPING_NAMES:
         return _unknown_type(model_type, config)

@@ -79,7 +79,8 @@ class FitRow(Value):
     cells: tuple[FitCell, ...]
     """As many as pictures were asked for, in that order."""
     largest: FitCell | None
-    """The largest square picture that fits; None where not even the smallest does."""
+    """The largest square picture that fits; None where not even the smallest does, and where it is not looked for: in other
+    families than Qwen-VL."""
     largest_of_model: bool
     """Whether the model itself takes no larger pictures."""
     calibrated: bool

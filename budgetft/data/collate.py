@@ -126,7 +126,7 @@ def encode(
         return _encode_other(example, processor, model, contract, features_of, answered)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     if features_of is None:
-        seen = with_patches(example, processor, model, contract)
+        seen: dict[str, Any] = with_patches(example, processor, model, contract)
     else:
         seen = with_features(example, processor, model, contract, features_of)
     with named(example):

@@ -30,18 +30,20 @@ def images_joined(
         each = [one or {name: torch.zeros_like(value) for name, value in model.items()} for one in each]
     found = recipe.joined([one for one in each if one], stack_on=stack_on)
     for name in sorted(by_row):
-        found[name] = _rows([part.get(name) for part in parts], longest)
+        found[name] = _rows([part.get(name) for part in parts], longest, last_again=name == ACROSS)
     return found
 
 
-def _rows(parts: "Sequence[torch.Tensor | None]", longest: int) -> "torch.Tensor":
-    """(b, longest, ...) of (1, t, ...) parts: zeros on the right, and where an example has none."""
+def _rows(parts: "Sequence[torch.Tensor | None]", longest: int, *, last_again: bool) -> "torch.Tensor":
+    """(b, longest, ...) of (1, t, ...) parts: padding is zeros or the last token's row, an example without a part is zeros."""
     import torch
 
     some = [part for part in parts if part is not None]
-    shape = [1, longest, *(max(part.shape[dim] for part in some) for dim in range(2, some[0].dim()))]
-    out = torch.zeros(len(parts), *shape[1:], dtype=some[0].dtype)
+    shape = [longest, *(max(part.shape[dim] for part in some) for dim in range(2, some[0].dim()))]
+    out = torch.zeros(len(parts), *shape, dtype=some[0].dtype)
     for row, part in enumerate(parts):
         if part is not None:
             out[(row, *(slice(0, size) for size in part.shape[1:]))] = part[0]
+            if last_again:
+                out[row, part.shape[1] :] = out[row, part.shape[1] - 1]
     return out

@@ -23,10 +23,11 @@ _OPENING = 4
 
 
 def noise_example(shape: Shape, model: Model, generator: "torch.Generator", vision: Vision) -> "dict[str, Any]":
-    """``input_ids``, ``learned`` (bool) and ``mm_token_type_ids``, all (t,), ``images``, and ``features`` with ``vision`` cached.
+    """``input_ids``, ``learned`` (bool), ``mm_token_type_ids``, all (t,), and ``images``; ``features`` too where ``vision`` is
+    cached.
 
-    Its pictures have the sizes of ``shape`` as the processor is given them. Raises ``UsageError`` for a shape with a video, with
-    other visual tokens than the processor makes, or with too few text tokens.
+    Its pictures have the sizes of ``shape`` as the processor is given them. Raises ``UsageError`` for a shape with a video,
+    with other visual tokens than the processor makes, or with too few text tokens.
     """
     import torch
 
@@ -52,8 +53,7 @@ def noise_example(shape: Shape, model: Model, generator: "torch.Generator", visi
         )
     places = torch.randint(0, len(plain), (free + shape.supervised_tokens,), generator=generator)
     text = plain[places]
-    pieces = [part for part in _laid_out(text, blocks)]
-    input_ids = torch.cat(pieces)
+    input_ids = torch.cat([*_laid_out(text, blocks)])
     learned = torch.zeros_like(input_ids, dtype=torch.bool)
     learned[-shape.supervised_tokens :] = True
     found = {"input_ids": input_ids, "learned": learned, "mm_token_type_ids": (input_ids == placeholder).long()}

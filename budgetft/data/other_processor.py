@@ -26,8 +26,9 @@ _FILES = (
 )
 _TOY = "toy_vocabulary"
 """An attribute of processors that were made without the model's tokenizer."""
-_SCALED = (((256, 256), 4), ((320, 240), 4), ((180, 320), 4), ((320, 180), 6))
-"""Sizes, and how many times as large their sides are in a second run."""
+_TRIED = ((64, 64), (80, 60), (45, 80), (80, 45))
+_TIMES = (4, 16)
+"""Sizes, and how many times as large their sides are in further runs."""
 
 
 def other_processor(model: Model) -> "ProcessorMixin":
@@ -117,13 +118,18 @@ def check_text(processor: Any, model: Model) -> None:
 @lru_cache(maxsize=8)
 def takes_any_size_alike(processor: Any, placeholder: int) -> bool:
     """Whether pictures of one aspect become as many visual tokens at any size: shrinking them first would only blur them."""
-    for (width, height), times in _SCALED:
-        small = recipe.seen(processor, placeholder, [(width, height)])
-        large = recipe.seen(processor, placeholder, [(width * times, height * times)])
-        shapes = [{name: tuple(value.shape) for name, value in one.inputs.items()} for one in (small, large)]
-        if (small.tokens, shapes[0]) != (large.tokens, shapes[1]):
-            return False
+    try:
+        for width, height in _TRIED:
+            small, *larger = (recipe.seen(processor, placeholder, [(width * times, height * times)]) for times in (1, *_TIMES))
+            if any(_made(one) != _made(small) for one in larger):
+                return False
+    except UsageError:  # a size that it does not take
+        return False
     return True
+
+
+def _made(seen: recipe.Seen) -> tuple[object, ...]:
+    return seen.tokens, {name: tuple(value.shape) for name, value in seen.inputs.items()}
 
 
 def size_before(width: int, height: int, model: Model, max_pixels: int) -> tuple[int, int]:

@@ -18,8 +18,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 def load_processor(model: Model) -> "ProcessorMixin":
     """The processor of ``model``: from its weights folder or hub id, else built offline from its image facts.
 
-    Of other families than Qwen-VL: see :func:`budgetft.data.other_processor.other_processor`. In these, a folder without a tokenizer gets the offline one, with its own chat template where it has one: all supported families
-    share the vocabulary.
+    A folder without a tokenizer gets the offline one, with its own chat template where it has one: the Qwen-VL families share
+    the vocabulary. Of other families see :func:`budgetft.data.other_processor.other_processor`.
     Raises ``BudgetftError`` when a processor cannot be loaded, or the offline vocabulary is not installed.
     """
     if not model.packed:

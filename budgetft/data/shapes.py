@@ -38,7 +38,7 @@ def counted(shape: Shape, model: Model) -> Shape:
 
 
 def with_frames(workload: Workload, count: int, model: Model, *, video: bool) -> Workload:
-    """As :meth:`budgetft.workload.Workload.with_frames`, of any family. Raises ``UsageError`` for videos where there are none."""
+    """As :meth:`budgetft.workload.Workload.with_frames`, of any family. Raises ``UsageError`` for videos it does not take."""
     if model.packed:
         return workload.with_frames(count, model, video=video)
     if video:
@@ -56,10 +56,17 @@ def with_frames(workload: Workload, count: int, model: Model, *, video: bool) ->
 def _with_images(shape: Shape, count: int, model: Model) -> Shape:
     if not shape.images or count == len(shape.images):
         return shape
-    images = tuple(shape.images[place % len(shape.images)] for place in range(count))
-    tokens, around = counts(images, model)
+    return with_sizes(shape, [shape.images[place % len(shape.images)] for place in range(count)], model)
+
+
+def with_sizes(shape: Shape, sizes: Sequence[Size], model: Model) -> Shape:
+    """``shape`` with pictures of ``sizes``; text around them changes where their number or, in other families, their size does.
+
+    ``sizes`` are as :func:`budgetft.data.tokens.resized_size` gives them.
+    """
+    tokens, around = counts(sizes, model)
     text = shape.text_tokens + around - counts(shape.images, model)[1]
-    return shape.replace(images=images, tokens=tokens, text_tokens=max(text, shape.supervised_tokens + 1))
+    return shape.replace(images=tuple(sizes), tokens=tokens, text_tokens=max(text, shape.supervised_tokens + 1))
 
 
 def small_shape(model: Model, *, text_tokens: int = 16, label_tokens: int = 4) -> Shape:

@@ -82,6 +82,9 @@ def resized_size(width: int, height: int, model: Model, contract: Contract, limi
 
 
 def visual_tokens(width: int, height: int, model: Model, contract: Contract) -> int:
-    """Of the Qwen-VL families: language-model tokens of one image of ``width`` x ``height`` pixels before resizing; start and end excluded."""
+    """Language-model tokens of one image of ``width`` x ``height`` pixels before resizing, in the Qwen-VL families.
+
+    Start and end are excluded.
+    """
     new_width, new_height = resized_size(width, height, model, contract)
     return (new_width // model.pixel_step) * (new_height // model.pixel_step)

@@ -84,9 +84,10 @@ def separator(processor: Any, placeholder: int) -> tuple[str, int]:
 def pictures_told(processor: Any, placeholder: int, sizes: Sequence[Size]) -> list[Told]:
     """Each picture of one example of ``sizes``, (width, height) as the processor is given them.
 
-    Each size is run once, alone or beside another: some processors cut a picture that is alone into tiles.
+    Each size is run once, alone or beside another: some processors cut a picture that is alone into tiles. Where a picture is
+    told by its place among many, all are run together.
     """
-    if len(sizes) > 2 and not _pairs_suffice(processor, placeholder, len(sizes)):
+    if len(sizes) > 1 and not _told_alike(processor, placeholder, len(sizes)):
         return [_told(processor, placeholder, ids) for ids in run_on_noise(processor, placeholder, tuple(sizes))[0]]
     return [_of_size(processor, placeholder, size, min(2, len(sizes))) for size in sizes]
 
@@ -98,12 +99,11 @@ def tokens_alike(processor: Any, placeholder: int, sizes: Sequence[Size]) -> tup
 
 
 @lru_cache(maxsize=64)
-def _pairs_suffice(processor: Any, placeholder: int, count: int) -> bool:
-    """Whether a picture among ``count`` is told as among two."""
+def _told_alike(processor: Any, placeholder: int, count: int) -> bool:
+    """Whether each of ``count`` pictures of one size is told as the first of two: some processors number them."""
     size = (640, 480)
-    return (
-        run_on_noise(processor, placeholder, (size,) * count)[0][0] == run_on_noise(processor, placeholder, (size,) * 2)[0][0]
-    )
+    pair, all_of_them = (run_on_noise(processor, placeholder, (size,) * number)[0] for number in (2, count))
+    return {*pair, *all_of_them} == {pair[0]}
 
 
 @lru_cache(maxsize=4096)

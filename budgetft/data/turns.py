@@ -73,14 +73,14 @@ class _Talk:
         start = -1 if told is None else whole.find(told, done)
         if told is None or start < 0:
             raise UsageError(
-                f"the model's chat template writes message {place + 1} anew when more is said: it cannot be learned in its place",
+                f"the model's chat template writes message {place + 1} anew when more is said: it cannot be learned there",
                 hint="learn the last answer alone: --learn last",
             )
         return whole, start, start + len(told)
 
 
 def _from_its_text(message: Message, answered: str, start: int) -> str | None:
-    """What ``answered`` writes of the last ``message`` from its text on, at or after ``start``; None where that is not found."""
+    """What ``answered`` writes of the last ``message`` from its text on, after ``start``; None where that is not found."""
     for text in (message.text, message.text.strip()):
         at = answered.find(text, start) if text.strip() else -1
         if at >= 0:

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from budgetft.data.bucket import padded_tokens
+from budgetft.data.shapes import small_shape
 from budgetft.errors import UsageError
 from budgetft.host_gpus import driver_version, first_visible
 from budgetft.knobs import Knobs
@@ -102,9 +103,7 @@ class Probing:
 
     def _warm_up(self, step: Any) -> None:
         """Load the kernels with a small batch, so that the context is measured before the cap is set."""
-        edge = self.job.model.pixel_step * 2
-        small = Shape(images=((edge, edge),), text_tokens=16, supervised_tokens=4)
-        self._two_updates(step, (small,), 1)
+        self._two_updates(step, (small_shape(self.job.model),), 1)
 
     def _count_on_cpu(self, step: Any, worst: tuple[Shape, ...], accumulate: int, fields: dict[str, Any]) -> float:
         from budgetft.meter.live import LiveBytes

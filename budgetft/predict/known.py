@@ -52,7 +52,8 @@ class KnownValues(TorchDispatchMode):
         return tensor in self.values or not isinstance(tensor, FakeTensor)
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.values.get(tensor, tensor)
+        found = self.values.get(tensor)
+        return tensor if found is None else found
 
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` gives: numbers as they are, tensors as fakes with their values."""

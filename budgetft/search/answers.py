@@ -58,7 +58,12 @@ def pictures_of(data: Path, model: Model, contract: Contract, steps_up: StepsUp)
 
 
 def _within_length(model: Model, contract: Contract, steps_up: StepsUp) -> int:
-    """Pixels an image with which the heaviest example is still within ``max_length``, all of its images being as large."""
+    """Pixels an image with which the heaviest example is still within ``max_length``, all of its images being as large.
+
+    In other families than Qwen-VL that is not worked out: no fewer than any image has.
+    """
+    if not model.packed:
+        return model.max_pixels
     worst = steps_up.job.workload.worst[0]
     tokens = max(0, contract.max_length - worst.text_tokens) // max(1, len(worst.images))
     return max(1, tokens) * model.pixel_step**2

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from budgetft.contract import Contract
+from budgetft.data.shapes import with_frames
 from budgetft.errors import NothingFits
 from budgetft.knobs import is_stock
 from budgetft.measure.job import Job
@@ -95,7 +96,7 @@ class StepsUp:
             if (count, video) == (workload.most_frames, workload.is_video):
                 yield self._own(FRAMES, value)
                 continue
-            other = workload.with_frames(count, self.job.model, video=video)
+            other = with_frames(workload, count, self.job.model, video=video)
             yield self._cost_of(FRAMES, value, self.job_under(self.job.contract).replace(workload=other))
 
     def _own(self, axis: str, value: str) -> Step:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from budgetft.contract import Contract
+from budgetft.data.shapes import with_frames
 from budgetft.duration import HOUR, RunTime, time_under
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.goal import Values, contract_with
@@ -116,7 +117,7 @@ class Looks:
             return measured
         longest, model, tokens = contract.max_length, self.planning.model, wanted
         if wanted <= longest:
-            made = measured.with_frames(wanted, model, video=measured.is_video and wanted > 1)
+            made = with_frames(measured, wanted, model, video=measured.is_video and wanted > 1)
             tokens = made.worst[0].total_tokens(model.pixel_step)
             if tokens <= longest:
                 return made

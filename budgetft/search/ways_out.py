@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from budgetft.contract import Contract
+from budgetft.data.shapes import ignores_pixels, with_frames, with_sizes
 from budgetft.data.tokens import resized_size
 from budgetft.duration import duration_text, time_under
 from budgetft.errors import BudgetftError, UsageError
@@ -144,6 +145,8 @@ def in_four_bits(job: Job) -> Job | None:
 
 def fewer_pixels(job: Job) -> Iterator[Offer]:
     """Halves of the largest image's pixels, the largest first."""
+    if ignores_pixels(job.model):
+        return
     sizes = [size for shape in job.workload.worst for size in shape.images]
     pixels = max((width * height for width, height in sizes), default=0) // 2
     while pixels >= LEAST_PIXELS:
@@ -162,7 +165,7 @@ def with_pixels(workload: Workload, model: Model, pixels: int) -> Workload:
     contract = Contract(max_pixels=pixels)
 
     def resized(shape: Shape) -> Shape:
-        return shape.replace(images=tuple(resized_size(*size, model, contract) for size in shape.images))
+        return with_sizes(shape, [resized_size(*size, model, contract) for size in shape.images], model)
 
     return workload.replace(
         worst=tuple(map(resized, workload.worst)), typical=tuple(map(resized, workload.typical)), fingerprint=None
@@ -176,7 +179,7 @@ def fewer_frames(job: Job) -> Iterator[Offer]:
     kind = "frames of a video" if video else "images"
     count = most // 2
     while count >= 1:
-        changed = workload.with_frames(count, job.model, video=video)
+        changed = with_frames(workload, count, job.model, video=video)
         yield Offer(change=f"make examples of {count} instead of {most} {kind}", job=job.replace(workload=changed))
         count //= 2
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from budgetft.contract import Contract
+from budgetft.data.shapes import shape_of
 from budgetft.data.tokens import pixel_bounds, resized_size
 from budgetft.duration import run_time
 from budgetft.errors import UsageError
@@ -129,11 +130,13 @@ class _Fitting:
 
     def _row(self, place: Place) -> FitRow:
         found = {size: self.candidate(place, size) for size in dict.fromkeys(self.images)}
-        search = _Largest(self, place, found)
-        if place.memory not in self._sides:  # memory decides that, not speed
-            self._sides[place.memory] = search.side()
-        side = self._sides[place.memory]
-        largest = None if side is None else search.size(side)
+        side, largest, most = None, None, None
+        if self.model.packed:  # elsewhere memory does not rise with pixels alone
+            search = _Largest(self, place, found)
+            if place.memory not in self._sides:  # memory decides that, not speed
+                self._sides[place.memory] = search.side()
+            side, most = self._sides[place.memory], search.last
+            largest = None if side is None else search.size(side)
         return FitRow(
             model=self.model.name,
             parameters=self.model.parameters,
@@ -143,7 +146,7 @@ class _Fitting:
             method=self.method,
             cells=tuple(self._cell(size, found[size]) for size in self.images),
             largest=None if largest is None else self._cell(largest, found.get(largest) or self.candidate(place, largest)),
-            largest_of_model=side == search.last,
+            largest_of_model=side is not None and side == most,
             calibrated=place.calibration.name.split(" ")[0] != "assumed",
         )
 
@@ -166,7 +169,7 @@ class _Fitting:
 
     def _contract(self, size: Size) -> Contract:
         pixels, asked = size[0] * size[1], self.asked
-        tokens = pixels // self.model.pixel_step**2 + asked.text_tokens
+        tokens = shape_of([size], asked.text_tokens, asked.label_tokens, self.model).total_tokens(self.model.pixel_step)
         if tokens > self.model.max_positions:
             raise UsageError(
                 f"a picture of {size[0]}x{size[1]} and {asked.text_tokens} text tokens are {tokens} tokens;"
@@ -223,7 +226,7 @@ class _Fitting:
         return self._grids[key]
 
     def _job(self, place: Place, size: Size) -> Job:
-        shape = Shape(images=(size,), text_tokens=self.asked.text_tokens, supervised_tokens=self.asked.label_tokens)
+        shape = shape_of([size], self.asked.text_tokens, self.asked.label_tokens, self.model)
         return Job(
             gpu=place.gpu,
             budget_bytes=place.budget_bytes,

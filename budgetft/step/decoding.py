@@ -5,7 +5,7 @@ of one prompt; in attention H heads, Q queries, K keys, D head size.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from pydantic import Field
 from budgetft.contract import Contract
 from budgetft.data.collate import Encoded, encode, joined_seconds
 from budgetft.data.examples import Example
+from budgetft.data.joined import images_joined
+from budgetft.data.recipe import TEXT_INPUTS
 from budgetft.knobs import Attention
 from budgetft.model import Model
 from budgetft.step.attention import implementation
@@ -46,14 +48,20 @@ class Prompts:
     image_grid_I3: torch.Tensor
     second_per_grid_I: torch.Tensor | None
     """0 for images; None when there is no video."""
+    images: dict[str, torch.Tensor]
+    """Instead of patches and grids, in other families than Qwen-VL."""
 
     def to(self, device: torch.device) -> "Prompts":
         """The batch on ``device``."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+        own = {name: value for name, value in vars(self).items() if name != "images" and value is not None}
+        moved = {name: value.to(device, non_blocking=True) for name, value in own.items()}
+        images = {name: value.to(device, non_blocking=True) for name, value in self.images.items()}
+        return replace(self, **moved, images=images)
 
     def visuals(self) -> dict[str, torch.Tensor]:
         """Patches and grids as keyword arguments of transformers' models: images and videos apart, no argument for none."""
+        if self.images or not len(self.image_grid_I3):
+            return dict(self.images)
         grids = visual_grids(self.image_grid_I3, self.second_per_grid_I)
         if self.second_per_grid_I is None:
             return {"pixel_values": self.pixel_values_PC, **grids} if grids else {}
@@ -84,7 +92,17 @@ def pad_left(encoded: Sequence[Encoded], pad_token_id: int) -> Prompts:
         pixel_values_PC=torch.cat([one.pixel_values for one in encoded]),
         image_grid_I3=torch.cat([one.image_grid_thw for one in encoded]),
         second_per_grid_I=joined_seconds(encoded),
+        images=_images_left(encoded, longest),
     )
+
+
+def _images_left(encoded: Sequence[Encoded], longest: int) -> dict[str, torch.Tensor]:
+    """Image inputs of all, those as long as the text padded on the left."""
+    found = images_joined([one.images for one in encoded], longest, stack_on=encoded[0].stack_on)
+    for name in found.keys() & set(TEXT_INPUTS):
+        rows = [row.roll(longest - len(one.input_ids), 0) for row, one in zip(found[name], encoded, strict=True)]
+        found[name] = torch.stack(rows)
+    return found
 
 
 def prepare_for_generation(step: Step) -> None:
@@ -99,25 +117,28 @@ def prepare_for_generation(step: Step) -> None:
         name = _cached_attention(step.knobs.attention)
         for config in (base.config, step.family.core(base).config, step.family.decoder(base).config):
             config._attn_implementation = name
-    if step.knobs.vision == "frozen":
+    if step.knobs.vision == "frozen" and step.family.packed:
         _group_on_the_fly(base.model.visual)
 
 
 @contextmanager
 def generating(step: Step) -> Iterator[None]:
     """Inside, the model of ``step`` is as :func:`prepare_for_generation` makes it; after it, it trains as before."""
-    base, visual = step.base, step.base.model.visual
+    base = step.base
+    visual = base.model.visual if step.family.packed else None
     configs = (base.config, step.family.core(base).config, step.family.decoder(base).config)
     attention = [config._attn_implementation for config in configs]
-    generation, tower = base.generation_config, visual.__dict__.get("forward")
+    generation, tower = base.generation_config, None if visual is None else visual.__dict__.get("forward")
     try:
         prepare_for_generation(step)
         yield
     finally:
-        base.generation_config, base.model.rope_deltas = generation, None
+        base.generation_config = generation
+        if hasattr(step.family.core(base), "rope_deltas"):
+            step.family.core(base).rope_deltas = None
         for config, name in zip(configs, attention, strict=True):
             config._attn_implementation = name
-        if tower is not None:
+        if visual is not None and tower is not None:
             visual.forward = tower
         for parameter in step.parameters:
             parameter.requires_grad_(True)
@@ -137,13 +158,13 @@ def new_tokens(step: Step, prompts: Prompts, decoding: Decoding, *, end_ids: lis
     )
     visuals = prompts.visuals()
     visuals.pop("second_per_grid_ts", None)  # for positions, which are given by ours
-    with torch.no_grad(), step.autocast(), _own_positions(step.base, prompts):
+    named, types = step.family.facts.token_types, prompts.mm_token_type_ids_BS
+    if named is not None:  # of a prompt nothing is learned
+        visuals[named] = torch.zeros_like(types) if step.family.facts.answers_marked else types
+    own_positions = _own_positions(step.base, prompts) if step.family.packed else nullcontext()
+    with torch.no_grad(), step.autocast(), own_positions:
         tokens_BS = step.base.generate(
-            input_ids=prompts.input_ids_BS,
-            attention_mask=prompts.attention_mask_BS,
-            mm_token_type_ids=prompts.mm_token_type_ids_BS,
-            **visuals,
-            generation_config=config,
+            input_ids=prompts.input_ids_BS, attention_mask=prompts.attention_mask_BS, **visuals, generation_config=config
         )
     return tokens_BS[:, prompts.input_ids_BS.shape[1] :]
 

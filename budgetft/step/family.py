@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,6 +40,8 @@ class Family:
     """Of any type with ``get_image_features``, or of text alone."""
 
     facts: FamilyFacts
+    packed: ClassVar[bool] = False
+    """Whether it is of the Qwen-VL families; see :data:`budgetft.families.PACKED`."""
 
     # parts
     def core(self, base: Any) -> Any:
@@ -175,6 +177,8 @@ class Family:
 
 class PackedFamily(Family):
     """The Qwen-VL families: slices of videos as images, groups of equal images and windows in one call."""
+
+    packed = True
 
     def prepare(self, batch: Batch, base: Any, *, vision: Vision, vision_group: int) -> dict[str, Any]:
         grid = batch.image_grid_thw.numpy().astype("int64")

@@ -128,7 +128,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             with torch.autocast(hidden_ND.device.type, enabled=False):
                 logits_CV = linear(hidden_ND[chunk], weight_VD)
                 tanh_CV = logits_CV.div_(cap).tanh_() if cap else None
-                log_p_CV = _log_softmax(logits_CV if tanh_CV is None else tanh_CV * cap)
+                log_p_CV = _log_softmax(tanh_CV * cap if tanh_CV is not None and cap else logits_CV)
                 del logits_CV
                 log_p_C = log_p_CV.gather(1, target_C1)[:, 0]
                 total -= (log_p_C if sample_weights_N is None else log_p_C * sample_weights_N[chunk]).sum()

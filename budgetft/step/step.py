@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budgetft.contract import Contract
 from budgetft.data.collate import Batch
-from budgetft.knobs import STOCK_TOWERS, Knobs
+from budgetft.knobs import STOCK_TOWERS, Knobs, Vision
 from budgetft.outcome import Phase
 from budgetft.step import lora, pointwise
 from budgetft.step.attention import implementation
@@ -194,6 +194,21 @@ class Step:
                 answers = inputs.targets_N, inputs.sample_weights_N
                 return summed_loss(hidden_ND, head_VD, *answers, chunk=chunk, cap=cap)
         finally:
+            self.peft_model.train()
+
+    @torch.no_grad()
+    def loss_as_transformers(self, inputs: Inputs) -> torch.Tensor:
+        """As :meth:`evaluate`, by transformers' own forward, kernels and head, with peft's own LoRA: all logits are held."""
+        planned = self.knobs
+        vision: Vision = "cached" if planned.vision == "cached" else "stock"
+        own = {"loss": "full", "attention": "stock", "lora": "stock", "pointwise": "stock", "vision": vision}
+        try:
+            self.configure(planned.replace(**own, checkpointed_layers=0, offload="none", fp32_blocks=()))
+            self.peft_model.eval()
+            with self.one_pass(backward=False), self.autocast():
+                return self._stock_loss(inputs, 1.0)
+        finally:
+            self.configure(planned)
             self.peft_model.train()
 
     def _model_inputs(self, inputs: Inputs) -> dict[str, Any]:

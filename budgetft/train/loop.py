@@ -28,7 +28,7 @@ from budgetft.train.memory import Memory
 from budgetft.train.numerics import FiniteWatch, Precision, culprit, probe_precision
 from budgetft.train.opening import check_given, start_trackers
 from budgetft.train.other_processes import OtherProcesses
-from budgetft.train.preflight import checked_shapes, fly, heaviest_batches
+from budgetft.train.preflight import check_unverified, checked_shapes, fly, heaviest_batches
 from budgetft.train.provenance import provenance_of
 from budgetft.train.ranks import Ranks
 from budgetft.train.record import Fallback, Record, Summary, Unfinished, record_step, summarize
@@ -115,6 +115,7 @@ class Training:
             self.identity = self.selection.identity = self.identity.compared_since(first, self.folder.read_identity())
         self.other_processes.look("before the first step")
         self._preflight(heaviest)
+        check_unverified(self.step, heaviest[0], self.on_note)
         del heaviest
         self._preflight_heldout()
         check_same(self.step, self.ranks)

@@ -6,6 +6,7 @@ import torch
 
 from budgetft.data.bucket import padded_tokens, split
 from budgetft.data.stats import check_lengths, measure_shapes
+from budgetft.errors import BudgetftError
 from budgetft.step.optimizer import states_like
 from budgetft.step.step import Step
 from budgetft.train.job import Job
@@ -16,6 +17,8 @@ from budgetft.workload import Shape
 
 MICRO_STEPS = 2
 """The second finds the gradients of the first in place."""
+MOST_OFF = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "nf4": 0.02}
+"""Relative, of two losses that differ by rounding: in 16 bits logits have two or three digits."""
 LOOK_AHEAD = 200
 """Steps whose buckets are looked through for the fullest."""
 
@@ -63,6 +66,33 @@ def _largest(shapes: Sequence[Shape], key: Callable[[Shape], tuple[int, int]], w
     """Indices of the ``wanted`` largest; with too few, the largest again, as a batch wraps around the data too."""
     order = sorted(range(len(shapes)), key=lambda index: key(shapes[index]), reverse=True)
     return [order[number % len(order)] for number in range(wanted)]
+
+
+def check_unverified(step: Step, micro: Micro, on_note: Callable[[str], None]) -> None:
+    """Hold the loss of a type that is not verified against transformers' own on ``micro``, and say what came of it.
+
+    Raises ``BudgetftError`` where they differ by more than rounding.
+    """
+    family = step.base.config.model_type
+    if step.family.facts.verified:
+        return
+    labels = max(1.0, micro.inputs.supervised_tokens)
+    try:
+        ours, theirs = (
+            float(found) / labels for found in (step.evaluate(micro.inputs), step.loss_as_transformers(micro.inputs))
+        )
+    except torch.OutOfMemoryError:
+        on_note(
+            f"{family} is not verified, and memory is short for all logits: its loss was not held against transformers' own"
+        )
+        return
+    if not abs(ours - theirs) <= MOST_OFF[step.knobs.base_precision] * abs(theirs):
+        raise BudgetftError(
+            f"{family} is not verified, and its loss is {ours:.4f} where transformers' own is {theirs:.4f}: its head or its"
+            " attention is of a kind that is not known",
+            hint="plan with transformers' own loss: --setting loss=full",
+        )
+    on_note(f"{family} is not verified: its loss on the heaviest examples is transformers' own, {theirs:.4f}")
 
 
 def fly(step: Step, memory: Memory, micros: Sequence[Micro], run_micro: Callable[[Micro, float], torch.Tensor]) -> Held:

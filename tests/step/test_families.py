@@ -211,3 +211,26 @@ def test_a_mask_is_made_additive_once_for_all_layers():
     layers = config_of(name).get_text_config().num_hidden_layers
     mask = 4 * batch.input_ids.shape[1] ** 2
     assert peaks[1] - peaks[0] > (layers - 2.5) * mask
+
+
+def test_a_type_that_is_not_verified_is_held_against_transformers_on_its_first_batch(monkeypatch):
+    from types import SimpleNamespace
+
+    from budgetft.families import FACTS, lever_problems
+    from budgetft.train.preflight import check_unverified
+
+    for name, right in (("llava", True), ("gemma4", False)):
+        monkeypatch.setitem(FACTS, FAMILIES[name]["type"], facts_of("no such type"))
+        monkeypatch.setattr("budgetft.step.family._OWN", {})  # so that Gemma's cap is not known
+        knobs = STOCK.replace(vision="frozen", loss="chunked", lora="lean")
+        assert not lever_problems(FAMILIES[name]["type"], knobs)
+        assert len(lever_problems(FAMILIES[name]["type"], knobs.replace(attention="efficient", pointwise="fused"))) == 2
+        step, said = Step(adapted(name, knobs, scale=30.0), CONTRACT, knobs, device=CPU), []
+        micro = SimpleNamespace(inputs=step.prepare(batch_of(name)))
+        if right:
+            check_unverified(step, micro, said.append)
+            assert "llava is not verified: its loss on the heaviest examples is transformers' own" in said[0]
+        else:
+            with pytest.raises(BudgetftError, match="gemma4 is not verified, and its loss is"):
+                check_unverified(step, micro, said.append)
+        assert step.knobs == knobs
