@@ -24,6 +24,7 @@ from budgetft.knobs import Knobs, Vision
 from budgetft.outcome import Phase
 from budgetft.step import vision as packed
 from budgetft.step.attention import implementation
+from budgetft.step.head import cap_of
 from budgetft.step.positions import rope_positions
 from budgetft.step.tower import CachedTower
 
@@ -67,8 +68,19 @@ class Family:
         return next((getattr(core, name) for name in PROJECTORS if isinstance(getattr(core, name, None), nn.Module)), None)
 
     def head(self, base: Any) -> tuple[torch.Tensor, float | None]:
-        """The (V, D) weight that turns hidden states into logits, and where those are squeezed by ``cap * tanh(x / cap)``."""
-        return base.get_output_embeddings().weight, None
+        """The (V, D) weight that turns hidden states into logits, and where those are squeezed by ``cap * tanh(x / cap)``.
+
+        Raises ``UsageError`` for a type that is not verified and has another head; see :func:`budgetft.step.head.cap_of`.
+        """
+        if not self.facts.verified and "budgetft_cap" not in base.__dict__:
+            try:
+                base.budgetft_cap = cap_of(base)
+            except ValueError as error:
+                raise UsageError(
+                    f"the logits of {base.config.model_type} cannot be taken in chunks: {error}",
+                    hint="let transformers compute the loss: --setting loss=full",
+                ) from error
+        return base.get_output_embeddings().weight, base.__dict__.get("budgetft_cap")
 
     def vision_blocks(self, base: Any) -> Sequence[Any]:
         """The blocks of the tower, in order; none where it has no list of them."""

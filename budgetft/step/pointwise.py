@@ -90,7 +90,7 @@ def _norm_kind_of(module: Any, epsilon: str) -> Norm | None:
 
 @cache
 def _norm_kind(kind: type, epsilon: str, others: tuple[tuple[str, Any], ...], weighted: bool) -> Norm | None:
-    with _disable_current_modes(), torch.device("cpu"):
+    with _disable_current_modes(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         weight, x = torch.linspace(-1, 2, 8), torch.linspace(-3, 2, 24).reshape(3, 8) ** 3
         norm: Any = _bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight} if weighted else {})
 
@@ -116,7 +116,7 @@ def _has_silu(module: Any, names: tuple[str, ...]) -> bool:
 
 @cache
 def _is_plain_swiglu(kind: type, names: tuple[str, ...]) -> bool:
-    with _disable_current_modes(), torch.device("cpu"):
+    with _disable_current_modes(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         x = torch.linspace(-3, 2, 8).reshape(2, 4)
         gate, up, down = (torch.linspace(-1, place, 16).reshape(4, 4) for place in (1, 2, 3))
         modules: dict[str, Any] = {} if _GATED[names] is None else {str(_GATED[names]): torch.nn.SiLU()}
