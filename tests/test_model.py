@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from budgetft.cli.models import models
 from budgetft.errors import UsageError
-from budgetft.model import FAMILIES, load_model, model_names
+from budgetft.families import PACKED
+from budgetft.model import load_model, model_names
 from budgetft.profiles import profiles_folder
 
 app = typer.Typer()
@@ -41,7 +42,7 @@ def test_every_bundled_model_loads_with_its_origin(name):
 
 
 def test_there_is_a_tiny_model_of_every_family():
-    assert sorted(load_model(name).family for name in TINY) == sorted(FAMILIES)
+    assert sorted(load_model(name).family for name in TINY) == sorted(PACKED)
 
 
 def test_the_first_job_s_model_has_the_sizes_of_its_config():
