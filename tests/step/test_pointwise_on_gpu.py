@@ -58,6 +58,18 @@ def test_the_fused_swiglu_and_its_gradients_are_those_of_fp32():
         assert near(gradient(one)[finite], gradient(other)[finite])
 
 
+def test_two_halves_of_one_product_are_gated_as_they_lie():
+    both = numbers(*SHAPE[:2], 2 * SHAPE[2], seed=0)
+    parts = [each.requires_grad_() for each in both.chunk(2, dim=-1)]
+    whole = [each.detach().contiguous().requires_grad_() for each in parts]
+    grad = numbers(*SHAPE, seed=1)
+    ours, theirs = pointwise._SwiGlu.apply(*parts), pointwise._SwiGlu.apply(*whole)
+    ours.backward(grad)
+    theirs.backward(grad)
+    assert torch.equal(ours, theirs)
+    assert all(torch.equal(gradient(one), gradient(other)) for one, other in zip(parts, whole, strict=True))
+
+
 def test_the_kernels_are_made_on_the_gpu_and_allocate_only_their_results():
     assert pointwise._forward_kernel() is not None
     assert pointwise._backward_kernel() is not None
