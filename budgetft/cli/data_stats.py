@@ -59,8 +59,9 @@ def _survey(examples: "Examples", model: Model, contract: Contract) -> "Survey":
 
 
 def _summary(examples: "Examples", found: "Survey", model: Model, contract: Contract) -> dict[str, Any]:
+    from budgetft.data.shapes import ignores_pixels
     from budgetft.data.stats import histogram
-    from budgetft.data.survey import BOXES
+    from budgetft.data.survey import BOXES, PIXELS
 
     counted = found.counted
     total = [one.total for one in counted]
@@ -84,7 +85,10 @@ def _summary(examples: "Examples", found: "Survey", model: Model, contract: Cont
         "kinds": found.kinds,
         "shrunk": found.shrunk,
         "over_limit": sum(tokens > contract.max_length for tokens in total),
-        "notes": [f"{BOXES} ({found.boxes_resized} of {len(counted)} examples)"] if found.boxes_resized else [],
+        "notes": [
+            *([f"{BOXES} ({found.boxes_resized} of {len(counted)} examples)"] if found.boxes_resized else []),
+            *([PIXELS] if ignores_pixels(model) else []),
+        ],
     }
 
 

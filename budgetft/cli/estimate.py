@@ -88,6 +88,7 @@ def estimate(
     profile, architecture = options.gpu_of(gpu), options.model_at(model, revision)
     if data is not None and image is not None:
         raise UsageError("--image is instead of --data: an estimate is of one or the other", hint="leave one of them out")
+    options.note_pixels(architecture, max_pixels)
     typed = Typed(image=image or IMAGE, images=images, text_tokens=text_tokens, label_tokens=supervised_tokens)
     contract, ranges = options.contract_from(
         max_pixels=max_pixels or (str(typed.pixels) if data is None else None),

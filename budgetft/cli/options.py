@@ -272,6 +272,20 @@ def pixels_of(image: str) -> str:
     return str(Typed(image=image).pixels)
 
 
+def note_pixels(model: Model, max_pixels: object) -> None:
+    """Say so where ``max_pixels`` was given and the processor of ``model`` makes of it what it wants."""
+    if max_pixels is None or model.packed:
+        return
+    from budgetft.data.shapes import ignores_pixels
+
+    if ignores_pixels(model):
+        typer.echo(
+            f"note: --max-pixels changes nothing: the processor of {model.name} makes as many visual tokens of a picture in any"
+            " size, so pictures are not shrunk before it",
+            err=True,
+        )
+
+
 def contract_from(**flags: Any) -> tuple[Contract, dict[str, list[int]]]:
     """The contract with its ranges at their minimum, and the further values of each range: doublings up to its end.
 

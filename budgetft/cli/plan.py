@@ -137,6 +137,7 @@ def plan(
     check_file(out)
     goal = _goal(hours, prefer, sure, examples, typed=image is not None)
     profile, architecture, own = options.gpu_of(gpu), options.model_at(model, revision), cache_folder()
+    options.note_pixels(architecture, max_pixels)
     max_pixels = options.pixels_of(image) if image and max_pixels is None else max_pixels
     contract, ranges = options.contract_from(
         max_pixels=max_pixels,

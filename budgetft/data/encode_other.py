@@ -16,7 +16,7 @@ from budgetft.data.conversation import Segment
 from budgetft.data.examples import Example
 from budgetft.data.media.images import image_size, load_image, resized_image_size
 from budgetft.data.other_processor import check_text
-from budgetft.data.told import Told, pictures_told, run_on_noise, without_pixels
+from budgetft.data.told import Told, pictures_told, run_on, run_on_noise, without_pixels
 from budgetft.data.turns import turns
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import Model
@@ -98,7 +98,7 @@ def read_as(
             hint=f"leave {mark} out of the texts: images are put where the example has them",
         )
     told = tuple(pictures_told(processor, placeholder, sizes)) if sizes else ()
-    return _read(sizes, told, pieces, processor, mark, placeholder)
+    return _read(sizes, told, pieces, processor, model)
 
 
 def _read(
@@ -106,15 +106,15 @@ def _read(
     told: tuple[Told, ...],
     pieces: Sequence[Segment],
     processor: Any,
-    mark: str,
-    placeholder: int,
+    model: Model,
 ) -> Read:
-    pictures = iter(told)
+    placeholder, chats = recipe.placeholder_of(model.config), not model.facts.answers_marked
+    mark, pictures = recipe.image_mark(processor, placeholder), iter(told)
     texts = ["".join(next(pictures).brief if part is None else part for part in _parts(one.text, mark)) for one in pieces]
     bos = processor.tokenizer.bos_token
-    special = not (bos is not None and texts[0].startswith(bos)) and _has_template(processor)
+    special = not (bos is not None and texts[0].startswith(bos)) and chats
     ids, ends = _together(texts, processor.tokenizer, special)
-    joint = ends is not None and _has_template(processor)
+    joint = ends is not None and chats
     if not joint or ends is None:
         each = [
             processor.tokenizer(text, add_special_tokens=special and not place).input_ids for place, text in enumerate(texts)
@@ -125,10 +125,6 @@ def _read(
     if ids.count(placeholder) != sum(len(one.runs) for one in told):
         raise UsageError(f"the text holds the model's own placeholder of images: {ids.count(placeholder)} of them")
     return Read(sizes, told, tuple(pieces), tuple(ids), tuple(learned), joint, special)
-
-
-def _has_template(processor: Any) -> bool:
-    return getattr(processor, "chat_template", None) is not None
 
 
 def _parts(text: str, mark: str) -> list[str | None]:
@@ -187,7 +183,7 @@ def _with_pixels(
     """What the processor makes of the real pictures. Raises ``UsageError`` where it writes the text otherwise."""
     pictures = {path: picture(path, size) for path, size in zip(example.images, read.sizes, strict=True)}
     images = [[pictures[path] for path in example.images]]
-    if _has_template(processor):
+    if not model.facts.answers_marked:
         text = "".join(one.text for one in read.pieces)
         given: dict[str, Any] = {"text": [text], "add_special_tokens": read.special}
     else:  # PaliGemma writes what starts the text and ends it itself
@@ -233,6 +229,12 @@ def picture(path: str, size: tuple[int, int]) -> "PilImage":
 
     shown = load_image(path)
     return shown if shown.size == size else shown.resize(size, Image.Resampling.BICUBIC)
+
+
+def picture_inputs(path: str, processor: Any, model: Model, contract: Contract) -> "dict[str, torch.Tensor]":
+    """What ``processor`` makes of the picture in ``path`` alone, as :func:`encoded_fields` does: of which features are kept."""
+    size = resized_image_size(path, image_size(path), model, contract)
+    return run_on(processor, recipe.placeholder_of(model.config), [picture(path, size)])[1]
 
 
 def _with_features(example: Example, read: Read, processor: Any, model: Model, features_of: "FeaturesOf") -> "dict[str, Any]":

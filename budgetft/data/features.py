@@ -27,6 +27,7 @@ from budgetft.data.examples import Example
 from budgetft.data.media.images import image_header, resized_image_size
 from budgetft.data.media.limits import limits_of
 from budgetft.data.problems import problem_report
+from budgetft.data.shapes import counts
 from budgetft.data.visuals import Block, blocks_of
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.knobs import Precision
@@ -86,8 +87,13 @@ class Picture:
     digests in hexadecimal, one after another."""
     width: int
     height: int
+    tokens: int | None = None
+    """Visual tokens, where they do not follow from the size."""
 
     def visual_tokens(self, pixel_step: int) -> int:
+        """Rows of its features."""
+        if self.tokens is not None:
+            return self.tokens
         return (self.width // pixel_step) * (self.height // pixel_step)
 
 
@@ -134,10 +140,11 @@ def _picture(path: str, model: Model, contract: Contract) -> Picture:
     if not header.as_ever:
         digest = hashlib.sha256(f"{digest} {_SHOWN}".encode()).hexdigest()
     width, height = resized_image_size(path, (header.width, header.height), model, contract)
+    tokens = None if model.packed else (counts([(width, height)], model)[0] or (0,))[0]
     own = limits_of(path).name
     if own:  # resized in its own way
         digest = hashlib.sha256(f"{digest}{own}".encode()).hexdigest()
-    return Picture(block=(path,), digest=digest, width=width, height=height)
+    return Picture(block=(path,), digest=digest, width=width, height=height, tokens=tokens)
 
 
 def feature_bytes(pictures: Iterable[Picture], model: Model, precision: Precision) -> int:

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import category
 
 from budgetft.contract import Contract
 from budgetft.data.boxes import Outline, has_boxes, outlines
 from budgetft.data.conversation import Segment
+from budgetft.data.encode_other import read_as
 from budgetft.data.examples import Example
 from budgetft.data.media.images import image_size
 from budgetft.data.problems import problems_of
+from budgetft.data.recipe import image_mark, placeholder_of
 from budgetft.data.stats import text_tokens
 from budgetft.data.survey import is_resized
 from budgetft.data.visuals import Medium, block_sizes, media_of, short_segments
@@ -88,21 +90,38 @@ def preview(
     Raises ``UsageError`` where it cannot be encoded.
     """
     answered = answered and not problems_of(example)
-    sizes = block_sizes(example, model, contract)
-    cut = short_segments(example, processor, model, contract, answered=answered)
-    total, learned = text_tokens(cut, processor)
-    shown = _shown(example, sizes, model)
+    if model.packed:
+        sizes = block_sizes(example, model, contract)
+        cut = short_segments(example, processor, model, contract, answered=answered)
+        total, learned = text_tokens(cut, processor)
+        text, counts = total - len(sizes), None
+        pads = [processor.image_token, processor.video_token]  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        with_ids = read_as(example, processor, model, contract, answered=answered)
+        sizes, cut, counts = list(with_ids.sizes), list(with_ids.pieces), with_ids.tokens
+        text, learned, pads = with_ids.text_tokens, sum(with_ids.learned), [image_mark(processor, placeholder_of(model.config))]
+    shown = _shown(example, sizes, model, counts)
     visual = sum(one.tokens for one in shown)
     found = Preview(
         example=example,
-        pieces=tuple(_pieces(cut, shown, processor, model)),
+        pieces=tuple(_pieces(cut, shown, pads, _marks_in(cut, processor, model), model)),
         shown=tuple(shown),
-        text_tokens=total - len(sizes),
+        text_tokens=text,
         visual_tokens=visual,
         learned_tokens=learned,
         most_tokens=contract.max_length,
     )
     return replace(found, warnings=tuple(_warnings(found, model)))
+
+
+def _marks_in(cut: Sequence[Segment], processor: "ProcessorMixin", model: Model) -> str:
+    """A pattern of the marks of the model's own in the text."""
+    if model.packed:
+        return _MARK
+    tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    text = "".join(one.text for one in cut)
+    there = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content in text}
+    return "|".join(map(re.escape, sorted(there, key=len, reverse=True))) or _MARK
 
 
 def previews(examples: Iterable[Example], processor: "ProcessorMixin", model: Model, contract: Contract) -> Iterator[Preview]:
@@ -127,7 +146,8 @@ def _escape(char: str) -> str:
     return repr(char)[1:-1]
 
 
-def _shown(example: Example, sizes: Sequence[tuple[int, int]], model: Model) -> list[Shown]:
+def _shown(example: Example, sizes: Sequence[tuple[int, int]], model: Model, counts: Sequence[int] | None) -> list[Shown]:
+    """``counts``: visual tokens of each image, where they do not follow from its size."""
     media = media_of(example)
     left, first = iter(sizes), []
     for medium in media:
@@ -136,26 +156,26 @@ def _shown(example: Example, sizes: Sequence[tuple[int, int]], model: Model) -> 
     boxes = outlines(example, stored, [sizes[0] for sizes in first], model)
     numbers = {True: 0, False: 0}
     found = []
-    for medium, blocks, own, told in zip(media, first, stored, boxes, strict=True):
+    for place, (medium, blocks, own, told) in enumerate(zip(media, first, stored, boxes, strict=True)):
         numbers[medium.is_video] += 1
         width, height = blocks[0]
+        by_size = len(blocks) * (width // model.pixel_step) * (height // model.pixel_step)
         found.append(
             Shown(
                 name=f"{'video' if medium.is_video else 'image'} {numbers[medium.is_video]}",
                 medium=medium,
                 stored=own,
                 size=(width, height),
-                tokens=len(blocks) * (width // model.pixel_step) * (height // model.pixel_step),
+                tokens=by_size if counts is None else counts[place],
                 outlines=tuple(told),
             )
         )
     return found
 
 
-def _pieces(cut: Sequence[Segment], shown: Sequence[Shown], processor: "ProcessorMixin", model: Model) -> Iterator[Piece]:
-    """The text with the marks of the model told apart, and each run of placeholders as the name of what it stands for."""
-    pads = [re.escape(pad) for pad in (processor.image_token, processor.video_token)]  # pyright: ignore
-    special = re.compile("|".join([*(f"(?P<pad{place}>(?:{pad})+)" for place, pad in enumerate(pads)), _MARK]))
+def _pieces(cut: Sequence[Segment], shown: Sequence[Shown], pads: Sequence[str], marks: str, model: Model) -> Iterator[Piece]:
+    """The text with the ``marks`` of the model told apart, and each run of placeholders as the name of what it stands for."""
+    special = re.compile("|".join([*(f"(?P<pad{place}>(?:{re.escape(pad)})+)" for place, pad in enumerate(pads)), marks]))
     counts = [len(one.medium.blocks(model)) for one in shown]
     places = [(one.name, part, count) for one, count in zip(shown, counts, strict=True) for part in range(count)]
     for one in cut:
@@ -163,8 +183,8 @@ def _pieces(cut: Sequence[Segment], shown: Sequence[Shown], processor: "Processo
         for found in special.finditer(one.text):
             yield from _text(one.text[start : found.start()], one)
             start = found.end()
-            if found["pad0"] or found["pad1"]:
-                run = found[0].count("<|")
+            if any(found.groupdict().values()):
+                run = sum(found[0].count(pad) for pad in pads)
                 yield from _places(places[:run], one)
                 places = places[run:]
             else:

@@ -10,6 +10,7 @@ from budgetft.data.collate import too_long
 from budgetft.data.conversation import Segment
 from budgetft.data.encode_other import read_as
 from budgetft.data.examples import Example, Examples
+from budgetft.data.other_processor import check_text
 from budgetft.data.problems import problem_report, problems_of
 from budgetft.data.tokens import check_positions
 from budgetft.data.visuals import block_sizes, media_of, short_segments
@@ -39,6 +40,7 @@ def measure_shapes(
     that cannot be encoded for another reason than their length, and for a limit above the model's positions.
     """
     check_positions(model, contract)
+    check_text(processor, model)
     sizes: dict[str, tuple[int, int]] = {}
     return of_each(examples, lambda example: _shape(example, processor, model, contract, sizes), on_example)
 

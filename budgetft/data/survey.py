@@ -8,6 +8,7 @@ from budgetft.contract import Contract
 from budgetft.data.boxes import has_boxes
 from budgetft.data.examples import Example
 from budgetft.data.media.images import image_size, unshrunk_image_size
+from budgetft.data.other_processor import check_text
 from budgetft.data.problems import problems_of
 from budgetft.data.stats import measured, of_each
 from budgetft.data.tokens import check_positions
@@ -17,6 +18,10 @@ from budgetft.model import Model
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+PIXELS = (
+    "--max-pixels changes nothing: this model's processor makes as many visual tokens of a picture in any size, so pictures"
+    " are not shrunk before it"
+)
 KINDS = ("several_turns", "system_text", "no_image", "video", "unlabelled", "boxes_as_written")
 BOXES = (
     "boxes or points are told as they are written, and images are resized: if they count pixels of the image as it is, convert"
@@ -64,6 +69,7 @@ def survey(
     Raises one ``UsageError`` for all that cannot be encoded for another reason than their length.
     """
     check_positions(model, contract)
+    check_text(processor, model)
     found, files = Survey(), _Files(model, contract)
 
     def add(example: Example) -> None:

@@ -14,6 +14,7 @@ from budgetft.errors import BudgetftError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image as PilImage
 
 Size = tuple[int, int]
 _OF_MEDIA = ("image", "img", "video", "audio", "vision", "boi", "eoi", "boa", "eoa", "tile", "row_", "fake")
@@ -45,12 +46,19 @@ def run_on_noise(
 
     Raises ``UsageError`` for a size that the processor cannot take.
     """
+    return run_on(processor, placeholder, [recipe.noise(*size, seed + number) for number, size in enumerate(sizes)])
+
+
+def run_on(
+    processor: Any, placeholder: int, pictures: "Sequence[PilImage]"
+) -> "tuple[tuple[tuple[int, ...], ...], dict[str, torch.Tensor]]":
+    """The same of real ``pictures``."""
+    sizes = [picture.size for picture in pictures]
     between, between_id = separator(processor, placeholder)
     mark = recipe.image_mark(processor, placeholder)
-    pictures = [recipe.noise(width, height, seed + number) for number, (width, height) in enumerate(sizes)]
     text = between + between.join([mark] * len(sizes)) + between
     try:
-        made = processor(images=[pictures], text=[text], return_tensors="pt", add_special_tokens=False)
+        made = processor(images=[list(pictures)], text=[text], return_tensors="pt", add_special_tokens=False)
     except Exception as error:  # processors raise many kinds for pictures that they cannot take
         recipe.tokens_of(processor, placeholder, sizes)  # which says what it would take
         raise BudgetftError(f"the processor refuses pictures: {type(error).__name__}: {str(error)[:160]}") from None
@@ -112,9 +120,8 @@ def _of_size(processor: Any, placeholder: int, size: Size, count: int) -> Told:
 
 
 def _told(processor: Any, placeholder: int, ids: tuple[int, ...]) -> Told:
-    if getattr(processor, "chat_template", None) is None and placeholder in ids:  # PaliGemma: what starts the text comes after
-        last = len(ids) - ids[::-1].index(placeholder)
-        ids = ids[:last]
+    if ids[-1] == processor.tokenizer.bos_token_id:  # PaliGemma: what starts the text comes after its pictures
+        ids = ids[:-1]
     runs = tuple(len(list(group)) for token, group in groupby(ids) if token == placeholder)
     short = [token for token, group in groupby(ids) for token in ([token] if token == placeholder else group)]
     return Told(ids=ids, runs=runs, brief=_as_text(processor.tokenizer, short))

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from budgetft.data.conversation import Message, Segment, check_kept, common_start, render
+from budgetft.data.vocabulary import END_OF_TURN
 from budgetft.errors import UsageError
 from budgetft.model import Model
 
@@ -94,6 +95,20 @@ def _ended(found: list[Segment], message: Message, processor: Any) -> list[Segme
     if not message.text or not text.endswith(message.text.strip()) or processor.tokenizer.eos_token is None:
         return found
     return [*found[:-1], Segment(text + processor.tokenizer.eos_token, True)]
+
+
+def end_ids(processor: Any, model: Model) -> list[int]:
+    """Tokens at which an answer ends: that which ends the turn as it is learned, that of the whole text, and padding."""
+    tokenizer = processor.tokenizer
+    if model.packed:
+        return [tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id]
+    found = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    if not model.facts.answers_marked:
+        talk = Message.of("user", "pebble"), Message.of("assistant", "lantern", learn=True)
+        learned = next(one.text for one in turns(talk, processor, model, tools=None, answered=True) if one.learned)
+        last = tokenizer(learned, add_special_tokens=False).input_ids[-1]
+        found = [last, *found] if last in tokenizer.added_tokens_decoder else found
+    return [one for one in dict.fromkeys(found) if one is not None]
 
 
 @lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from budgetft.data.collate import Encoded
 from budgetft.data.examples import Example, Examples
 from budgetft.data.given import Given
 from budgetft.data.processor import load_processor
-from budgetft.data.vocabulary import END_OF_TURN
+from budgetft.data.turns import end_ids
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.evaluate.predictions import PredictionFile, appending, predicted
 from budgetft.evaluate.source import Source, adapter_fingerprint, build_step
@@ -256,7 +256,8 @@ class Generation:
         adapter = f" with the adapter {source.adapter}" if source.adapter else ", no adapter"
         named = source.base.describe() if source.base else "random weights"
         self.on_note(f"loading {source.model.name} ({named}){adapter} on {self.memory.stack.gpu}")
-        self.processor = load_processor(source.model)
+        self.processor: Any = load_processor(source.model)
+        self.end_ids = end_ids(self.processor, source.model)
         learned = None if source.adapter is None else Given.read_from(source.adapter)
         if learned is not None:
             now = Given.of(self.examples, self.processor, source.model, source.contract)
@@ -290,15 +291,11 @@ class Generation:
         for part in prefetched(([index] for index in todo), make, ahead=2 * self.batch):
             yield from part
 
-    def _end_and_pad(self) -> tuple[int, int]:
-        tokenizer = self.processor.tokenizer
-        return tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
-
     def _new_tokens(self, step: Step, part: list[Encoded], decoding: Decoding) -> torch.Tensor:
-        end_id, pad_id = self._end_and_pad()
+        pad_id = self.processor.tokenizer.pad_token_id
         with self.memory.working():
             prompts = pad_left(part, pad_id).to(step.device)
-            return new_tokens(step, prompts, decoding, end_ids=[end_id, pad_id], pad_id=pad_id).cpu()
+            return new_tokens(step, prompts, decoding, end_ids=self.end_ids, pad_id=pad_id).cpu()
 
     def _try(self, step: Step, part: list[tuple[Example, Encoded]]) -> str | None:
         """Generate for ``part`` and write its rows; what torch said when memory ran out, else None.
@@ -306,7 +303,6 @@ class Generation:
         The error itself is not handed on: its traceback would keep the tensors of the failed pass alive.
         """
         tokenizer = self.processor.tokenizer
-        end_id, pad_id = self._end_and_pad()
         began = time.perf_counter()
         torch.manual_seed(_batch_seed(self.decoding.seed, [example.id for example, _ in part]))
         try:
@@ -316,7 +312,7 @@ class Generation:
         seconds = (time.perf_counter() - began) / len(part)
         rows = []
         for (example, _), row in zip(part, tokens.tolist(), strict=True):
-            length = next((place for place, token in enumerate(row) if token in (end_id, pad_id)), None)
+            length = next((place for place, token in enumerate(row) if token in self.end_ids), None)
             self.truncated += length is None
             self.new_tokens += len(row) if length is None else length + 1
             text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()

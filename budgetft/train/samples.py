@@ -10,7 +10,7 @@ import torch
 
 from budgetft.data.collate import Encoded
 from budgetft.data.examples import Example
-from budgetft.data.vocabulary import END_OF_TURN
+from budgetft.data.turns import end_ids
 from budgetft.errors import UsageError
 from budgetft.plan import write_text_atomically
 from budgetft.step.decoding import Decoding, encode_prompt, generating, new_tokens, pad_left
@@ -85,7 +85,7 @@ class Samples:
         """``least``: as many tokens as there may be, whatever the model would end with."""
         tokenizer = self.processor.tokenizer
         pad_id = tokenizer.pad_token_id
-        end_ids = [tokenizer.convert_tokens_to_ids(END_OF_TURN), pad_id]
+        ends = end_ids(self.processor, self.job.model)
         texts = []
         with generating(self.step), self.memory.working():
             for encoded in prompts:
@@ -93,11 +93,11 @@ class Samples:
                     self.step,
                     pad_left([encoded], pad_id).to(self.step.device),
                     Decoding(max_new_tokens=NEW_TOKENS),
-                    end_ids=[] if least else end_ids,
+                    end_ids=[] if least else ends,
                     pad_id=pad_id,
                 )
                 row = tokens[0].tolist()
-                length = next((place for place, token in enumerate(row) if token in end_ids), None)
+                length = next((place for place, token in enumerate(row) if token in ends), None)
                 texts.append(tokenizer.decode(row[:length], skip_special_tokens=True).strip())
                 del tokens
         return texts

@@ -325,7 +325,7 @@ def test_video_positions(place, families, clock, name, frames):
         from transformers import AutoModelForImageTextToText
 
         net = AutoModelForImageTextToText.from_config(model_config(model))
-    trained = prepare(collate([encoded], 0), net, vision="frozen").position_ids_3BS[:, 0]
+    trained = prepare(collate([encoded], 0), net, vision="frozen").others["position_ids"][:, 0]
     asked = pad_left([encode_prompt(examples["clock"], processor, model, CONTRACT)], 0)
     seconds = asked.second_per_grid_I
     predicted = rope_positions(asked.mm_token_type_ids_BS, asked.image_grid_I3, seconds, asked.attention_mask_BS, net.config)[

@@ -11,15 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from budgetft.asked import Typed
 from budgetft.contract import Contract
 from budgetft.data import recipe
 from budgetft.data.collate import Encoded, collate, encode, synthetic_batch
 from budgetft.data.conversation import Message, Part
+from budgetft.data.encode_other import picture_inputs
 from budgetft.data.examples import Example
+from budgetft.data.features import find_pictures
+from budgetft.data.preview import preview
 from budgetft.data.processor import load_processor
-from budgetft.data.shapes import shape_of, with_frames
+from budgetft.data.shapes import counts, shape_of, with_frames
 from budgetft.data.stats import measure_shapes
 from budgetft.data.survey import survey
+from budgetft.data.turns import end_ids
 from budgetft.errors import BudgetftError, UsageError
 from budgetft.model import load_model
 from budgetft.workload import Shape, Workload
@@ -44,6 +49,7 @@ def opened(folders) -> Any:
         model = load_model(str(folders(name)))
         return load_processor(model), model
 
+    both("llava")  # loads transformers, which no test is to wait for
     return both
 
 
@@ -188,8 +194,8 @@ def test_with_cached_vision_a_synthetic_batch_has_features_and_no_pixels(name, o
 def test_features_stand_for_pixels_in_a_real_example_too(name, opened, examples):
     processor, model = opened(name)
     plain = encode(examples[1], processor, model, CONTRACT)
-    counts = measure_shapes(examples, processor, model, CONTRACT)[1].tokens or ()
-    counted = enumerate(zip(examples[1].images, counts, strict=True))
+    tokens = measure_shapes(examples, processor, model, CONTRACT)[1].tokens or ()
+    counted = enumerate(zip(examples[1].images, tokens, strict=True))
     rows = {path: torch.full((count, 64), float(place)) for place, (path, count) in counted}
     found = encode(examples[1], processor, model, CONTRACT, features_of=lambda block: rows[block[0]])
     assert torch.equal(found.input_ids, plain.input_ids)
@@ -201,6 +207,15 @@ def test_features_stand_for_pixels_in_a_real_example_too(name, opened, examples)
     }
     with pytest.raises(UsageError, match="visual tokens, its features 1"):
         encode(examples[1], processor, model, CONTRACT, features_of=lambda block: torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", "gemma3"])
+def test_inputs_of_a_picture_alone_are_those_of_an_example_with_it(name, opened, examples):
+    processor, model = opened(name)
+    alone = picture_inputs(examples[0].images[0], processor, model, CONTRACT)
+    assert {key: value.tolist() for key, value in alone.items()} == {
+        key: value.tolist() for key, value in encode(examples[0], processor, model, CONTRACT).images.items()
+    }
 
 
 @pytest.mark.parametrize("name", CHATTING)
@@ -221,6 +236,24 @@ def test_every_learned_answer_of_several_turns_is_learned_in_its_place(name, ope
     told = processor.tokenizer.decode(encoded.input_ids[answer:])
     assert told.lstrip().startswith("A red ball.")
     assert (first > answer).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("llava", "</s>"),
+        ("gemma3", "<end_of_turn>"),
+        ("mllama", "<|eot_id|>"),
+        ("paligemma2", "<eos>"),
+        ("qwen3_5", "<|im_end|>"),
+    ],
+)
+def test_an_answer_ends_where_its_learned_turn_does(name, end, opened):
+    processor, model = opened(name)
+    ends = end_ids(processor, model)
+    assert ends[0] == processor.tokenizer.convert_tokens_to_ids(end)
+    assert processor.tokenizer.eos_token_id in ends
+    assert processor.tokenizer.pad_token_id in ends
 
 
 def test_an_answer_that_the_template_writes_otherwise_than_it_asks_stands_after_the_prompt(folders, tmp_path, examples):
@@ -322,6 +355,23 @@ def test_pictures_are_shrunk_only_where_that_saves_tokens(opened, tmp_path):
     assert sizes["qwen3_5"] == sizes["internvl"] == recipe.shrunk(400, 240, 8000)
 
 
+def test_an_example_is_shown_with_its_marks_and_its_images_named(opened, examples):
+    processor, model = opened("gemma3")
+    shown = preview(examples[1], processor, model, CONTRACT)
+    encoded = encode(examples[1], processor, model, CONTRACT)
+    assert (shown.tokens, shown.visual_tokens) == (len(encoded.input_ids), 8)
+    assert [piece.text for piece in shown.pieces if piece.kind == "medium"] == ["[image 1]", "[image 2]"]
+    assert [piece.text for piece in shown.pieces if piece.kind == "mark"][:2] == ["<bos>", "<start_of_turn>"]
+    assert "".join(piece.text for piece in shown.pieces if piece.learned) == "Blue.<end_of_turn>"
+    assert [one.tokens for one in shown.shown] == [4, 4]
+
+
+def test_features_of_a_picture_have_as_many_rows_as_it_has_visual_tokens(opened, examples):
+    _, model = opened("internvl")
+    found = find_pictures(examples, model, CONTRACT)
+    assert [(one.width, one.height, one.visual_tokens(1)) for one in found] == [(100, 60, 12), (60, 100, 12)]
+
+
 def test_a_size_is_run_once_however_many_pictures_have_it(opened, pictures, monkeypatch):
     processor, model = opened("internvl")
     examples = [Example(id=str(n), images=(pictures[0],), prompt=f"{n}?", answer="x") for n in range(5)]
@@ -361,6 +411,23 @@ def test_a_processor_is_kept_until_its_files_change(folders):
     config = Path(str(model.weights)) / "tokenizer_config.json"
     config.write_text(config.read_text() + "\n")
     assert load_processor(model) is not first
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "text"),
+    [
+        ("gemma-3-4b", 256, 4),  # begin, end and an empty line on either side
+        ("internvl3.5-1b", 2304, 2),
+        ("smolvlm2-256m", 832, 30),
+        ("paligemma2-3b", 256, 0),
+        ("llava-1.5-7b", 576, 0),
+    ],
+)
+def test_typed_sizes_are_counted_for_bundled_descriptions(name, tokens, text):
+    model = load_model(name)
+    assert counts([(1280, 720)], model) == ((tokens,), text)
+    shape = Typed(image="1280x720", text_tokens=300).shape(model, Contract(max_pixels=1280 * 720))
+    assert (shape.images, shape.tokens, shape.text_tokens) == (((1280, 720),), (tokens,), 300)
 
 
 def test_a_folder_without_a_tokenizer_counts_pictures_and_refuses_text(folders, tmp_path, examples):

@@ -69,7 +69,7 @@ def test_text_after_a_video_stands_after_all_of_it(families, tmp_path, name, fra
         from transformers import AutoModelForImageTextToText
 
         net = AutoModelForImageTextToText.from_config(model_config(model))
-    found = prepare(collate([encoded], 0), net, vision="frozen").position_ids_3BS[:, 0].T.tolist()
+    found = prepare(collate([encoded], 0), net, vision="frozen").others["position_ids"][:, 0].T.tolist()
     times = [round(shade_of(path) / 3.75) / 4 for path in example.images]  # 3.75 brighter with each of 4 frames a second
     slices, rows, columns = encoded.image_grid_thw[0].tolist()
     between = (times[-1] - times[0]) / (frames - 1)
