@@ -11,10 +11,11 @@ Shapes: B examples, S tokens, F rows of features (one for each placeholder), D h
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from budgetft.data.collate import Batch
@@ -32,6 +33,8 @@ PROJECTORS = ("multi_modal_projector", "connector", "aligner", "projector", "mer
 """Names by which types know what turns the tower's output into features."""
 ON_THE_WAY = ("last_hidden_state", "hidden_states", "attentions")
 """Of a tower's output: what is no feature."""
+ONCE_ONE_TENSOR = ("smolvlm", "idefics3")
+"""Types whose features were one tensor before transformers 5.18, (images, tokens, D)."""
 ROUTERS = ("router", "shared_expert_gate")
 """Linears that choose among experts: no adapter belongs there."""
 
@@ -164,8 +167,11 @@ class Family:
     def restored(self, rows_FD: torch.Tensor, core: Any) -> dict[str, Any]:
         """The fields of the features that ``core`` takes, of ``rows_FD``."""
         pooled, *deeper = rows_FD.chunk(1 + _levels(core), dim=1)
+        before = _before_5_18()
         found: dict[str, Any] = {"pooler_output": pooled if self.facts.one_tensor else (pooled,)}
-        return found | ({"deepstack_features": [(level,) for level in deeper]} if deeper else {})
+        if before and core.config.model_type in ONCE_ONE_TENSOR:
+            found["pooler_output"] = pooled.reshape(-1, core.image_seq_len, pooled.shape[1])
+        return found | ({"deepstack_features": [level if before else (level,) for level in deeper]} if deeper else {})
 
     # adapters
     def adapted(self, base: Any, targets: Sequence[str] | None) -> list[str]:
@@ -273,6 +279,13 @@ def _tower_without_graph(tower: Any, enter: Callable[[Phase], None], *args: Any,
 def _handed_on(family: Family, core: Any, pixel_values: torch.Tensor, *_: Any, **__: Any) -> Any:
     fields = family.restored(pixel_values, core)
     return make_dataclass("Features", fields)(**fields)
+
+
+@cache
+def _before_5_18() -> bool:
+    import transformers
+
+    return Version(transformers.__version__) < Version("5.18.dev0")
 
 
 def _flat(value: Any) -> torch.Tensor:
