@@ -160,7 +160,7 @@ def _read_folder(folder: Path, *, name: str, weights: str | None) -> Model:
 
 
 def _read_any(folder: Path, config: dict[str, Any], family: Any, *, name: str, weights: str | None) -> Model:
-    """A model of another family: what its processor does, the processor is asked. Loads transformers' list of types for a folder."""
+    """A model of another family: what its processor does, the processor is asked. Of a folder the type is looked up."""
     problem = None if weights is None else type_problem(family, config)  # what is bundled is known
     if problem is not None:
         raise UsageError(f"{folder / 'config.json'}: {problem}", hint="budgetft models lists the types that are supported")

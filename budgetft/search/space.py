@@ -18,6 +18,7 @@ from budgetft.knobs import (
 from budgetft.measure.job import Job
 from budgetft.plan import Padding, knob_problems
 from budgetft.predict.memory_model import LARGEST_MICRO_BATCH, SHALLOW
+from budgetft.step.handed import unsupported
 from budgetft.workload import Shape
 
 CHECKPOINT_STEPS = 12
@@ -129,6 +130,7 @@ def every_setting(job: Job, vision: Vision = "frozen", *, allocator: Allocator =
     """As :func:`settings`, with those that cannot be run."""
     gpu, contract, facts = job.gpu, job.contract, job.model.facts
     attention = "flash" if gpu.flash_attention else "efficient" if gpu.efficient_attention else "math"
+    kernels = facts.kernels and (job.model.packed or unsupported(job.model.text) is None)
     precisions: list[Precision] = [base_precision(job), *(["nf4"] if contract.allow_nf4 else [])]
     optimizers: list[Optimizer] = ["adamw", *(["adamw8bit"] if contract.allow_adamw8bit else [])]
     loss_chunk, vision_group = part_sizes(job)
@@ -140,7 +142,7 @@ def every_setting(job: Job, vision: Vision = "frozen", *, allocator: Allocator =
             checkpointed_layers=checkpointed,
             loss="chunked",
             vision=vision,
-            attention=attention if facts.kernels else "stock",
+            attention=attention if kernels else "stock",
             lora="stock" if contract.needs_stock_lora else "lean",
             pointwise="fused" if facts.verified else "stock",
             base_precision=precision,

@@ -19,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from budgetft.errors import BudgetftError
 from budgetft.knobs import Attention
+from budgetft.step.handed import WITHOUT_EFFECT
 
 KERNELS = {
     "math": SDPBackend.MATH,
@@ -57,15 +58,6 @@ FLASH_HEAD = 256
 """The largest head that the flash kernel takes."""
 ALIGNMENT = 8
 """The efficient kernel wants rows of a mask to start at multiples of it, and copies others."""
-WITHOUT_EFFECT = frozenset((
-    "position_ids", "cache_position", "past_key_values", "use_cache", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "labels", "num_items_in_batch",
-    "logits_to_keep", "seq_idx", "mm_token_type_ids", "token_type_ids", "position_embeddings",
-    "deterministic", "cu_seqlens", "hidden_states", "cu_seq_lens_q", "cu_seq_lens_k",
-    "max_length_q", "max_length_k",
-))  # fmt: skip
-"""What models hand to attention that changes nothing here: positions are in the queries, segments are cut before the call, and
-the rest only passes through."""
 
 
 def check_arguments(module: torch.nn.Module, arguments: dict[str, Any], *, masked: bool, keys: int) -> None:
@@ -138,7 +130,8 @@ def _attention(name: Attention, *, stock: bool = False) -> Callable[..., tuple[t
             return _by_segment(name, query, key_BHSD, value_BHSD, scaling, segments, windowed=windowed), None
         if attention_mask is not None and attention_mask.dtype not in (torch.bool, query.dtype):
             attention_mask = attention_mask.to(query.dtype)
-        causal = causal and attention_mask is None
+        # Torch aligns a causal mask to the first key: one query, after all the keys, would see that key alone.
+        causal = causal and attention_mask is None and query.shape[2] > 1
         called = "stock" if stock and attention_mask is not None else name
         output_BHSD = _attend(called, query, key_BHSD, value_BHSD, scaling, mask=attention_mask, causal=causal)
         return output_BHSD.transpose(1, 2).contiguous(), None

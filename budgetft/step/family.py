@@ -11,10 +11,11 @@ Shapes: B examples, S tokens, F rows of features (one for each placeholder), D h
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
-from functools import partial, update_wrapper
+from functools import cache, partial, update_wrapper
 from typing import Any, ClassVar
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from budgetft.data.collate import Batch
@@ -24,6 +25,7 @@ from budgetft.knobs import Knobs, Vision
 from budgetft.outcome import Phase
 from budgetft.step import vision as packed
 from budgetft.step.attention import implementation
+from budgetft.step.head import cap_of
 from budgetft.step.positions import rope_positions
 from budgetft.step.tower import CachedTower
 
@@ -31,6 +33,8 @@ PROJECTORS = ("multi_modal_projector", "connector", "aligner", "projector", "mer
 """Names by which types know what turns the tower's output into features."""
 ON_THE_WAY = ("last_hidden_state", "hidden_states", "attentions")
 """Of a tower's output: what is no feature."""
+ONCE_ONE_TENSOR = ("smolvlm", "idefics3")
+"""Types whose features were one tensor before transformers 5.18, (images, tokens, D)."""
 ROUTERS = ("router", "shared_expert_gate")
 """Linears that choose among experts: no adapter belongs there."""
 
@@ -67,8 +71,20 @@ class Family:
         return next((getattr(core, name) for name in PROJECTORS if isinstance(getattr(core, name, None), nn.Module)), None)
 
     def head(self, base: Any) -> tuple[torch.Tensor, float | None]:
-        """The (V, D) weight that turns hidden states into logits, and where those are squeezed by ``cap * tanh(x / cap)``."""
-        return base.get_output_embeddings().weight, None
+        """The (V, D) weight that turns hidden states into logits, and where those are squeezed by ``cap * tanh(x / cap)``.
+
+        What the forward of this version of transformers does is tried out. Raises ``UsageError`` for any other head; see
+        :func:`budgetft.step.head.cap_of`.
+        """
+        if not self.packed and "budgetft_cap" not in base.__dict__:
+            try:
+                base.budgetft_cap = cap_of(base)
+            except ValueError as error:
+                raise UsageError(
+                    f"the logits of {base.config.model_type} cannot be taken in chunks: {error}",
+                    hint="let transformers compute the loss: --setting loss=full",
+                ) from error
+        return base.get_output_embeddings().weight, base.__dict__.get("budgetft_cap")
 
     def vision_blocks(self, base: Any) -> Sequence[Any]:
         """The blocks of the tower, in order; none where it has no list of them."""
@@ -151,8 +167,11 @@ class Family:
     def restored(self, rows_FD: torch.Tensor, core: Any) -> dict[str, Any]:
         """The fields of the features that ``core`` takes, of ``rows_FD``."""
         pooled, *deeper = rows_FD.chunk(1 + _levels(core), dim=1)
+        before = _before_5_18()
         found: dict[str, Any] = {"pooler_output": pooled if self.facts.one_tensor else (pooled,)}
-        return found | ({"deepstack_features": [(level,) for level in deeper]} if deeper else {})
+        if before and core.config.model_type in ONCE_ONE_TENSOR:
+            found["pooler_output"] = pooled.reshape(-1, core.image_seq_len, pooled.shape[1])
+        return found | ({"deepstack_features": [level if before else (level,) for level in deeper]} if deeper else {})
 
     # adapters
     def adapted(self, base: Any, targets: Sequence[str] | None) -> list[str]:
@@ -217,13 +236,6 @@ class PackedFamily(Family):
         base.model.visual = CachedTower(base.config.vision_config, base.dtype)
 
 
-class Capped(Family):
-    """Logits squeezed into a range, as Gemma does."""
-
-    def head(self, base: Any) -> tuple[torch.Tensor, float | None]:
-        return base.get_output_embeddings().weight, base.config.get_text_config().final_logit_softcapping
-
-
 class CrossAttending(Family):
     """Llama 3.2 Vision: layers of their own read the images; there are no placeholders to fill."""
 
@@ -253,9 +265,12 @@ def _without_graph(core: Any, enter: Callable[[Phase], None], *args: Any, **kwar
     with torch.no_grad():
         found = type(core).get_image_features(core, *args, **kwargs)
     # What the tower computed on the way would be kept as long as the features.
-    found = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
+    kept = type(found)(**{name: value for name, value in found.items() if name not in ON_THE_WAY})
+    for name, value in vars(found).items():  # before transformers 5.18 features may be a plain attribute
+        if name not in ON_THE_WAY and getattr(kept, name, None) is None:
+            setattr(kept, name, value)
     enter("forward")
-    return found
+    return kept
 
 
 def _tower_without_graph(tower: Any, enter: Callable[[Phase], None], *args: Any, **kwargs: Any) -> Any:
@@ -271,6 +286,13 @@ def _handed_on(family: Family, core: Any, pixel_values: torch.Tensor, *_: Any, *
     return make_dataclass("Features", fields)(**fields)
 
 
+@cache
+def _before_5_18() -> bool:
+    import transformers
+
+    return Version(transformers.__version__) < Version("5.18.dev0")
+
+
 def _flat(value: Any) -> torch.Tensor:
     whole = torch.cat(list(value)) if isinstance(value, list | tuple) else value
     return whole.reshape(-1, whole.shape[-1])
@@ -281,7 +303,7 @@ def _levels(core: Any) -> int:
     return len(getattr(getattr(core.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
-_OWN = {"gemma4": Capped, "gemma4_unified": Capped, "paligemma": Capped, "mllama": CrossAttending}
+_OWN = {"mllama": CrossAttending}
 
 
 def family_of(model_type: str) -> Family:

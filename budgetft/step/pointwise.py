@@ -7,80 +7,123 @@ inputs. No Triton: torch's own norm kernel, and a pointwise kernel that the CUDA
 Shapes: T tokens (all leading dimensions), D features.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 from torch.utils._python_dispatch import _disable_current_modes
 
+Norm = Literal["plain", "shifted", "bare"]
+"""What stands after ``x / rms(x)``: times the weight, times one and the weight (Gemma 3, Qwen3.5), nothing."""
 
-def make_fused(model: torch.nn.Module) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """Modules by the names of their classes."""
+
+    fused: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    """Norms and gated activations of a kind that is not computed here; they keep their own forward."""
+
+
+def make_fused(model: torch.nn.Module) -> Replaced:
     """Replace the forward of every RMSNorm and SwiGLU in ``model``; :func:`make_stock` undoes it. Their weights are frozen.
 
     What a class computes is tried out on some numbers, once: norms and gated activations of another kind are left alone.
     """
+    found = Replaced()
     for module in model.modules():
-        epsilon = _epsilon_of(module)
-        if epsilon is not None:
-            module.forward = partial(_norm_forward, module, epsilon)
-        elif _is_swiglu(module):
-            module.forward = partial(_mlp_forward, module)
+        forward = _fused_forward(module)
+        if forward is not None:
+            module.forward = forward
+            found.fused[type(module).__name__] += 1
+        elif "Norm" in type(module).__name__ or _gated_layout(module) is not None:
+            found.left[type(module).__name__] += 1
+    return found
 
 
 def make_stock(model: torch.nn.Module) -> None:
     """Give every RMSNorm and SwiGLU its own forward back."""
     for module in model.modules():
-        if _epsilon_of(module) is not None or _is_swiglu(module):
+        if _fused_forward(module) is not None:
             module.__dict__.pop("forward", None)
 
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
-_LINEARS = ("gate_proj", "up_proj", "down_proj")
+_GATED = {
+    ("gate_proj", "up_proj", "down_proj"): "act_fn",
+    ("gate_up_proj", "down_proj"): "activation_fn",
+    ("w1", "w3", "w2"): None,
+}
+"""Names of the linears of a gated activation, in the order gate, up, down, and of its activation."""
 _MOST = 1e-5
 """Relative, in fp32: what two orders of the same operations differ by."""
+_MOST_IN_16_BITS = 2.0**-6
+"""The same in bf16: four roundings."""
 
 
-def _epsilon_of(module: Any) -> float | None:
-    """What a norm that computes ``x / rms(x) * weight`` adds under the root; None for any other module."""
-    weight = module._parameters.get("weight")
-    if not type(module).__name__.endswith("Norm") or weight is None or weight.dim() != 1 or len(module._parameters) != 1:
+def _fused_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What stands for the forward of a norm or a gated activation; None for one of another kind, and for any other module."""
+    if type(module).__name__.endswith("Norm"):
+        name = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
+        kind = None if name is None else _norm_kind_of(module, name)
+        return None if kind is None else partial(_norm_forward, module, kind, getattr(module, str(name)))
+    names = _gated_layout(module)
+    if names is None or not _has_silu(module, names) or not _is_plain_swiglu(type(module), names):
         return None
-    name = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if name is None:
+    return partial(_pair_forward, module) if len(names) == 2 else partial(_mlp_forward, module, names)
+
+
+def _norm_kind_of(module: Any, epsilon: str) -> Norm | None:
+    weight = module._parameters.get("weight")
+    if set(module._parameters) - {"weight"} or (weight is not None and weight.dim() != 1):
         return None
     others = {key: value for key, value in vars(module).items() if isinstance(value, bool | str) and key[0] != "_"}
-    return getattr(module, name) if _is_plain_norm(type(module), name, tuple(sorted(others.items()))) else None
+    others.pop("training")
+    return _norm_kind(type(module), epsilon, tuple(sorted(others.items())), weight is not None)
 
 
 @cache
-def _is_plain_norm(kind: type, epsilon: str, others: tuple[tuple[str, Any], ...]) -> bool:
-    with _disable_current_modes(), torch.device("cpu"), torch.no_grad():
+def _norm_kind(kind: type, epsilon: str, others: tuple[tuple[str, Any], ...], weighted: bool) -> Norm | None:
+    with _disable_current_modes(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         weight, x = torch.linspace(-1, 2, 8), torch.linspace(-3, 2, 24).reshape(3, 8) ** 3
-        norm: Any = _bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight})
-        wanted = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.5) * weight
-        return _agrees(norm, x, wanted)
+        norm: Any = _bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight} if weighted else {})
+
+        def wanted(x: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.5) * factor
+
+        kinds: dict[Norm, Any] = {"plain": weight, "shifted": 1 + weight} if weighted else {"bare": 1.0}
+        return next((name for name, factor in kinds.items() if _agrees(norm, x, partial(wanted, factor=factor))), None)
 
 
-def _is_swiglu(module: Any) -> bool:
-    names = (*_LINEARS, "act_fn")
-    if not all(hasattr(module, name) for name in names) or "silu" not in type(module.act_fn).__name__.lower():
-        return False
-    return len(module._parameters) == 0 and set(module._modules) <= {*names} and _is_plain_swiglu(type(module))
+def _gated_layout(module: Any) -> tuple[str, ...] | None:
+    """The key of ``_GATED`` that has the module's linears; None where it has others, or anything beside them."""
+    parts = set(module._modules)
+    if module._parameters or not parts:
+        return None
+    return next((names for names, act in _GATED.items() if {*names} <= parts and parts <= {*names, act}), None)
+
+
+def _has_silu(module: Any, names: tuple[str, ...]) -> bool:
+    activation = _GATED[names]
+    return activation is None or "silu" in type(getattr(module, activation, None)).__name__.lower()
 
 
 @cache
-def _is_plain_swiglu(kind: type) -> bool:
-    with _disable_current_modes(), torch.device("cpu"), torch.no_grad():
+def _is_plain_swiglu(kind: type, names: tuple[str, ...]) -> bool:
+    with _disable_current_modes(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         x = torch.linspace(-3, 2, 8).reshape(2, 4)
-        weights = {name: torch.linspace(-1, place, 16).reshape(4, 4) for place, name in enumerate(_LINEARS, start=1)}
-        linears = {name: torch.nn.Linear(4, 4, bias=False) for name in _LINEARS}
-        for name, linear in linears.items():
-            linear.weight.copy_(weights[name])
-        gate, up, down = (weights[name] for name in _LINEARS)
-        wanted = (silu(x @ gate.T) * (x @ up.T)) @ down.T
-        return _agrees(_bare(kind, {}, {}, {**linears, "act_fn": torch.nn.SiLU()}), x, wanted)
+        gate, up, down = (torch.linspace(-1, place, 16).reshape(4, 4) for place in (1, 2, 3))
+        modules: dict[str, Any] = {} if _GATED[names] is None else {str(_GATED[names]): torch.nn.SiLU()}
+        for name, weight in zip(names, [gate, up, down] if len(names) == 3 else [torch.cat([gate, up]), down], strict=True):
+            modules[name] = torch.nn.Linear(4, len(weight), bias=False)
+            modules[name].weight = torch.nn.Parameter(weight, requires_grad=False)
+        return _agrees(_bare(kind, {}, {}, modules), x, lambda x: linear(silu(linear(x, gate)) * linear(x, up), down))
 
 
 def _bare(kind: type, fields: dict[str, Any], parameters: dict[str, torch.Tensor], modules: Any = None) -> Any:
@@ -96,36 +139,66 @@ def _bare(kind: type, fields: dict[str, Any], parameters: dict[str, torch.Tensor
     return made
 
 
-def _agrees(module: Any, x: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether ``module`` gives ``wanted`` for ``x``; one that cannot be run so is another."""
+def _agrees(module: Any, x: torch.Tensor, wanted: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether ``module`` computes what ``wanted`` does: values and the gradient of ``x`` in fp32, and values in bf16."""
     try:
-        found = module(x)
+        pairs = zip(_values_and_gradient(module, x), _values_and_gradient(wanted, x), strict=True)
+        narrow = deepcopy(module).to(torch.bfloat16)(x.bfloat16())
+        if narrow.dtype != torch.bfloat16 or not _close(narrow.float(), wanted(x.bfloat16().float()), _MOST_IN_16_BITS):
+            return False
+        return all(_close(ours, theirs, _MOST) for ours, theirs in pairs)
     except Exception:  # a class may want anything
         return False
-    same_kind = isinstance(found, torch.Tensor) and found.shape == wanted.shape
-    return same_kind and bool((found - wanted).abs().max() <= _MOST * wanted.abs().max())
 
 
-def _norm_forward(norm: Any, epsilon: float, x_TD: torch.Tensor) -> torch.Tensor:
-    if x_TD.dtype != norm.weight.dtype:
+def _values_and_gradient(function: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        values = function(leaf)
+        (gradient,) = torch.autograd.grad((values * torch.linspace(-1, 2, values.numel()).view_as(values)).sum(), leaf)
+    return values.detach(), gradient
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor, most: float) -> bool:
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= most * theirs.abs().max())
+
+
+def _norm_forward(norm: Any, kind: Norm, epsilon: float, x_TD: torch.Tensor) -> torch.Tensor:
+    weight_D = norm._parameters.get("weight")
+    if weight_D is not None and x_TD.dtype != weight_D.dtype:
         return type(norm).forward(norm, x_TD)
-    return _RmsNorm.apply(x_TD, norm.weight, epsilon)
+    return _RmsNorm.apply(x_TD, weight_D, epsilon, kind)
 
 
-def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
-    return mlp.down_proj(_SwiGlu.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+def _mlp_forward(mlp: Any, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+    gate, up, down = (mlp._modules[name] for name in names)
+    return down(_SwiGlu.apply(gate(x), up(x)))
+
+
+def _pair_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(_SwiGlu.apply(*mlp.gate_up_proj(x).chunk(2, dim=-1)))
 
 
 class _RmsNorm(torch.autograd.Function):
+    """Of a weight that is shifted, 1 + w is never rounded to the type of the step: n + n * w is taken of the norm n."""
+
     @staticmethod
-    def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        y_TD, scale_T1 = rms_norm(x_TD, weight_D, epsilon)
+    def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor | None, epsilon: float, kind: Norm) -> torch.Tensor:
+        x_TD = x_TD.contiguous()  # heads that were transposed before; the kernel wants rows
+        y_TD, scale_T1 = rms_norm(x_TD, weight_D if kind == "plain" else None, epsilon)
+        if kind == "shifted":
+            y_TD.addcmul_(y_TD, weight_D)
+        ctx.kind = kind
         ctx.save_for_backward(x_TD, scale_T1, weight_D)
         return y_TD
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None]:
-        return rms_norm_backward(grads[0], *ctx.saved_tensors), None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None, None, None]:
+        x_TD, scale_T1, weight_D = ctx.saved_tensors
+        (grad_TD,) = grads
+        if ctx.kind == "shifted":
+            grad_TD = torch.addcmul(grad_TD, grad_TD, weight_D).contiguous()
+        return rms_norm_backward(grad_TD, x_TD, scale_T1, weight_D if ctx.kind == "plain" else None), None, None, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -147,32 +220,37 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(_wide_type(x))
 
 
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x / rms(x) * weight`` with fp32 inside (fp64 of fp64), and 1 / rms of every row."""
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x / rms(x) * weight``, or without a weight, with fp32 inside (fp64 of fp64), and 1 / rms of every row."""
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm"):
         return torch.ops.aten._fused_rms_norm(x.contiguous(), [x.shape[-1]], weight, epsilon)
     wide = _wide(x)
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
-    return wide.mul_(scale).mul_(weight).to(x.dtype) if wide is not x else x * scale * weight, scale
+    if wide is x:
+        return x * scale if weight is None else x * scale * weight, scale
+    wide.mul_(scale)
+    return (wide if weight is None else wide.mul_(weight)).to(x.dtype), scale
 
 
-def _fake_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty((*x.shape[:-1], 1), dtype=_wide_type(x))
 
 
-def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """The gradient of ``x``: with n = x * scale and g = grad * weight, scale * (g - n * mean(g * n))."""
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
         grads = torch.ops.aten._fused_rms_norm_backward(
             grad.contiguous(), x.contiguous(), [x.shape[-1]], scale, weight, [True, False]
         )
         return grads[0]
-    weighted, normed = _wide(grad) * weight, _wide(x) * scale
+    weighted, normed = _wide(grad) if weight is None else _wide(grad) * weight, _wide(x) * scale
     mean = (weighted * normed).mean(-1, keepdim=True)
     return (scale * (weighted - normed * mean)).to(x.dtype)
 
 
-def _fake_rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _fake_rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor | None
+) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 

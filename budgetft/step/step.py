@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budgetft.contract import Contract
 from budgetft.data.collate import Batch
+from budgetft.errors import UsageError
 from budgetft.knobs import STOCK_TOWERS, Knobs, Vision
 from budgetft.outcome import Phase
 from budgetft.step import lora, pointwise
@@ -182,15 +183,21 @@ class Step:
     def evaluate(self, inputs: Inputs) -> torch.Tensor:
         """Cross-entropy summed over the supervised tokens of ``inputs``, weighted as in training (fp32), in evaluation mode.
 
-        No graph, and never more than a chunk of logits, whatever the knobs say of the training loss.
+        No graph, and never more than a chunk of logits, whatever the knobs say of the training loss; but all of them where it
+        is ``full`` and the type has a head that cannot be taken in chunks.
         """
         self._enter("forward")
         self.peft_model.eval()
         try:
             with self.one_pass(backward=False), self.autocast():
+                try:
+                    (head_VD, cap), chunk = self.family.head(self.base), self.knobs.loss_chunk
+                except UsageError:
+                    if self.knobs.loss != "full":
+                        raise
+                    return self._stock_loss(inputs, 1.0)
                 hidden_ND = self._hidden(inputs)
                 self._enter("loss")
-                (head_VD, cap), chunk = self.family.head(self.base), self.knobs.loss_chunk
                 answers = inputs.targets_N, inputs.sample_weights_N
                 return summed_loss(hidden_ND, head_VD, *answers, chunk=chunk, cap=cap)
         finally:

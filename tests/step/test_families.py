@@ -219,9 +219,10 @@ def test_a_type_that_is_not_verified_is_held_against_transformers_on_its_first_b
     from budgetft.families import FACTS, lever_problems
     from budgetft.train.preflight import check_unverified
 
-    for name, right in (("llava", True), ("gemma4", False)):
+    for name, found, right in (("llava", True, True), ("gemma4", True, True), ("gemma4", False, False)):
         monkeypatch.setitem(FACTS, FAMILIES[name]["type"], facts_of("no such type"))
-        monkeypatch.setattr("budgetft.step.family._OWN", {})  # so that Gemma's cap is not known
+        if not found:
+            monkeypatch.setattr("budgetft.step.family.cap_of", lambda base: None)
         knobs = STOCK.replace(vision="frozen", loss="chunked", lora="lean")
         assert not lever_problems(FAMILIES[name]["type"], knobs)
         assert len(lever_problems(FAMILIES[name]["type"], knobs.replace(attention="efficient", pointwise="fused"))) == 2
@@ -229,7 +230,7 @@ def test_a_type_that_is_not_verified_is_held_against_transformers_on_its_first_b
         micro = SimpleNamespace(inputs=step.prepare(batch_of(name)))
         if right:
             check_unverified(step, micro, said.append)
-            assert "llava is not verified: its loss on the heaviest examples is transformers' own" in said[0]
+            assert f"{name} is not verified: its loss on the heaviest examples is transformers' own" in said[0]
         else:
             with pytest.raises(BudgetftError, match="gemma4 is not verified, and its loss is"):
                 check_unverified(step, micro, said.append)

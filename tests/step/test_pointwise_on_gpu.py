@@ -27,14 +27,16 @@ def gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.grad
 
 
-def test_the_fused_norm_and_its_gradient_are_those_of_fp32():
+@pytest.mark.parametrize("kind", ["plain", "shifted", "bare"])
+def test_the_fused_norm_and_its_gradient_are_those_of_fp32(kind):
     x, grad = numbers(*SHAPE, seed=0), numbers(*SHAPE, seed=1)
     weight = numbers(SHAPE[-1], seed=2)
     wide = x.float().requires_grad_()
-    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.float()
+    factor = {"plain": weight.float(), "shifted": 1 + weight.float(), "bare": 1.0}[kind]
+    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * factor
     exact.backward(grad.float())
     narrow = x.clone().requires_grad_()
-    result = pointwise._RmsNorm.apply(narrow, weight, 1e-6)
+    result = pointwise._RmsNorm.apply(narrow, None if kind == "bare" else weight, 1e-6, kind)
     result.backward(grad)
     assert near(result.detach(), exact.detach())
     assert near(gradient(narrow), gradient(wide))
@@ -54,6 +56,18 @@ def test_the_fused_swiglu_and_its_gradients_are_those_of_fp32():
     for one, other in zip(narrow, wide, strict=True):
         finite = gradient(other).abs() < 60000
         assert near(gradient(one)[finite], gradient(other)[finite])
+
+
+def test_two_halves_of_one_product_are_gated_as_they_lie():
+    both = numbers(*SHAPE[:2], 2 * SHAPE[2], seed=0)
+    parts = [each.requires_grad_() for each in both.chunk(2, dim=-1)]
+    whole = [each.detach().contiguous().requires_grad_() for each in parts]
+    grad = numbers(*SHAPE, seed=1)
+    ours, theirs = pointwise._SwiGlu.apply(*parts), pointwise._SwiGlu.apply(*whole)
+    ours.backward(grad)
+    theirs.backward(grad)
+    assert torch.equal(ours, theirs)
+    assert all(torch.equal(gradient(one), gradient(other)) for one, other in zip(parts, whole, strict=True))
 
 
 def test_the_kernels_are_made_on_the_gpu_and_allocate_only_their_results():
