@@ -36,6 +36,13 @@ class FamilyFacts(Value):
     fp16: str | None = None
     """Why it cannot be trained in fp16; None when it can."""
 
+    @property
+    def levers(self) -> tuple[str, ...]:
+        """What is offered beside transformers' own step, in words."""
+        own = ("gradient checkpointing by layer", "chunked loss", "frozen vision", "lean LoRA")
+        exact = {"attention kernels": self.kernels, "fused norms": self.verified, "fp16": self.fp16 is None}
+        return own + tuple(name for name, offered in exact.items() if offered)
+
 
 _NO_FP16_STREAM = "its hidden states exceed what fp16 holds"
 _NO_FP16_DELTA = "its linear attention gives gradients that are not finite in fp16"

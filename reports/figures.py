@@ -188,15 +188,22 @@ def plan_block() -> str:
 
 def supported_block() -> str:
     """Systems and versions as the project file has them, GPUs and models as the commands list them."""
+    from budgetft.families import verified_types
     from budgetft.gpu import gpu_names
-    from budgetft.model import model_names
+    from budgetft.model import load_model, trainable_names
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needs = {re.split(r"[<>=!~\[; ]", each)[0]: each for each in project["dependencies"]}
     ranges = ", ".join(needs[name].replace(">=", " >= ") for name in ("torch", "transformers", "peft"))
-    models = ", ".join(f"`{name}`" for name in model_names() if not name.startswith("tiny-"))
+    types, names = verified_types(), trainable_names()
+    families = ", ".join(f"`{each}`" for each in sorted({load_model(name).family for name in names}))
     rows = [
-        ["Models", f"{models}; others of Qwen2-VL, Qwen2.5-VL and Qwen3-VL from a folder or the Hugging Face Hub"],
+        [
+            "Models",
+            f"{len(names)} bundled (`budgetft models`), of the types {families}; from a folder or the Hugging Face Hub, any"
+            f" type of images and text in transformers. {len(types)} types are verified: whatever they are offered equals"
+            " transformers' own step. Others are checked on their first batch",
+        ],
         ["Methods", "LoRA and QLoRA (4-bit) on the language model; the vision tower is frozen"],
         [
             "GPUs",

@@ -16,7 +16,7 @@ _COLUMNS = {
     "family": "family",
     "parameters": "parameters",
     "layers": "layers",
-    "pixel_step": "step",
+    "verified": "verified",
     "license_of_weights": "licence of weights",
 }
 
@@ -50,6 +50,8 @@ def describe(model: Model) -> dict[str, Any]:
         "pixel_step": model.pixel_step,
         "hidden_size": model.text.get("hidden_size"),
         "vocab_size": model.text["vocab_size"],
+        "verified": model.facts.verified,
+        "levers": list(model.facts.levers),
     }
     return {**model.model_dump(mode="json", exclude={"config"}), **derived}
 

@@ -9,6 +9,9 @@ from budgetft.gpu import Gpu
 from budgetft.units import counted, format_gib
 from budgetft.what_fits import METHODS, FitCell, FitRow, FitTable, number_text, shrunk_text, span_text
 
+FEW = 3
+"""Names that are written out."""
+
 GAP = "  "
 TIME = 8
 """Columns of a time such as ``9.7-15h``."""
@@ -35,7 +38,9 @@ def print_fit(
     if page is not None:
         put(f"written to {page}")
     if others:
-        put(f"not listed: {', '.join(others)} (--model NAME asks for one, minutes the first time)")
+        asks = "--model NAME asks for one, minutes the first time"
+        few = f"not listed: {', '.join(others)} ({asks})"
+        put(few if len(others) <= FEW else f"not listed: {len(others)} others; {asks}")
     put(_next(table))
 
 

@@ -7,7 +7,7 @@ import pytest
 from fresh import seen_by
 
 from budgetft.cli import main
-from budgetft.model import model_names
+from budgetft.model import load_model, model_names
 from budgetft.what_fits import FitTable
 
 ONE = ["fit", "--gpu", "rtx3060-12g", "--model", "qwen2.5-vl-3b"]
@@ -24,7 +24,9 @@ def test_every_bundled_model_is_answered_for_without_torch_and_each_recording_is
     assert seen.started == []
     assert {times for path, times in seen.opened.items() if "/memory_models/" in path} == {1}
     table = FitTable.read(json.loads(seen.out), source="fit --json")
-    assert {name for name in model_names() if not name.startswith("tiny")} - set(table.models) == {"qwen2.5-vl-32b"}
+    recorded = {name for name in model_names() if not name.startswith("tiny") and load_model(name).packed}
+    assert recorded - set(table.models) == {"qwen2.5-vl-32b", "qwen2-vl-7b"}
+    assert set(table.models) <= recorded
     sizes = [row.parameters or 0 for row in table.rows]
     assert sizes == sorted(sizes)
     assert not list(tmp_path.glob("memory_models/*")), "nothing had to be traced"
