@@ -53,7 +53,9 @@ def describe(model: Model) -> dict[str, Any]:
         "verified": model.facts.verified,
         "levers": list(model.facts.levers),
     }
-    return {**model.model_dump(mode="json", exclude={"config"}), **derived}
+    patches = {"patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "image_mean", "image_std"}
+    left = {"config"} if model.packed else {"config", *patches}  # another's processor is asked
+    return {**model.model_dump(mode="json", exclude=left), **derived}
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -98,11 +98,12 @@ def source_of_model(
     if chosen != RANDOM:
         check_architecture(str(checkpoint_folder(chosen)), model)
         checkpoint = open_checkpoint(chosen)
+    ours = "efficient" if gpu.efficient_attention else "math"
     knobs = Knobs(
         micro_batch=1,
         grad_accum=1,
         checkpointed_layers=0,
-        attention="efficient" if gpu.efficient_attention else "math",
+        attention=ours if model.facts.kernels else "stock",
         base_precision=precision or gpu.base_precision,
     )
     return Source(

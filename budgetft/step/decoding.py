@@ -212,7 +212,7 @@ def _cached_attention(name: Attention) -> str:
     ) -> Any:
         causal = False if query_BHQD.shape[2] == 1 else is_causal
         chosen = plain if attention_mask is None else masked
-        if attention_mask is not None and query_BHQD.shape[2] > 1:
+        if attention_mask is not None and attention_mask.dtype == torch.bool and query_BHQD.shape[2] > 1:
             # A padding token sees nothing; kernels may make that NaN, and NaN times a weight of 0 is NaN. Let it see all.
             attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
         return chosen(module, query_BHQD, key_BHKD, value_BHKD, attention_mask, is_causal=causal, **options)
