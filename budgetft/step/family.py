@@ -142,9 +142,8 @@ class Family:
     def unfreeze(self, base: Any) -> None:
         """Let features be computed as transformers does; of a model without a tower, handed on."""
         core = self.core(base)
-        given = self.is_towerless(base)
         core.__dict__.pop("get_image_features", None)
-        if given:
+        if self.is_towerless(base):
             core.get_image_features = _as_its_own(partial(_handed_on, self, core), core)
 
     def remove_tower(self, base: Any) -> None:
@@ -153,7 +152,7 @@ class Family:
         for name, module in list(core.named_children()):
             if module is tower or module is projector:
                 setattr(core, name, Towerless(getattr(module, "config", None)))
-        core.get_image_features = _as_its_own(partial(_handed_on, self, core), core)
+        self.unfreeze(base)
 
     def is_towerless(self, base: Any) -> bool:
         """Whether features are given instead of images."""

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import _disable_current_modes
 
-_MOST = 1e-5
-"""Relative, in fp32: what two orders of the same operations differ by."""
+from budgetft.step.pointwise import MOST, bare
 
 
 def cap_of(base: Any) -> float | None:
@@ -41,7 +40,7 @@ def cap_of(base: Any) -> float | None:
         found = linear(hidden, small.weight)
         for cap in (None, *caps):
             wanted = found if cap is None else torch.tanh(found / cap) * cap
-            if logits.shape == wanted.shape and bool((logits - wanted).abs().max() <= _MOST * wanted.abs().max()):
+            if logits.shape == wanted.shape and bool((logits - wanted).abs().max() <= MOST * wanted.abs().max()):
                 return cap
     raise ValueError("its logits are not its head's alone")
 
@@ -53,13 +52,8 @@ def _caps(config: Any) -> list[float]:
 
 def _tried(base: Any, name: str, head: nn.Module, hidden_BSD: torch.Tensor, plain: dict[str, Any]) -> torch.Tensor:
     """Logits that the class of ``base`` computes with ``head`` of these hidden states."""
-    model: Any = object.__new__(type(base))
-    nn.Module.__init__(model)
-    model.config = copy(base.config)
-    for key, value in plain.items():
-        setattr(model, key, value)
-    setattr(model, name, head)
-    setattr(model, type(base).base_model_prefix, _Core(hidden_BSD))
+    parts = {name: head, type(base).base_model_prefix: _Core(hidden_BSD)}
+    model = bare(type(base), {**plain, "config": copy(base.config)}, {}, parts)
     model.eval()
     ids = torch.zeros(hidden_BSD.shape[:2], dtype=torch.long)
     return type(base).forward(model, input_ids=ids, use_cache=False, return_dict=True).logits

@@ -61,7 +61,7 @@ _GATED = {
     ("w1", "w3", "w2"): None,
 }
 """Names of the linears of a gated activation, in the order gate, up, down, and of its activation."""
-_MOST = 1e-5
+MOST = 1e-5
 """Relative, in fp32: what two orders of the same operations differ by."""
 _MOST_IN_16_BITS = 2.0**-6
 """The same in bf16: four roundings."""
@@ -92,7 +92,7 @@ def _norm_kind_of(module: Any, epsilon: str) -> Norm | None:
 def _norm_kind(kind: type, epsilon: str, others: tuple[tuple[str, Any], ...], weighted: bool) -> Norm | None:
     with _disable_current_modes(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         weight, x = torch.linspace(-1, 2, 8), torch.linspace(-3, 2, 24).reshape(3, 8) ** 3
-        norm: Any = _bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight} if weighted else {})
+        norm: Any = bare(kind, {**dict(others), epsilon: 0.5}, {"weight": weight} if weighted else {})
 
         def wanted(x: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
             return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.5) * factor
@@ -123,10 +123,10 @@ def _is_plain_swiglu(kind: type, names: tuple[str, ...]) -> bool:
         for name, weight in zip(names, [gate, up, down] if len(names) == 3 else [torch.cat([gate, up]), down], strict=True):
             modules[name] = torch.nn.Linear(4, len(weight), bias=False)
             modules[name].weight = torch.nn.Parameter(weight, requires_grad=False)
-        return _agrees(_bare(kind, {}, {}, modules), x, lambda x: linear(silu(linear(x, gate)) * linear(x, up), down))
+        return _agrees(bare(kind, {}, {}, modules), x, lambda x: linear(silu(linear(x, gate)) * linear(x, up), down))
 
 
-def _bare(kind: type, fields: dict[str, Any], parameters: dict[str, torch.Tensor], modules: Any = None) -> Any:
+def bare(kind: type, fields: dict[str, Any], parameters: dict[str, torch.Tensor], modules: Any = None) -> Any:
     """A module of ``kind`` with these alone, without its own ``__init__``."""
     made: Any = object.__new__(kind)
     torch.nn.Module.__init__(made)
@@ -146,7 +146,7 @@ def _agrees(module: Any, x: torch.Tensor, wanted: Callable[[torch.Tensor], torch
         narrow = deepcopy(module).to(torch.bfloat16)(x.bfloat16())
         if narrow.dtype != torch.bfloat16 or not _close(narrow.float(), wanted(x.bfloat16().float()), _MOST_IN_16_BITS):
             return False
-        return all(_close(ours, theirs, _MOST) for ours, theirs in pairs)
+        return all(_close(ours, theirs, MOST) for ours, theirs in pairs)
     except Exception:  # a class may want anything
         return False
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from metering import peak_of_a_micro_batch
 from tiny import FAMILIES, sliced, tiny_model
 
 from budgetft.contract import Contract
 from budgetft.data.collate import synthetic_batch
 from budgetft.gpu import load_gpu
 from budgetft.knobs import Knobs, stock_knobs
-from budgetft.meter.live import LiveBytes
 from budgetft.model import Model, load_model
 from budgetft.predict.trace import trace_step
 from budgetft.step.build import build_model
@@ -62,17 +62,7 @@ def metered_peak(model: Model, knobs: Knobs, shapes: list[Shape], contract: Cont
     )
     step = Step(peft_model, contract, knobs, device=torch.device("cpu"))
     inputs = step.prepare(synthetic_batch(shapes, model, seed=0, vision=knobs.vision))
-    step.micro(inputs, total_supervised=100)
-    step.update()
-    if knobs.grad_accum > 1:
-        step.micro(inputs, total_supervised=100)
-    meter = LiveBytes()
-    meter.count([*peft_model.parameters(), *peft_model.buffers(), *(p.grad for p in step.parameters)])
-    meter.count(value for state in step.optimizer.state.values() for key, value in state.items() if key != "step")
-    meter.count(inputs.tensors())
-    with meter:
-        step.micro(inputs, total_supervised=100)
-    return meter.peak_bytes
+    return peak_of_a_micro_batch(step, inputs, accumulating=knobs.grad_accum > 1)
 
 
 def both_peaks(model: Model, knobs: Knobs, contract: Contract = CONTRACT) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import torch
 from families import FAMILIES, batch_of, build, config_of, fill, model_of, stock_inputs
+from metering import peak_of_a_micro_batch
 
 from budgetft.contract import Contract
 from budgetft.errors import BudgetftError
@@ -123,16 +124,8 @@ def test_the_traced_peak_is_the_real_one_to_the_byte(name, lever):
     fill(peft_model.get_base_model())
     step = Step(peft_model, CONTRACT, knobs, device=CPU)
     inputs = step.prepare(batch)
-    step.micro(inputs, total_supervised=100)
-    step.update()
-    step.micro(inputs, total_supervised=100)
-    meter = LiveBytes()
-    meter.count([*peft_model.parameters(), *peft_model.buffers(), *(p.grad for p in step.parameters)])
-    meter.count(value for state in step.optimizer.state.values() for key, value in state.items() if key != "step")
-    meter.count(inputs.tensors())
-    with meter:
-        step.micro(inputs, total_supervised=100)
-    assert traced == (pytest.approx(meter.peak_bytes, rel=room) if room else meter.peak_bytes)
+    metered = peak_of_a_micro_batch(step, inputs)
+    assert traced == (pytest.approx(metered, rel=room) if room else metered)
 
 
 @pytest.mark.parametrize("name", CHECKED)
